@@ -1,0 +1,161 @@
+#include "cpu/checks.h"
+
+#include <cstdarg>
+#include <cstdio>
+
+namespace gmmkernel {
+namespace {
+
+thread_local char message[256] = "";
+
+bool is_dtype(int32_t dtype) { return dtype >= GMM_FLOAT32 && dtype <= GMM_FLOAT64; }
+
+bool is_half(int32_t dtype) { return dtype == GMM_BFLOAT16 || dtype == GMM_FLOAT16; }
+
+int check_input(const gmm_input& input, int32_t sample_dtype, const char* name, bool required) {
+  if (input.data == nullptr) {
+    return required ? fail(GMM_INVALID_ARGUMENT, "%s: no data", name) : GMM_SUCCESS;
+  }
+  const bool allowed = input.dtype == sample_dtype || input.dtype == GMM_FLOAT32 ||
+                       (sample_dtype == GMM_FLOAT32 && is_half(input.dtype));
+  if (!allowed) {
+    return fail(GMM_INVALID_ARGUMENT,
+                "%s: dtype %d beside a sample of dtype %d; allowed: the sample's, float32, "
+                "and bfloat16 or float16 beside float32",
+                name, input.dtype, sample_dtype);
+  }
+  return GMM_SUCCESS;
+}
+
+int check_output(const gmm_output& output, int32_t sample_dtype, const char* name) {
+  if (output.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: no data", name);
+  if (output.dtype != sample_dtype) {
+    return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d", name, output.dtype, sample_dtype);
+  }
+  return GMM_SUCCESS;
+}
+
+int check_sizes(int64_t batch, int64_t elements) {
+  if (batch < 0) return fail(GMM_INVALID_ARGUMENT, "batch: expected at least 0, got %lld", (long long)batch);
+  if (elements < 0) return fail(GMM_INVALID_ARGUMENT, "elements: expected at least 0, got %lld", (long long)elements);
+  return GMM_SUCCESS;
+}
+
+// An index entry for every sample within 0 .. last.
+int check_index(const gmm_index& index, int64_t batch, int64_t last, const char* name) {
+  if (batch == 0) return GMM_SUCCESS;
+  if (index.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: no data", name);
+  if (index.stride != 0 && index.stride != 1) {
+    return fail(GMM_INVALID_ARGUMENT, "%s: stride 0 or 1, got %lld", name, (long long)index.stride);
+  }
+  for (int64_t b = 0; b < (index.stride == 0 ? 1 : batch); ++b) {
+    if (index.data[b] < 0 || index.data[b] > last) {
+      return fail(GMM_OUT_OF_RANGE, "%s: expected 0 to %lld, got %lld for sample %lld", name, (long long)last,
+                  (long long)index.data[b], (long long)b);
+    }
+  }
+  return GMM_SUCCESS;
+}
+
+int check_rows(int64_t rows, int64_t coefficient_rows, const char* name) {
+  if (rows == 1 || rows == coefficient_rows) return GMM_SUCCESS;
+  return fail(GMM_INVALID_ARGUMENT, "%s: expected 1 or %lld rows, got %lld", name, (long long)coefficient_rows,
+              (long long)rows);
+}
+
+int check_components(int64_t components, const int64_t* thresholds) {
+  if (components < 1 || components > GMM_MAX_COMPONENTS) {
+    return fail(GMM_INVALID_ARGUMENT, "components: expected 1 to %d, got %lld", GMM_MAX_COMPONENTS,
+                (long long)components);
+  }
+  if (components > 1 && thresholds == nullptr) return fail(GMM_INVALID_ARGUMENT, "thresholds: no data");
+  return GMM_SUCCESS;
+}
+
+int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_rows) {
+  if (m.components == 0) return GMM_SUCCESS;
+  if (const int status = check_components(m.components, m.thresholds)) return status;
+  if (m.offsets == nullptr) return fail(GMM_INVALID_ARGUMENT, "offsets: no data");
+  if (m.std_elements < 0 || m.std_elements > elements) {
+    return fail(GMM_INVALID_ARGUMENT, "std_elements: expected 0 to %lld, got %lld", (long long)elements,
+                (long long)m.std_elements);
+  }
+  if (m.std_elements > 0 && m.std == nullptr) return fail(GMM_INVALID_ARGUMENT, "std: no data");
+  if (m.std_components != 1 && m.std_components != m.components) {
+    return fail(GMM_INVALID_ARGUMENT, "std_components: expected 1 or %lld, got %lld", (long long)m.components,
+                (long long)m.std_components);
+  }
+  if (const int status = check_rows(m.threshold_rows, coefficient_rows, "threshold_rows")) return status;
+  if (const int status = check_rows(m.offset_rows, coefficient_rows, "offset_rows")) return status;
+  return check_rows(m.std_rows, coefficient_rows, "std_rows");
+}
+
+constexpr int64_t max_step = 0xFFFFFFFF;
+
+}  // namespace
+
+int fail(gmm_status status, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(message, sizeof message, format, arguments);
+  va_end(arguments);
+  return status;
+}
+
+const char* last_error() { return message; }
+
+int check(const gmm_step_arguments& a) {
+  if (const int status = check_sizes(a.batch, a.elements)) return status;
+  const bool empty = a.batch == 0 || a.elements == 0;
+  if (!is_dtype(a.sample.dtype)) return fail(GMM_INVALID_ARGUMENT, "sample: unknown dtype %d", a.sample.dtype);
+  const int32_t dtype = a.sample.dtype;
+  if (!empty) {
+    if (const int status = check_input(a.sample, dtype, "sample", true)) return status;
+    if (const int status = check_input(a.model_output, dtype, "model_output", true)) return status;
+    if (const int status = check_input(a.model_output_uncond, dtype, "model_output_uncond", false)) return status;
+    for (const gmm_input& stored : a.history) {
+      if (const int status = check_input(stored, dtype, "history", false)) return status;
+    }
+    if (const int status = check_output(a.result, dtype, "result")) return status;
+    if (a.prediction_kind != GMM_PREDICTION_NONE) {
+      if (const int status = check_output(a.prediction, dtype, "prediction")) return status;
+    }
+  }
+  if (a.prediction_kind < GMM_PREDICTION_NONE || a.prediction_kind > GMM_PREDICTION_MODEL_OUTPUT) {
+    return fail(GMM_INVALID_ARGUMENT, "prediction_kind: expected 0 to 3, got %d", a.prediction_kind);
+  }
+  if (a.coefficients == nullptr || a.coefficient_rows < 1) {
+    return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
+  }
+  if (a.batch > 0 && a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+  if (const int status = check_index(a.row, a.batch, a.coefficient_rows - 1, "row")) return status;
+  if (const int status = check_index(a.step, a.batch, max_step, "step")) return status;
+  return check_mixture(a.mixture, a.elements, a.coefficient_rows);
+}
+
+int check(const gmm_normal_arguments& a) {
+  if (const int status = check_sizes(a.batch, a.elements)) return status;
+  if (a.batch == 0 || a.elements == 0) return GMM_SUCCESS;
+  if (!is_dtype(a.result.dtype)) return fail(GMM_INVALID_ARGUMENT, "result: unknown dtype %d", a.result.dtype);
+  if (a.result.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
+  if (a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+  if (a.stream < GMM_STREAM_TRANSITION || a.stream > GMM_STREAM_OFFSETS) {
+    return fail(GMM_INVALID_ARGUMENT, "stream: expected 0 to %d, got %d", GMM_STREAM_OFFSETS, a.stream);
+  }
+  return check_index(a.step, a.batch, max_step, "step");
+}
+
+int check(const gmm_component_arguments& a) {
+  if (const int status = check_sizes(a.batch, 0)) return status;
+  if (a.batch == 0) return GMM_SUCCESS;
+  if (a.result == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
+  if (a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+  if (const int status = check_components(a.components, a.thresholds)) return status;
+  if (a.threshold_rows < 1) return fail(GMM_INVALID_ARGUMENT, "threshold_rows: expected at least 1");
+  if (a.threshold_rows > 1) {
+    if (const int status = check_index(a.row, a.batch, a.threshold_rows - 1, "row")) return status;
+  }
+  return check_index(a.step, a.batch, max_step, "step");
+}
+
+}  // namespace gmmkernel

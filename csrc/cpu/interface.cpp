@@ -1,0 +1,142 @@
+// The C interface on the CPU: check, pick the kernels, split the work over threads.
+
+#include <cmath>
+#include <memory>
+#include <new>
+
+#include "cpu/checks.h"
+#include "cpu/dispatch.h"
+#include "cpu/float_environment.h"
+#include "cpu/parallel.h"
+#include "gmmkernel/gmmkernel.h"
+#include "gmmkernel/transition.h"
+
+#define GMM_TEXT(x) #x
+#define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
+
+namespace gmmkernel {
+namespace {
+
+static_assert(sizeof(Row<float>) == GMM_ROW_COLUMNS * sizeof(float), "the interface's columns are the row's");
+
+// Elements that one thread takes at a time: large enough to hide the hand-over, small enough to balance.
+constexpr int64_t piece_elements = 16384;
+
+int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
+  if (options == nullptr) return fail(GMM_INVALID_ARGUMENT, "options: missing");
+  if (options->threads < 1) {
+    return fail(GMM_INVALID_ARGUMENT, "threads: expected at least 1, got %d", options->threads);
+  }
+  kernels = kernels_for(options->instruction_set);
+  if (kernels == nullptr) {
+    return fail(GMM_UNAVAILABLE, "instruction_set: %d is not available on this processor or in this build",
+                options->instruction_set);
+  }
+  return GMM_SUCCESS;
+}
+
+int64_t index_at(const gmm_index& index, int64_t sample) { return index.data[sample * index.stride]; }
+
+void draw_components(const gmm_component_arguments& a) {
+  for (int64_t b = 0; b < a.batch; ++b) {
+    if (a.components == 1) {
+      a.result[b] = 0;
+      continue;
+    }
+    const int64_t table = a.threshold_rows == 1 ? 0 : index_at(a.row, b);
+    const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[b]));
+    a.result[b] = choose_component(keys, static_cast<uint32_t>(index_at(a.step, b)),
+                                   a.thresholds + table * (a.components - 1), a.components);
+  }
+}
+
+}  // namespace
+}  // namespace gmmkernel
+
+using namespace gmmkernel;
+
+int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_step_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a)) return status;
+
+  if (a.components != nullptr) {
+    const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
+    draw_components(
+        {a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
+  }
+  const auto run = a.sample.dtype == GMM_FLOAT64 ? kernels->step_float64 : kernels->step_float32;
+  parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
+               options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_normal_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a)) return status;
+  parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
+               options->threads, [&](int64_t first, int64_t last) { kernels->standard_normal(a, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_draw_components(const gmm_component_arguments* arguments) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  if (const int status = check(*arguments)) return status;
+  draw_components(*arguments);
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, const gmm_cpu_options* options) {
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (rows == nullptr) return fail(GMM_INVALID_ARGUMENT, "rows: no data");
+  if (row_count < 1 || elements < row_count) {
+    return fail(GMM_INVALID_ARGUMENT, "rows: expected 1 to %lld rows of %lld elements, got %lld",
+                (long long)elements, (long long)elements, (long long)row_count);
+  }
+  const int64_t tiles = (elements + 1023) / 1024;
+  const std::unique_ptr<double[]> partial(new (std::nothrow) double[tiles * row_count]);
+  if (partial == nullptr) return fail(GMM_OUT_OF_MEMORY, "rows: no memory for %lld partial sums", (long long)tiles);
+  const ExactFloatEnvironment environment;
+
+  // A few finished rows at a time are taken out of every later row, so that they are still in cache when used.
+  constexpr int64_t block = 8;
+  for (int64_t first = 0; first < row_count; first += block) {
+    const int64_t last = first + block < row_count ? first + block : row_count;
+    const auto remove = [&](int64_t from, int64_t k) {
+      double* row = rows + k * elements;
+      for (int64_t j = from; j < (k < last ? k : last); ++j) {
+        const double* done = rows + j * elements;
+        const double projection = kernels->dot(row, done, elements, partial.get() + k * tiles);
+        kernels->subtract_scaled(row, done, projection, elements);
+      }
+    };
+    for (int64_t k = first; k < last; ++k) {
+      double* row = rows + k * elements;
+      remove(first, k);
+      const double norm = std::sqrt(kernels->dot(row, row, elements, partial.get() + k * tiles));
+      if (!(norm > 0 && std::isfinite(norm))) {
+        return fail(GMM_INVALID_ARGUMENT, "rows: expected linearly independent finite rows, row %lld has norm %g",
+                    (long long)k, norm);
+      }
+      for (int64_t i = 0; i < elements; ++i) row[i] /= norm;
+    }
+    parallel_for(row_count - last, 1, options->threads, [&](int64_t begin, int64_t end) {
+      for (int64_t k = last + begin; k < last + end; ++k) remove(first, k);
+    });
+  }
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_best_instruction_set(void) { return best_instruction_set(); }
+
+const char* gmm_version(void) {
+  return GMM_VERSION_TEXT(GMM_VERSION_MAJOR, GMM_VERSION_MINOR, GMM_VERSION_PATCH);
+}
+
+const char* gmm_last_error(void) { return last_error(); }

@@ -1,0 +1,181 @@
+/* gmmkernel's C interface: one diffusion sampling step with a Gaussian-mixture transition, in one pass.
+ *
+ * Plain pointers and sizes, no Python, no PyTorch. Every function returns a gmm_status; on anything but GMM_SUCCESS
+ * nothing has been written and gmm_last_error() describes, for the calling thread, the argument at fault.
+ *
+ * A sample is `elements` contiguous numbers; sample b starts `b * batch_stride` elements after `data`.
+ */
+#ifndef GMMKERNEL_GMMKERNEL_H
+#define GMMKERNEL_GMMKERNEL_H
+
+#include <stdint.h>
+
+#define GMM_VERSION_MAJOR 0
+#define GMM_VERSION_MINOR 1
+#define GMM_VERSION_PATCH 0
+
+#define GMM_MAX_COMPONENTS 1024
+#define GMM_MAX_HISTORY 4
+#define GMM_ROW_COLUMNS 16
+
+#if defined(_WIN32)
+#define GMM_API
+#else
+#define GMM_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum gmm_status {
+  GMM_SUCCESS = 0,
+  GMM_INVALID_ARGUMENT = 1, /* a missing pointer, a size or a type that is not allowed */
+  GMM_OUT_OF_RANGE = 2,     /* a row or step index outside its table */
+  GMM_UNAVAILABLE = 3,      /* an instruction set that this processor or build does not have */
+  GMM_OUT_OF_MEMORY = 4
+} gmm_status;
+
+typedef enum gmm_dtype { GMM_FLOAT32 = 0, GMM_BFLOAT16 = 1, GMM_FLOAT16 = 2, GMM_FLOAT64 = 3 } gmm_dtype;
+
+/* Columns of a coefficient row. With o the (guided) model output and z standard normal noise:
+ *   o    = o_u + GUIDANCE (o_c - o_u)                              when there is a guidance pair
+ *   x0   = clip(X0_SAMPLE x + X0_OUTPUT o, CLIP_MIN, CLIP_MAX)
+ *   mean = SAMPLE x + OUTPUT o + X0 x0 + sum_j HISTORY_j hist_j
+ *   x_s  = mean + OFFSET delta_k + std z                           std is SIGMA where the mixture gives none
+ *   eps  = EPS_SAMPLE x + EPS_OUTPUT o
+ */
+typedef enum gmm_column {
+  GMM_X0_SAMPLE = 0,
+  GMM_X0_OUTPUT = 1,
+  GMM_CLIP_MIN = 2,
+  GMM_CLIP_MAX = 3,
+  GMM_SAMPLE = 4,
+  GMM_OUTPUT = 5,
+  GMM_X0 = 6,
+  GMM_HISTORY_0 = 7, /* to 10 */
+  GMM_GUIDANCE = 11,
+  GMM_SIGMA = 12,
+  GMM_OFFSET = 13,
+  GMM_EPS_SAMPLE = 14,
+  GMM_EPS_OUTPUT = 15
+} gmm_column;
+
+/* Purpose of a random draw, the last word of the Philox counter. */
+typedef enum gmm_stream {
+  GMM_STREAM_TRANSITION = 0,
+  GMM_STREAM_COMPONENT = 1,
+  GMM_STREAM_INITIAL = 2,
+  GMM_STREAM_TRAINING = 3,
+  GMM_STREAM_TRAINING_SKIP = 4,
+  GMM_STREAM_OFFSETS = 5
+} gmm_stream;
+
+typedef enum gmm_prediction {
+  GMM_PREDICTION_NONE = 0,
+  GMM_PREDICTION_X0 = 1,
+  GMM_PREDICTION_EPSILON = 2,
+  GMM_PREDICTION_MODEL_OUTPUT = 3
+} gmm_prediction;
+
+typedef struct gmm_input {
+  const void *data; /* NULL: absent */
+  int64_t batch_stride;
+  int32_t dtype; /* gmm_dtype */
+} gmm_input;
+
+typedef struct gmm_output {
+  void *data; /* NULL: not wanted */
+  int64_t batch_stride;
+  int32_t dtype;
+} gmm_output;
+
+/* One int64 for each sample, or (stride 0) one for all. */
+typedef struct gmm_index {
+  const int64_t *data;
+  int64_t stride;
+} gmm_index;
+
+/* A mixture bound to the coefficient rows. Tables with one row serve every step; otherwise they have as many rows as
+ * the coefficient table. Offsets and std have the coefficients' type: float32, or float64 for float64 samples. */
+typedef struct gmm_mixture {
+  int64_t components;        /* K, 1 to GMM_MAX_COMPONENTS; 0: no mixture, and the rest is not read */
+  const int64_t *thresholds; /* [threshold_rows][K - 1], floor(2^32 cdf), ascending */
+  int64_t threshold_rows;
+  const void *offsets; /* [offset_rows][K][elements] */
+  int64_t offset_rows;
+  const void *std; /* [std_rows][std_components][std_elements]; elements from std_elements on have the row's sigma */
+  int64_t std_rows;
+  int64_t std_components; /* 1 or K */
+  int64_t std_elements;   /* 0 to elements */
+} gmm_mixture;
+
+typedef struct gmm_step_arguments {
+  int64_t batch;
+  int64_t elements;
+  gmm_input sample;
+  gmm_input model_output;        /* float32 or the sample's type; float16 or bfloat16 beside a float32 sample */
+  gmm_input model_output_uncond; /* optional: the unconditional half of a guidance pair */
+  gmm_input history[GMM_MAX_HISTORY];
+  gmm_output result;     /* the sample's type; may be the sample itself */
+  gmm_output prediction; /* the sample's type; optional, kind below */
+  int32_t prediction_kind;
+  int64_t *components;      /* [batch], optional: the component drawn for each sample */
+  const void *coefficients; /* [coefficient_rows][GMM_ROW_COLUMNS], float32; float64 for float64 samples */
+  int64_t coefficient_rows;
+  gmm_index row;        /* which coefficient row each sample takes */
+  gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
+  const int64_t *seeds; /* [batch] */
+  gmm_mixture mixture;
+} gmm_step_arguments;
+
+typedef struct gmm_normal_arguments {
+  int64_t batch;
+  int64_t elements;
+  gmm_output result;
+  const int64_t *seeds;
+  gmm_index step;
+  int32_t stream; /* gmm_stream */
+} gmm_normal_arguments;
+
+typedef struct gmm_component_arguments {
+  int64_t batch;
+  int64_t *result;
+  const int64_t *seeds;
+  gmm_index row; /* which row of thresholds each sample takes (not read where there is one row) */
+  gmm_index step;
+  int64_t components;
+  const int64_t *thresholds;
+  int64_t threshold_rows;
+} gmm_component_arguments;
+
+typedef enum gmm_instruction_set {
+  GMM_BEST = 0, /* the fastest that this processor has */
+  GMM_PORTABLE = 1,
+  GMM_AVX2 = 2,
+  GMM_AVX512 = 3
+} gmm_instruction_set;
+
+typedef struct gmm_cpu_options {
+  int32_t threads;         /* at least 1; never changes a bit of the result */
+  int32_t instruction_set; /* gmm_instruction_set; never changes a bit of the result */
+} gmm_cpu_options;
+
+GMM_API int gmm_cpu_step(const gmm_step_arguments *arguments, const gmm_cpu_options *options);
+GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments *arguments, const gmm_cpu_options *options);
+GMM_API int gmm_cpu_draw_components(const gmm_component_arguments *arguments);
+
+/* Modified Gram-Schmidt of [rows][elements] in a fixed order of operations: the same bits on every machine. */
+GMM_API int gmm_cpu_orthonormalize(double *rows, int64_t row_count, int64_t elements, const gmm_cpu_options *options);
+
+/* The instruction set that GMM_BEST stands for here. */
+GMM_API int gmm_cpu_best_instruction_set(void);
+
+GMM_API const char *gmm_version(void);
+GMM_API const char *gmm_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

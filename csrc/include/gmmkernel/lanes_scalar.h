@@ -1,0 +1,73 @@
+// The mathematics in philox.h, normal.h and transition.h is written over "lanes": a type that says how many numbers
+// one operation handles. These are the scalar lanes, for a CUDA thread and for hosts without vector code; wider lanes
+// with the same names are in csrc/cpu.
+#pragma once
+
+#include <cmath>
+
+#include "gmmkernel/arithmetic.h"
+
+namespace gmmkernel {
+
+struct ScalarLanes {
+  static constexpr int width = 1;
+
+  using f32 = float;
+  using u32 = uint32_t;
+  using mask = bool;
+
+  // Philox: `wide` holds one 32-bit state word of every block in flight, `product` its 64-bit product.
+  using wide = uint32_t;
+  using product = uint64_t;
+  GMM_INLINE wide broadcast(uint32_t word) { return word; }
+  GMM_INLINE wide block_counters(uint32_t first) { return first; }
+  GMM_INLINE product multiply_wide(wide a, uint32_t constant) { return static_cast<uint64_t>(a) * constant; }
+  GMM_INLINE wide high(product p) { return static_cast<uint32_t>(p >> 32); }
+  GMM_INLINE wide low(product p) { return static_cast<uint32_t>(p); }
+  GMM_INLINE wide xor3(wide a, wide b, uint32_t key) { return a ^ b ^ key; }
+  GMM_INLINE u32 words(wide w) { return w; }
+
+  GMM_INLINE f32 splat(float value) { return value; }
+  GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return fused_multiply_add(a, b, c); }
+#if defined(__CUDA_ARCH__)
+  GMM_INLINE f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }
+  GMM_INLINE f32 sub(f32 a, f32 b) { return __fsub_rn(a, b); }
+  GMM_INLINE f32 sqrt(f32 a) { return __fsqrt_rn(a); }
+  GMM_INLINE f32 signed_to_float(u32 a) { return __int2float_rn(static_cast<int32_t>(a)); }
+  GMM_INLINE u32 count_leading_zeros(u32 a) { return __clz(static_cast<int>(a)); }
+#else
+  GMM_INLINE f32 mul(f32 a, f32 b) { return a * b; }
+  GMM_INLINE f32 sub(f32 a, f32 b) { return a - b; }
+  GMM_INLINE f32 sqrt(f32 a) { return __builtin_sqrtf(a); }
+  GMM_INLINE f32 signed_to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
+  GMM_INLINE u32 count_leading_zeros(u32 a) { return a == 0 ? 32 : static_cast<uint32_t>(__builtin_clz(a)); }
+#endif
+  GMM_INLINE u32 shift_left_mod32(u32 a, u32 count) { return a << (count & 31); }
+  GMM_INLINE u32 times_four_plus_two(u32 a) { return (a << 2) | 2; }
+  GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) { return bits_float(float_bits(a) ^ (word & 0x80000000)); }
+  GMM_INLINE mask bit30(u32 word) { return (word & 0x40000000) != 0; }
+  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m ? yes : no; }
+
+  // NaN passes through both.
+  GMM_INLINE f32 at_least(f32 value, f32 low) { return value < low ? low : value; }
+  GMM_INLINE f32 at_most(f32 value, f32 high) { return value > high ? high : value; }
+};
+
+// float64 arithmetic of the step: every multiply and add rounds separately, as in the NumPy reference.
+struct DoubleLanes {
+  using f32 = double;
+  GMM_INLINE double splat(double value) { return value; }
+  GMM_INLINE double mul(double a, double b) { return a * b; }
+  GMM_INLINE double sub(double a, double b) { return a - b; }
+  GMM_INLINE double fma(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+    return __dadd_rn(__dmul_rn(a, b), c);
+#else
+    return a * b + c;
+#endif
+  }
+  GMM_INLINE double at_least(double value, double low) { return value < low ? low : value; }
+  GMM_INLINE double at_most(double value, double high) { return value > high ? high : value; }
+};
+
+}  // namespace gmmkernel

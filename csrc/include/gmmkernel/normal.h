@@ -1,0 +1,60 @@
+// Box-Muller from pairs of random words, with the package's own log, sine and cosine; all float32, every
+// multiply-add explicit. The reference, gmmkernel/backends/reference/normal.py, explains the steps; the coefficients
+// come from tools/fit_polynomials.py.
+#pragma once
+
+#include "gmmkernel/config.h"
+
+namespace gmmkernel {
+
+// -2 ln u of u = word / 2^32 (0 counts as 1), always at least 2^-31.
+template <class Lanes>
+GMM_INLINE typename Lanes::f32 minus_two_log(typename Lanes::u32 word) {
+  using F = typename Lanes::f32;
+  const typename Lanes::u32 zeros = Lanes::count_leading_zeros(word);
+  const F g = Lanes::mul(Lanes::signed_to_float(Lanes::shift_left_mod32(word, zeros)), Lanes::splat(-0x1p-31f));
+  F q = Lanes::splat(0x1.6a15fcp-8f);
+  q = Lanes::fma(q, g, Lanes::splat(-0x1.a39a98p-7f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.355058p-6f));
+  q = Lanes::fma(q, g, Lanes::splat(-0x1.722f9ep-8f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.0df66cp-6f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.f3142ep-6f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.55a39ep-4f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.fffecp-3f));
+  const F minus_2_ln_m = Lanes::fma(Lanes::mul(g, g), q, g);
+  return Lanes::fma(Lanes::signed_to_float(zeros), Lanes::splat(0x1.62e43p+0f), minus_2_ln_m);
+}
+
+// Cosine and sine of the full turn a word stands for: 30 bits of angle, a sign bit (31) and a swap bit (30).
+template <class Lanes>
+GMM_INLINE void cos_sin(typename Lanes::u32 word, typename Lanes::f32& cosine, typename Lanes::f32& sine) {
+  using F = typename Lanes::f32;
+  const F t = Lanes::mul(Lanes::signed_to_float(Lanes::times_four_plus_two(word)), Lanes::splat(0x1p-32f));
+  const F t2 = Lanes::mul(t, t);
+  F s = Lanes::splat(-0x1.2bcfb8p-8f);
+  s = Lanes::fma(s, t2, Lanes::splat(0x1.46529ap-4f));
+  s = Lanes::fma(s, t2, Lanes::splat(-0x1.4abb94p-1f));
+  s = Lanes::fma(s, t2, Lanes::splat(0x1.243f6ap-1f));
+  F c = Lanes::splat(-0x1.4e810cp-6f);
+  c = Lanes::fma(c, t2, Lanes::splat(0x1.03b072p-2f));
+  c = Lanes::fma(c, t2, Lanes::splat(-0x1.3bd39cp+0f));
+  const F sin_t = Lanes::fma(t, s, t);
+  const F cos_t = Lanes::flip_sign_by_bit31(Lanes::fma(c, t2, Lanes::splat(1.0f)), word);
+  const typename Lanes::mask swap = Lanes::bit30(word);
+  cosine = Lanes::select(swap, sin_t, cos_t);
+  sine = Lanes::select(swap, cos_t, sin_t);
+}
+
+// Words (w0, w1) -> normals (z0, z1) and (w2, w3) -> (z2, z3).
+template <class Lanes>
+GMM_INLINE void normals_from_words(const typename Lanes::u32 (&words)[4], typename Lanes::f32 (&normals)[4]) {
+  for (int pair = 0; pair < 4; pair += 2) {
+    const typename Lanes::f32 radius = Lanes::sqrt(minus_two_log<Lanes>(words[pair]));
+    typename Lanes::f32 cosine, sine;
+    cos_sin<Lanes>(words[pair + 1], cosine, sine);
+    normals[pair] = Lanes::mul(radius, cosine);
+    normals[pair + 1] = Lanes::mul(radius, sine);
+  }
+}
+
+}  // namespace gmmkernel

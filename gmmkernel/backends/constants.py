@@ -1,0 +1,67 @@
+"""Names shared by every backend: coefficient columns, random streams, optional predictions.
+
+The C interface declares the same values in ``csrc/include/gmmkernel/gmmkernel.h``; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+MAX_COMPONENTS = 1024
+"""Largest number of mixture components K."""
+
+MAX_HISTORY = 4
+"""Largest number of stored predictions a step can read."""
+
+MAX_STEP = 2**32 - 1
+"""Largest `step` of the noise counter: Philox holds it in one 32-bit word."""
+
+
+class Column(IntEnum):
+    """Columns of a coefficient row: one row is one sampling step.
+
+    With o the (guided) model output, x the sample and z standard normal noise:
+
+        o    = o_u + GUIDANCE * (o_c - o_u)                              when there is a guidance pair
+        x0   = clip(X0_SAMPLE * x + X0_OUTPUT * o, CLIP_MIN, CLIP_MAX)
+        mean = SAMPLE * x + OUTPUT * o + X0 * x0 + sum_j HISTORY_j * hist_j
+        x_s  = mean + OFFSET * delta_k + std * z                         std is SIGMA where the mixture gives none
+        eps  = EPS_SAMPLE * x + EPS_OUTPUT * o                           only written on request
+    """
+
+    X0_SAMPLE = 0
+    X0_OUTPUT = 1
+    CLIP_MIN = 2
+    CLIP_MAX = 3
+    SAMPLE = 4
+    OUTPUT = 5
+    X0 = 6
+    HISTORY_0 = 7
+    HISTORY_1 = 8
+    HISTORY_2 = 9
+    HISTORY_3 = 10
+    GUIDANCE = 11
+    SIGMA = 12
+    OFFSET = 13
+    EPS_SAMPLE = 14
+    EPS_OUTPUT = 15
+
+
+class Stream(IntEnum):
+    """Purpose of a random draw: the last word of the Philox counter, so no two purposes share bits."""
+
+    TRANSITION = 0
+    COMPONENT = 1
+    INITIAL = 2
+    TRAINING = 3
+    TRAINING_SKIP = 4
+    OFFSETS = 5
+
+
+class Prediction(IntEnum):
+    """What the optional second output of a step holds."""
+
+    NONE = 0
+    X0 = 1
+    EPSILON = 2
+    MODEL_OUTPUT = 3

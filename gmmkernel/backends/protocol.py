@@ -1,0 +1,56 @@
+"""What a backend provides: the same few functions on tensors that the ops have already checked.
+
+Every function writes into tensors it is given. Samples, outputs and histories are [B, ...] with any strides; `row`
+and `step` have one entry or B; tables are contiguous. An index outside its table raises IndexError before anything
+is written where the values are on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from gmmkernel.backends.constants import Prediction, Stream
+
+
+class StepInputs(NamedTuple):
+    """The inputs of one step; `gmmkernel.ops.gmm_step` describes them."""
+
+    sample: Tensor
+    model_output: Tensor
+    model_output_uncond: Tensor | None
+    history: list[Tensor]
+    coefficients: Tensor
+    row: Tensor
+    step: Tensor
+    seeds: Tensor
+    thresholds: Tensor | None
+    offsets: Tensor | None
+    std: Tensor | None
+
+
+class Backend(Protocol):
+    """Functions of a backend module."""
+
+    @staticmethod
+    def gmm_step(
+        inputs: StepInputs,
+        result: Tensor,
+        prediction: Tensor | None,
+        prediction_kind: Prediction,
+        components: Tensor | None,
+    ) -> None:
+        """Write the next sample, and on request a prediction and the components drawn."""
+
+    @staticmethod
+    def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
+        """Fill `result` [B, ...] with each sample's noise."""
+
+    @staticmethod
+    def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor) -> None:
+        """Fill `result` int64 [B] with component numbers."""
+
+    @staticmethod
+    def orthonormalize(rows: Tensor) -> None:
+        """Make the rows of a contiguous float64 [K, D] CPU tensor orthonormal in place."""

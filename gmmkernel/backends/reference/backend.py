@@ -1,0 +1,116 @@
+"""The specification behind the interface of a backend: CPU tensors in and out of NumPy, one sample at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gmmkernel.backends.constants import Prediction, Stream
+from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.reference import arithmetic, normal, sums
+from gmmkernel.backends.reference.transition import choose_component, transition
+
+
+def _read(tensor: Tensor, dtype: type[Any]) -> NDArray[Any]:
+    """Return one flattened sample, widened exactly to the arithmetic's dtype."""
+    flat = tensor.detach().contiguous().reshape(-1)
+    if tensor.dtype == torch.bfloat16:
+        array: NDArray[Any] = arithmetic.bfloat16_to_float32(flat.view(torch.int16).numpy().view(np.uint16))
+    else:
+        array = flat.numpy()
+    return array.astype(dtype)
+
+
+def _write(tensor: Tensor, array: NDArray[Any]) -> None:
+    """Round once to the tensor's dtype and copy into it."""
+    if tensor.dtype == torch.bfloat16:
+        bits = arithmetic.float32_to_bfloat16(array).view(np.int16)
+        flat = torch.from_numpy(bits).view(torch.bfloat16)
+    elif tensor.dtype == torch.float16:
+        flat = torch.from_numpy(arithmetic.float32_to_float16(array))
+    else:
+        flat = torch.from_numpy(np.ascontiguousarray(array)).to(tensor.dtype)
+    tensor.copy_(flat.reshape(tensor.shape))
+
+
+def _per_sample(index: Tensor, batch: int, size: int, name: str) -> list[int]:
+    """Return the index of every sample, checked against its table."""
+    values: list[int] = index.expand(batch).tolist()
+    for sample, value in enumerate(values):
+        if not 0 <= value < size:
+            raise IndexError(f"{name}: expected 0 to {size - 1}, got {value} for sample {sample}")
+    return values
+
+
+def _table_row(table: Tensor, row: int) -> Tensor:
+    return table[0 if table.shape[0] == 1 else row]
+
+
+def gmm_step(
+    inputs: StepInputs,
+    result: Tensor,
+    prediction: Tensor | None,
+    prediction_kind: Prediction,
+    components: Tensor | None,
+) -> None:
+    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
+    batch = inputs.sample.shape[0]
+    dtype = np.float64 if inputs.sample.dtype == torch.float64 else np.float32
+    rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
+    steps = _per_sample(inputs.step, batch, 2**32, "step")
+    seeds = inputs.seeds.tolist()
+    for b in range(batch):
+        k, offset, std = 0, None, np.empty(0, dtype)
+        if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
+            k = choose_component(seeds[b], steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
+            offset = _table_row(inputs.offsets, rows[b])[k].numpy()
+            std_rows = _table_row(inputs.std, rows[b])
+            std = std_rows[0 if std_rows.shape[0] == 1 else k].numpy()
+        uncond = inputs.model_output_uncond
+        made = transition(
+            _read(inputs.sample[b], dtype),
+            _read(inputs.model_output[b], dtype),
+            None if uncond is None else _read(uncond[b], dtype),
+            [_read(stored[b], dtype) for stored in inputs.history],
+            inputs.coefficients[rows[b]].numpy(),
+            offset,
+            std,
+            seeds[b],
+            steps[b],
+        )
+        if prediction is not None:
+            chosen = {
+                Prediction.X0: made.x0,
+                Prediction.EPSILON: made.epsilon,
+                Prediction.MODEL_OUTPUT: made.model_output,
+            }[prediction_kind]
+            _write(prediction[b], chosen)
+        if components is not None:
+            components[b] = k
+        _write(result[b], made.sample)
+
+
+def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
+    """Fill `result` [B, ...] with each sample's noise."""
+    steps = _per_sample(step, result.shape[0], 2**32, "step")
+    for b, seed in enumerate(seeds.tolist()):
+        _write(result[b], normal.standard_normal(seed, steps[b], stream, result[b].numel()))
+
+
+def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor) -> None:
+    """Fill `result` int64 [B] with component numbers."""
+    batch = result.shape[0]
+    steps = _per_sample(step, batch, 2**32, "step")
+    tables = thresholds.shape[0]
+    rows = [0] * batch if tables == 1 else _per_sample(row, batch, tables, "row")
+    for b, seed in enumerate(seeds.tolist()):
+        result[b] = choose_component(seed, steps[b], thresholds[rows[b]].numpy())
+
+
+def orthonormalize(rows: Tensor) -> None:
+    """Make the rows of a float64 [K, D] tensor orthonormal in place."""
+    sums.orthonormalize(rows.numpy())

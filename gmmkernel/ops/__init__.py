@@ -1,0 +1,8 @@
+"""The public functions over the backends: checks, shapes, choice of backend."""
+
+from gmmkernel.ops.noise import draw_components, standard_normal
+from gmmkernel.ops.orthonormalize import orthonormalize
+from gmmkernel.ops.step import GMMStepOutput, gmm_step
+from gmmkernel.ops.tables import MixtureTables
+
+__all__ = ["GMMStepOutput", "MixtureTables", "draw_components", "gmm_step", "orthonormalize", "standard_normal"]

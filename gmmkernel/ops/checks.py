@@ -1,0 +1,216 @@
+"""Checks of the ops' arguments: each error names the argument, what came and what is allowed.
+
+They look at types, shapes and devices, never at the values of a tensor, so they trace under torch.compile and cost no
+device synchronisation; the values of indices are checked by the backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column
+from gmmkernel.ops.tables import MixtureTables
+
+SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def check_tensor(value: object, name: str) -> Tensor:
+    """Return `value` if it is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    return value
+
+
+def check_no_gradient(tensors: Sequence[Tensor | None]) -> None:
+    """Refuse inputs that ask for gradients: the op has none, and dropping them silently would be wrong."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            "gmm_step: an input requires a gradient, which this version does not compute; detach the inputs "
+            "or call it under torch.no_grad()"
+        )
+
+
+def check_device(tensor: Tensor, name: str, device: torch.device, other: str) -> None:
+    """Check that a tensor is where the others are."""
+    if tensor.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device} like {other}, got one on {tensor.device}")
+
+
+def check_sample(sample: Tensor) -> None:
+    """Check the tensor that fixes shape, type and device of a step."""
+    check_tensor(sample, "sample")
+    if sample.dtype not in SAMPLE_DTYPES:
+        raise TypeError(f"sample: expected float32, bfloat16, float16 or float64, got {sample.dtype}")
+    if sample.dim() < 1:
+        raise ValueError("sample: expected at least one dimension (the batch), got a scalar")
+
+
+def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
+    """Check a model output or stored prediction: shape and device of the sample, an allowed type."""
+    check_tensor(tensor, name)
+    if tensor.shape != sample.shape:
+        raise ValueError(f"{name}: expected the sample's shape {tuple(sample.shape)}, got {tuple(tensor.shape)}")
+    allowed = {sample.dtype, torch.float32}
+    if sample.dtype == torch.float32:
+        allowed.update(HALF_DTYPES)
+    if tensor.dtype not in allowed:
+        names = ", ".join(sorted(str(dtype) for dtype in allowed))
+        raise TypeError(f"{name}: expected {names} beside a {sample.dtype} sample, got {tensor.dtype}")
+    check_device(tensor, name, sample.device, "sample")
+
+
+def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor]:
+    """Check the stored predictions of a multistep sampler."""
+    if isinstance(history, Tensor):
+        raise TypeError("history: expected a sequence of tensors, got one tensor")
+    if len(history) > MAX_HISTORY:
+        raise ValueError(f"history: expected at most {MAX_HISTORY} tensors, got {len(history)}")
+    for j, stored in enumerate(history):
+        check_like_sample(stored, f"history[{j}]", sample)
+    return list(history)
+
+
+def arithmetic_dtype(sample: Tensor) -> torch.dtype:
+    """Return the type a step computes in: float64 for float64 samples, float32 for all others."""
+    return torch.float64 if sample.dtype == torch.float64 else torch.float32
+
+
+def check_coefficients(coefficients: Tensor, sample: Tensor) -> Tensor:
+    """Check a table of coefficient rows; returns it contiguous."""
+    check_tensor(coefficients, "coefficients")
+    if coefficients.dim() != 2 or coefficients.shape[1] != len(Column) or coefficients.shape[0] < 1:
+        shape = tuple(coefficients.shape)
+        raise ValueError(f"coefficients: expected shape [S, {len(Column)}] with S >= 1, got {shape}")
+    expected = arithmetic_dtype(sample)
+    if coefficients.dtype != expected:
+        raise TypeError(
+            f"coefficients: expected {expected} beside a {sample.dtype} sample, got {coefficients.dtype}"
+        )
+    check_device(coefficients, "coefficients", sample.device, "sample")
+    return coefficients.contiguous()
+
+
+def check_seeds(seeds: Tensor) -> Tensor:
+    """Check seeds int64 [B]; returns them contiguous."""
+    check_tensor(seeds, "seeds")
+    if seeds.dtype != torch.int64:
+        raise TypeError(f"seeds: expected int64, got {seeds.dtype}")
+    if seeds.dim() != 1:
+        raise ValueError(f"seeds: expected shape [B], got {tuple(seeds.shape)}")
+    return seeds.contiguous()
+
+
+def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device) -> Tensor:
+    """Check that there is one seed for each sample, beside the samples."""
+    seeds = check_seeds(seeds)
+    if seeds.shape[0] != batch:
+        raise ValueError(f"seeds: expected one for each of {batch} samples, got {seeds.shape[0]}")
+    check_device(seeds, "seeds", device, "sample")
+    return seeds
+
+
+def check_index(index: int | Tensor, name: str, batch: int, last: int, device: torch.device) -> Tensor:
+    """Return an index as an int64 tensor with 1 or B entries; a Python integer is checked against its range."""
+    if isinstance(index, Tensor):
+        if index.dtype != torch.int64:
+            raise TypeError(f"{name}: expected an int or an int64 tensor, got {index.dtype}")
+        if index.dim() > 1 or index.numel() not in (1, batch):
+            raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
+        check_device(index, name, device, "sample")
+        return index.reshape(-1).contiguous()
+    if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int or an int64 tensor, got {type(index).__name__}")
+    if not 0 <= index <= last:
+        raise IndexError(f"{name}: expected 0 to {last}, got {index}")
+    return torch.full((1,), index, dtype=torch.int64, device=device)
+
+
+def check_step(step: int | Tensor, batch: int, device: torch.device) -> Tensor:
+    """Return the noise counter's step as an int64 tensor with 1 or B entries."""
+    return check_index(step, "step", batch, MAX_STEP, device)
+
+
+def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
+    """Check a table of component thresholds; returns it contiguous."""
+    check_tensor(thresholds, name)
+    if thresholds.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {thresholds.dtype}")
+    if thresholds.dim() != 2 or thresholds.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape [S or 1, K - 1], got {tuple(thresholds.shape)}")
+    if thresholds.shape[1] + 1 > MAX_COMPONENTS:
+        raise ValueError(f"{name}: expected at most {MAX_COMPONENTS} components, got {thresholds.shape[1] + 1}")
+    return thresholds.contiguous()
+
+
+def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor, elements: int) -> MixtureTables:
+    """Check a mixture's tables against the coefficient rows and the sample; returns them contiguous."""
+    if not isinstance(mixture, MixtureTables):
+        raise TypeError(f"mixture: expected MixtureTables or None, got {type(mixture).__name__}")
+    thresholds = check_thresholds(mixture.thresholds, "mixture.thresholds")
+    components = thresholds.shape[1] + 1
+    rows = coefficients.shape[0]
+    for name, table in zip(mixture._fields, mixture, strict=True):
+        check_device(check_tensor(table, f"mixture.{name}"), f"mixture.{name}", sample.device, "sample")
+        if name != "thresholds":
+            if table.dtype != coefficients.dtype:
+                raise TypeError(f"mixture.{name}: expected {coefficients.dtype}, got {table.dtype}")
+            if table.dim() != 3:
+                raise ValueError(f"mixture.{name}: expected three dimensions, got shape {tuple(table.shape)}")
+        if table.shape[0] not in (1, rows):
+            raise ValueError(
+                f"mixture.{name}: expected 1 entry or one for each of {rows} coefficient rows, got {table.shape[0]}"
+            )
+    if mixture.offsets.shape[1] != components:
+        raise ValueError(f"mixture.offsets: expected K = {components} components, got {mixture.offsets.shape[1]}")
+    if mixture.offsets.shape[2] != elements:
+        raise ValueError(
+            f"mixture: made for D = {mixture.offsets.shape[2]} elements, but a sample of shape "
+            f"{tuple(sample.shape[1:])} has D = {elements}"
+        )
+    if mixture.std.shape[1] not in (1, components):
+        raise ValueError(f"mixture.std: expected 1 or K = {components} components, got {mixture.std.shape[1]}")
+    if mixture.std.shape[2] > elements:
+        raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {mixture.std.shape[2]}")
+    return MixtureTables(thresholds, mixture.offsets.contiguous(), mixture.std.contiguous())
+
+
+def check_out(out: Tensor, expected_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Check a tensor to write into."""
+    check_tensor(out, "out")
+    if tuple(out.shape) != tuple(expected_shape):
+        raise ValueError(f"out: expected shape {tuple(expected_shape)}, got {tuple(out.shape)}")
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected {dtype}, got {out.dtype}")
+    check_device(out, "out", device, "the inputs")
+    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError("out: expected a tensor whose elements are distinct in memory, got an expanded one")
+
+
+def check_out_overlap(out: Tensor, inputs: Sequence[tuple[str, Tensor | None]]) -> None:
+    """Refuse an `out` that shares memory with an input, unless it is exactly that input's memory.
+
+    A step reads each element before it writes it, so working in place is right; a shifted overlap is not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    storage = out.untyped_storage().data_ptr()
+    for name, tensor in inputs:
+        if tensor is None or tensor.untyped_storage().data_ptr() != storage or tensor.numel() == 0:
+            continue
+        same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride()
+        if same and tensor.dtype == out.dtype and tensor.shape == out.shape:
+            continue
+        begin, end = _span(tensor)
+        out_begin, out_end = _span(out)
+        if begin < out_end and out_begin < end:
+            raise ValueError(f"out: overlaps {name} in memory without being the same tensor")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses between which a tensor's elements lie."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -1,0 +1,108 @@
+"""The package's own random numbers as ops: standard normal noise and component draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gmmkernel import backends
+from gmmkernel.backends.constants import Stream
+from gmmkernel.ops import checks, library
+
+
+def standard_normal(
+    seeds: Tensor,
+    shape: Sequence[int],
+    *,
+    step: int | Tensor = 0,
+    stream: Stream = Stream.INITIAL,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Draw standard normal noise, one sample a seed: the same bits on every backend, device and batch split.
+
+    Philox4x32-10 keyed by the seed, Box-Muller in float32 (docs/exactness.md); |z| is at most 6.66.
+
+    Args:
+        seeds: int64 [B].
+        shape: shape of one sample, without the batch.
+        step: step of the noise counter: int, or int64 tensor [], [1] or [B].
+        stream: purpose of the draw, so that equal seeds and steps give independent noise.
+        dtype: float32, bfloat16 or float16 (rounded once), or float64 (the float32 values).
+        out: tensor [B, *shape] of that dtype to write into.
+        backend: a backend's name; None chooses by device.
+
+    Returns:
+        Tensor [B, *shape], or `out`.
+
+    Raises:
+        TypeError: an argument is of a type or dtype that is not allowed.
+        ValueError: a shape or device does not fit.
+        IndexError: a step is out of range.
+        RuntimeError: the backend asked for is not available.
+    """
+    seeds = checks.check_seeds(seeds)
+    if dtype not in checks.SAMPLE_DTYPES:
+        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+    sizes = list(shape)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"shape: expected sizes of at least 0, got {tuple(sizes)}")
+    step_index = checks.check_step(step, seeds.shape[0], seeds.device)
+    purpose = int(check_stream(stream))
+    name = backends.resolve(seeds.device.type, backend)
+    if out is None:
+        result: Tensor = library.standard_normal(seeds, sizes, step_index, purpose, dtype, name)
+        return result
+    checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
+    library.standard_normal_out(seeds, step_index, purpose, name, out=out)
+    return out
+
+
+def draw_components(
+    seeds: Tensor,
+    thresholds: Tensor,
+    *,
+    row: int | Tensor = 0,
+    step: int | Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Draw the mixture component that `gmm_step` would draw for each seed.
+
+    One 32-bit random word is compared with the integers floor(2^32 cdf): k is the number of thresholds it reaches.
+
+    Args:
+        seeds: int64 [B].
+        thresholds: int64 [S or 1, K - 1] (`MixtureTables.thresholds`).
+        row: which entry of `thresholds` each sample takes: int, or int64 tensor [], [1] or [B].
+        step: step of the noise counter in the same forms; None: the same as `row`.
+        backend: a backend's name; None chooses by device.
+
+    Returns:
+        int64 [B], values 0 to K - 1.
+
+    Raises:
+        TypeError: an argument is of a type or dtype that is not allowed.
+        ValueError: a shape or device does not fit.
+        IndexError: a row or step is out of range.
+        RuntimeError: the backend asked for is not available.
+    """
+    seeds = checks.check_seeds(seeds)
+    thresholds = checks.check_thresholds(thresholds)
+    checks.check_device(thresholds, "thresholds", seeds.device, "seeds")
+    batch = seeds.shape[0]
+    last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else checks.MAX_STEP
+    row_index = checks.check_index(row, "row", batch, last, seeds.device)
+    step_index = row_index if step is None else checks.check_step(step, batch, seeds.device)
+    name = backends.resolve(seeds.device.type, backend)
+    result: Tensor = library.draw_components(seeds, thresholds, row_index, step_index, name)
+    return result
+
+
+def check_stream(stream: Stream) -> Stream:
+    """Return `stream` as a Stream."""
+    if isinstance(stream, bool) or not isinstance(stream, int) or stream not in list(Stream):
+        raise ValueError(f"stream: expected one of {[s.name for s in Stream]}, got {stream!r}")
+    return Stream(stream)

@@ -1,0 +1,147 @@
+"""`gmm_step`: one diffusion sampling step in one pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from gmmkernel import backends
+from gmmkernel.backends.constants import Prediction
+from gmmkernel.ops import checks, library
+from gmmkernel.ops.tables import MixtureTables
+
+PredictionName = Literal["x0", "epsilon", "model_output"]
+
+_PREDICTIONS = {
+    None: Prediction.NONE,
+    "x0": Prediction.X0,
+    "epsilon": Prediction.EPSILON,
+    "model_output": Prediction.MODEL_OUTPUT,
+}
+
+
+class GMMStepOutput(NamedTuple):
+    """What a step returns.
+
+    Attributes:
+        prev_sample: the sample at the next (less noisy) step; shape, dtype and device of `sample`, contiguous unless
+            it is the `out` given.
+        prediction: the prediction asked for, like `sample`, or None.
+        components: int64 [B], the component drawn for each sample (0 without a mixture), or None.
+    """
+
+    prev_sample: Tensor
+    prediction: Tensor | None
+    components: Tensor | None
+
+
+def gmm_step(
+    sample: Tensor,
+    model_output: Tensor,
+    coefficients: Tensor,
+    *,
+    row: int | Tensor,
+    seeds: Tensor,
+    step: int | Tensor | None = None,
+    mixture: MixtureTables | None = None,
+    model_output_uncond: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    prediction: PredictionName | None = None,
+    return_components: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> GMMStepOutput:
+    """Perform one sampling step of a batch, each input read once, the result written once.
+
+    With x the sample, z standard normal noise, and the coefficients of the sample's row:
+
+        o    = o_u + GUIDANCE * (o_c - o_u)                              when there is a guidance pair
+        x0   = clip(X0_SAMPLE * x + X0_OUTPUT * o, CLIP_MIN, CLIP_MAX)
+        mean = SAMPLE * x + OUTPUT * o + X0 * x0 + sum_j HISTORY_j * history[j]
+        prev_sample = mean + OFFSET * delta_k + std_k * z,  k drawn with the mixture's weights
+
+    which covers DDIM, DDPM, multistep solvers, rectified flow and, with a mixture, DDIM-GMM (arXiv 2311.04938). A
+    term whose coefficient is 0 for a sample is absent where it is a history tensor, the offset, or the noise (SIGMA
+    0 and no std in the mixture). A sample's result depends on its own row of every argument alone: not on the batch,
+    the device, the backend or the number of threads.
+
+    Args:
+        sample: [B, ...] float32, bfloat16, float16 or float64; D elements a sample, any strides.
+        model_output: like `sample`; float32 or the sample's dtype, bfloat16 and float16 also beside float32. The
+            conditional output when `model_output_uncond` is given.
+        coefficients: [S, 16] float32, float64 beside a float64 sample: one row a step, columns as in
+            `gmmkernel.Column`; `gmmkernel.schedules` makes them.
+        row: which row each sample takes: int, or int64 tensor [], [1] or [B].
+        seeds: int64 [B], the key of each sample's random numbers.
+        step: step of the noise counter, 0 to 2^32 - 1, in the same forms; None: the same as `row`. Use the row's
+            index in the full schedule, so that a run that starts late draws the noise it would have drawn.
+        mixture: a mixture bound to the coefficient rows (`gmmkernel.mixtures`), or None for a Gaussian step.
+        model_output_uncond: the unconditional output of a guidance pair, like `model_output`.
+        history: up to 4 stored predictions of a multistep sampler, like `model_output`.
+        prediction: also return "x0" (clipped), "epsilon" or the guided "model_output".
+        return_components: also return the component drawn for each sample.
+        out: tensor to write the result into; may be `sample` itself.
+        backend: a backend's name; None chooses by device (`gmmkernel.backends`).
+
+    Returns:
+        GMMStepOutput with `prev_sample`, and `prediction` and `components` where asked for.
+
+    Raises:
+        TypeError: an argument is of a type or dtype that is not allowed.
+        ValueError: a shape or device does not fit, or `mixture` was made for another D or number of steps.
+        IndexError: a row or step is out of range (tensors on the CPU; elsewhere such a sample is filled with NaN).
+        RuntimeError: an input requires a gradient, or the backend asked for is not available.
+    """
+    checks.check_sample(sample)
+    batch, device = sample.shape[0], sample.device
+    elements = math.prod(sample.shape[1:])
+    checks.check_like_sample(model_output, "model_output", sample)
+    if model_output_uncond is not None:
+        checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
+    stored = checks.check_history(history, sample)
+    coefficients = checks.check_coefficients(coefficients, sample)
+    row_index = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
+    step_index = row_index if step is None else checks.check_step(step, batch, device)
+    seeds = checks.check_batch_of_seeds(seeds, batch, device)
+    tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample, elements)
+    if prediction not in _PREDICTIONS:
+        raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
+    checks.check_no_gradient(
+        [sample, model_output, model_output_uncond, *stored, coefficients, *(tables or ())],
+    )
+    if out is not None:
+        checks.check_out(out, sample.shape, sample.dtype, device)
+        named = [
+            ("sample", sample),
+            ("model_output", model_output),
+            ("model_output_uncond", model_output_uncond),
+            *((f"history[{j}]", tensor) for j, tensor in enumerate(stored)),
+        ]
+        checks.check_out_overlap(out, named)
+
+    thresholds, offsets, std = tables if tables is not None else (None, None, None)
+    arguments = (
+        sample,
+        model_output,
+        model_output_uncond,
+        stored,
+        coefficients,
+        row_index,
+        step_index,
+        seeds,
+        thresholds,
+        offsets,
+        std,
+        int(_PREDICTIONS[prediction]),
+        return_components,
+        backends.resolve(device.type, backend),
+    )
+    if out is None:
+        result, made, components = library.gmm_step(*arguments)
+    else:
+        result = out
+        made, components = library.gmm_step_out(*arguments, out=out)
+    return GMMStepOutput(result, made if prediction else None, components if return_components else None)
