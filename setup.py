@@ -21,7 +21,10 @@ class CMakeBuild(build_ext):
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        # Beside the sources when working in them, so that a rebuild compiles only what changed.
+        working_in_place = self.inplace or self.editable_mode
+        parent = ROOT / "build" if working_in_place else Path(self.build_temp).resolve()
+        build = parent / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             "-DGMM_PYTHON=ON",

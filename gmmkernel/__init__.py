@@ -1,0 +1,44 @@
+"""One diffusion sampling step, with a Gaussian-mixture transition, in one pass: the same bits on every backend."""
+
+from importlib.metadata import version as _version
+
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream
+from gmmkernel.mixtures import Mixture, gaussian_mixture
+from gmmkernel.moments import MomentReport, moment_report
+from gmmkernel.ops import (
+    GMMStepOutput,
+    MixtureTables,
+    draw_components,
+    gmm_step,
+    orthonormalize,
+    standard_normal,
+)
+from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
+from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+
+__version__ = _version("gmmkernel")
+
+__all__ = [
+    "MAX_COMPONENTS",
+    "MAX_HISTORY",
+    "Column",
+    "DDIMSampler",
+    "GMMStepOutput",
+    "Mixture",
+    "MixtureTables",
+    "MomentReport",
+    "NoiseSchedule",
+    "SampleResult",
+    "StepState",
+    "Stream",
+    "ddim_coefficients",
+    "draw_components",
+    "gaussian_mixture",
+    "gmm_step",
+    "moment_report",
+    "noise_schedule",
+    "orthonormalize",
+    "seeds_from_generator",
+    "standard_normal",
+    "timesteps",
+]

@@ -90,7 +90,9 @@ def resolve(device_type: str, backend: str | None = None) -> str:
             if entry.device_type == device_type and name in _loaded:
                 return name
         known = sorted({entry.device_type for entry in _ENTRIES.values()})
-        raise ValueError(f"sample: no backend computes on {device_type!r} tensors; devices supported: {known}")
+        raise ValueError(
+            f"sample: no backend computes on {device_type!r} tensors; devices supported: {known}"
+        )
     if wanted not in _ENTRIES:
         raise ValueError(f"backend: expected one of {list(_ENTRIES)}, got {wanted!r}")
     if wanted not in _loaded:

@@ -149,7 +149,9 @@ def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tens
 
 def orthonormalize(rows: Tensor) -> None:
     """Make the rows of a contiguous float64 [K, D] tensor orthonormal in place."""
-    _core.orthonormalize(rows.data_ptr(), *rows.shape, torch.get_num_threads(), _instruction_set)
+    _core.orthonormalize(
+        rows.data_ptr(), rows.shape[0], rows.shape[1], torch.get_num_threads(), _instruction_set
+    )
 
 
 def describe() -> str:

@@ -5,4 +5,11 @@ from gmmkernel.ops.orthonormalize import orthonormalize
 from gmmkernel.ops.step import GMMStepOutput, gmm_step
 from gmmkernel.ops.tables import MixtureTables
 
-__all__ = ["GMMStepOutput", "MixtureTables", "draw_components", "gmm_step", "orthonormalize", "standard_normal"]
+__all__ = [
+    "GMMStepOutput",
+    "MixtureTables",
+    "draw_components",
+    "gmm_step",
+    "orthonormalize",
+    "standard_normal",
+]

@@ -53,7 +53,9 @@ def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
     """Check a model output or stored prediction: shape and device of the sample, an allowed type."""
     check_tensor(tensor, name)
     if tensor.shape != sample.shape:
-        raise ValueError(f"{name}: expected the sample's shape {tuple(sample.shape)}, got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{name}: expected the sample's shape {tuple(sample.shape)}, got {tuple(tensor.shape)}"
+        )
     allowed = {sample.dtype, torch.float32}
     if sample.dtype == torch.float32:
         allowed.update(HALF_DTYPES)
@@ -142,11 +144,15 @@ def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
     if thresholds.dim() != 2 or thresholds.shape[0] < 1:
         raise ValueError(f"{name}: expected shape [S or 1, K - 1], got {tuple(thresholds.shape)}")
     if thresholds.shape[1] + 1 > MAX_COMPONENTS:
-        raise ValueError(f"{name}: expected at most {MAX_COMPONENTS} components, got {thresholds.shape[1] + 1}")
+        raise ValueError(
+            f"{name}: expected at most {MAX_COMPONENTS} components, got {thresholds.shape[1] + 1}"
+        )
     return thresholds.contiguous()
 
 
-def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor, elements: int) -> MixtureTables:
+def check_mixture(
+    mixture: MixtureTables, coefficients: Tensor, sample: Tensor, elements: int
+) -> MixtureTables:
     """Check a mixture's tables against the coefficient rows and the sample; returns them contiguous."""
     if not isinstance(mixture, MixtureTables):
         raise TypeError(f"mixture: expected MixtureTables or None, got {type(mixture).__name__}")
@@ -165,14 +171,18 @@ def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor, 
                 f"mixture.{name}: expected 1 entry or one for each of {rows} coefficient rows, got {table.shape[0]}"
             )
     if mixture.offsets.shape[1] != components:
-        raise ValueError(f"mixture.offsets: expected K = {components} components, got {mixture.offsets.shape[1]}")
+        raise ValueError(
+            f"mixture.offsets: expected K = {components} components, got {mixture.offsets.shape[1]}"
+        )
     if mixture.offsets.shape[2] != elements:
         raise ValueError(
             f"mixture: made for D = {mixture.offsets.shape[2]} elements, but a sample of shape "
             f"{tuple(sample.shape[1:])} has D = {elements}"
         )
     if mixture.std.shape[1] not in (1, components):
-        raise ValueError(f"mixture.std: expected 1 or K = {components} components, got {mixture.std.shape[1]}")
+        raise ValueError(
+            f"mixture.std: expected 1 or K = {components} components, got {mixture.std.shape[1]}"
+        )
     if mixture.std.shape[2] > elements:
         raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {mixture.std.shape[2]}")
     return MixtureTables(thresholds, mixture.offsets.contiguous(), mixture.std.contiguous())

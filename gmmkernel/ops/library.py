@@ -109,7 +109,9 @@ def _standard_normal_out_fake(seeds: Tensor, step: Tensor, stream: int, backend:
     return None
 
 
-def _draw_components_fake(seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor, backend: str) -> Tensor:
+def _draw_components_fake(
+    seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor, backend: str
+) -> Tensor:
     return torch.empty_like(seeds, memory_format=torch.contiguous_format)
 
 

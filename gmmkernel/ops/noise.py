@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import backends
-from gmmkernel.backends.constants import Stream
+from gmmkernel.backends.constants import MAX_STEP, Stream
 from gmmkernel.ops import checks, library
 
 
@@ -93,7 +93,7 @@ def draw_components(
     thresholds = checks.check_thresholds(thresholds)
     checks.check_device(thresholds, "thresholds", seeds.device, "seeds")
     batch = seeds.shape[0]
-    last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else checks.MAX_STEP
+    last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else MAX_STEP
     row_index = checks.check_index(row, "row", batch, last, seeds.device)
     step_index = row_index if step is None else checks.check_step(step, batch, seeds.device)
     name = backends.resolve(seeds.device.type, backend)
@@ -101,7 +101,7 @@ def draw_components(
     return result
 
 
-def check_stream(stream: Stream) -> Stream:
+def check_stream(stream: object) -> Stream:
     """Return `stream` as a Stream."""
     if isinstance(stream, bool) or not isinstance(stream, int) or stream not in list(Stream):
         raise ValueError(f"stream: expected one of {[s.name for s in Stream]}, got {stream!r}")

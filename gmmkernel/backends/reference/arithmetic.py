@@ -6,10 +6,12 @@ conversions, each correctly rounded to nearest even.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any] | np.number[Any]
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
@@ -50,7 +52,8 @@ def clip(value: Array, low: Array, high: Array) -> Array:
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Widen bfloat16 bit patterns (uint16) exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    widened: NDArray[np.float32] = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return widened
 
 
 def float32_to_bfloat16(value: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -59,7 +62,8 @@ def float32_to_bfloat16(value: NDArray[np.float32]) -> NDArray[np.uint16]:
     last_kept = (bits >> np.uint32(16)) & np.uint32(1)
     with np.errstate(over="ignore"):
         rounded = (bits + np.uint32(0x7FFF) + last_kept) >> np.uint32(16)
-    return np.where(np.isnan(value), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    result: NDArray[np.uint16] = np.where(np.isnan(value), np.uint32(0x7FC0), rounded).astype(np.uint16)
+    return result
 
 
 def float32_to_float16(value: NDArray[np.float32]) -> NDArray[np.float16]:

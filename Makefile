@@ -1,0 +1,67 @@
+# `make sample` and `make test` do everything on a fresh machine: Linux, Python >= 3.10, a C++17 compiler, make.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+
+.PHONY: sample test test-slow lint format bench train golden accuracy wheel clean
+
+# Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
+sample: $(VENV)/ready
+	$(PY) -m gmmkernel compare --output out/comparison.png
+
+# Everything CI checks.
+test: lint
+	$(PY) -m pytest
+
+test-slow: $(VENV)/ready
+	$(PY) -m pytest -m "slow or not slow"
+
+lint: $(VENV)/ready
+	ruff check .
+	ruff format --check .
+	clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c')
+	$(PY) -m mypy
+
+format: $(VENV)/ready
+	ruff check --fix .
+	ruff format .
+	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c')
+
+# Table, JSON and plot in benchmarks/out; on a quiet machine only.
+bench: $(VENV)/ready
+	$(PY) -m benchmarks --output benchmarks/out
+
+# Train the digits model, its classifier and the reference statistics again (about half an hour on one core).
+train: $(VENV)/ready
+	$(PY) tools/train_digits.py
+
+# After a deliberate change of the mathematics only.
+golden: $(VENV)/ready
+	$(PY) tools/write_golden.py
+
+# Largest errors of radius, sine and cosine over all 2^32 words, and of 10^9 pairs of normals.
+accuracy: $(VENV)/ready
+	cmake -S . -B build/tools -G Ninja -DGMM_TOOLS=ON -DGMM_TESTS=OFF
+	cmake --build build/tools --target normal_accuracy
+	build/tools/csrc/tools/normal_accuracy
+
+wheel: $(VENV)/ready
+	$(PY) -m build
+
+clean:
+	rm -rf build dist out benchmarks/out *.egg-info gmmkernel/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
+
+# torch first, so that nothing that depends on it chooses another build.
+$(VENV)/tools: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt setuptools wheel pybind11 cmake ninja
+	touch $@
+
+$(VENV)/ready: $(VENV)/tools $(CORE)
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@

@@ -1,0 +1,98 @@
+"""`compare`: DDIM, DDIM-GMM and the isotropic-noise control side by side, from the same seeds."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmmkernel.backends.constants import Column
+from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
+from gmmkernel.cli.pictures import Panel, Row, write_panels
+from gmmkernel.digits import IMAGE_SHAPE, digit_fid_by_group, load_unet
+from gmmkernel.mixtures import Mixture
+from gmmkernel.moments import moment_report
+from gmmkernel.samplers import DDIMSampler
+from gmmkernel.schedules import noise_schedule
+
+GROUPS = 5
+SHOWN = 14
+
+
+def add_parser(commands: Any) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "compare", help="DDIM, DDIM-GMM and DDIM with isotropic noise of the same variance, side by side"
+    )
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10], metavar="S", help="(default 5 10)")
+    parser.add_argument("--eta", type=float, nargs="+", default=[0.0, 1.0], help="(default 0 1)")
+    parser.add_argument("--variant", choices=VARIANTS, default="ortho", help="mixture (default ortho)")
+    add_mixture_options(parser)
+    add_run_options(parser, count=2500)
+    parser.set_defaults(run=run, output=Path("out/comparison.png"))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sample with every method at every setting, print the table, write the picture."""
+    if arguments.count % GROUPS != 0 or arguments.count < 2 * GROUPS:
+        raise ValueError(
+            f"--count: expected a multiple of {GROUPS}, at least {2 * GROUPS}, got {arguments.count}"
+        )
+    seeds = torch.arange(arguments.seed, arguments.seed + arguments.count)
+    unet = load_unet()
+    panels, lines = [], []
+    for steps in arguments.steps:
+        for eta in arguments.eta:
+            rows: list[Row] = []
+            baseline: Tensor | None = None
+            for name, sampler in _samplers(arguments, steps, eta).items():
+                print(f"{steps} steps, eta {eta:g}: {name}")
+                images = sampler.sample(unet, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
+                distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
+                baseline = distances if baseline is None else baseline
+                mean, error = _mean_and_error(distances)
+                change, change_error = _mean_and_error(distances - baseline)
+                difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:.2f}"
+                lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:.2f}  {difference}")
+                rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
+            panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
+    print()
+    print(
+        f"digit-FID over {GROUPS} groups of {arguments.count // GROUPS} samples, mean ± standard error; lower is better"
+    )
+    print("steps   eta  method                  distance          difference from DDIM, same seeds")
+    print("\n".join(lines))
+    mixture = f"{arguments.variant.upper()} K = {arguments.components}, s = {arguments.scale:g}"
+    write_panels(
+        arguments.output,
+        f"Digits by few steps: digit-FID; {mixture}",
+        panels,
+        panel_columns=len(arguments.eta),
+    )
+    print(f"\npicture: {arguments.output}")
+    return 0
+
+
+def _samplers(arguments: argparse.Namespace, steps: int, eta: float) -> dict[str, DDIMSampler]:
+    mixture = make_mixture(arguments, arguments.variant, steps)
+    plain = DDIMSampler(noise_schedule("linear"), steps, eta=eta)
+    return {
+        "DDIM": plain,
+        f"DDIM-GMM {arguments.variant}": DDIMSampler(
+            noise_schedule("linear"), steps, eta=eta, mixture=mixture
+        ),
+        "DDIM + isotropic noise": plain.with_sigma(_control_sigma(mixture, plain.coefficients)),
+    }
+
+
+def _control_sigma(mixture: Mixture, coefficients: Tensor) -> Tensor:
+    """Return the noise level at which a Gaussian step has the variance per element of the mixture's step."""
+    excess = moment_report(mixture, coefficients).excess_variance
+    return (coefficients[:, Column.SIGMA].double().square() + excess).clamp_min(0).sqrt()
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / values.shape[0] ** 0.5)

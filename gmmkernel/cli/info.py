@@ -1,0 +1,35 @@
+"""`info`: versions, and every backend with what it runs on or why it is not there."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from typing import Any
+
+import numpy
+import torch
+
+import gmmkernel
+from gmmkernel import backends
+
+
+def add_parser(commands: Any) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser("info", help="versions, backends and why each is or is not there, threads")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report."""
+    print(f"gmmkernel {gmmkernel.__version__}, torch {torch.__version__}, numpy {numpy.__version__}")
+    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    print()
+    for status in backends.available_backends():
+        print(f"{status.name:10s} {'available' if status.available else 'missing':10s} {status.detail}")
+    print()
+    for device_type in ("cpu", "cuda"):
+        try:
+            print(f"{device_type} tensors use: {backends.resolve(device_type)}")
+        except ValueError:
+            print(f"{device_type} tensors: no backend")
+    return 0

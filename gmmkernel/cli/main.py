@@ -1,0 +1,33 @@
+"""Subcommands and their common error handling."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import gmmkernel
+from gmmkernel.cli import compare, info, sample, verify
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: words after the program's name; None: those of the process.
+
+    Returns:
+        Exit status: 0 on success, 1 when a check failed, 2 on bad arguments.
+    """
+    parser = argparse.ArgumentParser(prog="python -m gmmkernel", description=gmmkernel.__doc__)
+    parser.add_argument("--version", action="version", version=f"gmmkernel {gmmkernel.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for module in (sample, compare, verify, info):
+        module.add_parser(commands)
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return status

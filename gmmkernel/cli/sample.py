@@ -1,0 +1,102 @@
+"""`sample`: draw digits with the trained model, write them, and print time and distance."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
+from gmmkernel.cli.pictures import Panel, Row, write_panels
+from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
+from gmmkernel.moments import moment_report
+from gmmkernel.samplers import DDIMSampler
+from gmmkernel.schedules import noise_schedule
+
+PICTURE_COLUMNS = 16
+PICTURE_ROWS = 4
+
+
+def add_parser(commands: Any) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
+    parser.add_argument("--steps", type=int, default=10, metavar="S", help="sampling steps (default 10)")
+    parser.add_argument("--eta", type=float, default=0.0, help="share of the DDPM noise (default 0)")
+    parser.add_argument(
+        "--variant",
+        choices=["none", *VARIANTS],
+        default="ortho",
+        help="mixture, or none for DDIM (default ortho)",
+    )
+    parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; needs --digit")
+    parser.add_argument(
+        "--npz", type=Path, metavar="FILE", help="also write samples and seeds as arrays (.npz)"
+    )
+    add_mixture_options(parser)
+    add_run_options(parser, count=1000)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Sample, write the files asked for, print the figures."""
+    if arguments.guidance_scale is not None and arguments.digit is None:
+        raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
+    if arguments.count < 2:
+        raise ValueError(f"--count: expected at least 2, got {arguments.count}")
+    mixture = (
+        None if arguments.variant == "none" else make_mixture(arguments, arguments.variant, arguments.steps)
+    )
+    sampler = DDIMSampler(
+        noise_schedule("linear"),
+        arguments.steps,
+        eta=arguments.eta,
+        mixture=mixture,
+        guidance_scale=arguments.guidance_scale,
+    )
+    if mixture is not None:
+        print(moment_report(mixture, sampler.coefficients))
+        print()
+
+    seeds = torch.arange(arguments.seed, arguments.seed + arguments.count)
+    begin = time.perf_counter()
+    images = sampler.sample(
+        _model(arguments.digit, guided=sampler.guided), seeds, IMAGE_SHAPE, batch_size=arguments.batch_size
+    ).sample
+    seconds = time.perf_counter() - begin
+
+    batches = -(-arguments.count // arguments.batch_size)
+    print(
+        f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s,", end=" "
+    )
+    print(
+        f"{seconds / (batches * arguments.steps):.4f} s per step of {min(arguments.batch_size, arguments.count)}"
+    )
+    if arguments.digit is None:
+        print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
+    if arguments.output is not None:
+        shown = images[: PICTURE_COLUMNS * PICTURE_ROWS].split(PICTURE_COLUMNS)
+        rows = [Row("", part) for part in shown]
+        title = f"{arguments.variant}, {arguments.steps} steps, eta {arguments.eta:g}"
+        write_panels(arguments.output, "gmmkernel", [Panel(title, rows)], panel_columns=1)
+        print(f"picture: {arguments.output}")
+    if arguments.npz is not None:
+        arguments.npz.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(arguments.npz, samples=images.numpy(), seeds=seeds.numpy())
+        print(f"arrays: {arguments.npz}")
+    return 0
+
+
+def _model(digit: int | None, *, guided: bool) -> Any:
+    unet = load_unet()
+
+    def predict(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+        labels = None if digit is None else torch.full((sample.shape[0],), digit)
+        output = unet(sample, timestep, labels)
+        return (unet(sample, timestep), output) if guided else output
+
+    return predict

@@ -1,0 +1,60 @@
+"""`verify`: recompute the golden digests with every backend present."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from gmmkernel import backends, golden
+
+
+def add_parser(commands: Any) -> None:
+    """Register the subcommand."""
+    parser = commands.add_parser(
+        "verify", help="check that every backend here gives the bits of the committed digests"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print which digests hold on which backend; 1 if any does not."""
+    expected = golden.expected_digests()
+    cases = list(golden.cases())
+    failures: list[str] = []
+    if {name for name, _ in cases} != set(expected):
+        failures.append("the cases are not those of golden.json")
+    for status in backends.available_backends():
+        if not status.available:
+            print(f"{status.name}: not here: {status.detail}")
+            continue
+        for label in _variants(status):
+            wrong = [
+                f"{label}: {name}"
+                for name, case in tqdm(cases, desc=label, unit="case", leave=False)
+                if golden.digest(case(status.name, status.device_type)) != expected.get(name)
+            ]
+            print(f"{label}: {len(cases) - len(wrong)} of {len(cases)} digests hold")
+            failures += wrong
+    for failure in failures:
+        print(f"DIFFERS {failure}")
+    print(f"{len(failures)} differences" if failures else "every bit as committed")
+    return 1 if failures else 0
+
+
+def _variants(status: backends.BackendStatus) -> Iterator[str]:
+    """Yield a label for each way a backend can compute, while that way is chosen, for mixtures too."""
+    with ExitStack() as context:
+        if status.device_type == "cpu":
+            context.enter_context(backends.use(status.name))
+        if status.name != "cpu":
+            yield status.name
+            return
+        from gmmkernel.backends import cpu
+
+        for instruction_set in cpu.instruction_sets():
+            with cpu.use_instruction_set(instruction_set):
+                yield f"{status.name} {instruction_set}"

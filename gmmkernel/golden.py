@@ -1,0 +1,186 @@
+"""Golden digests: fingerprints of the reference's results that every backend must reproduce on every machine.
+
+A case computes tensors from nothing but constants and the package's own functions. Its digest is the SHA-256 of
+their types, shapes and bits; the digests in ``golden.json`` were computed by the reference backend.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+
+import torch
+from torch import Tensor
+
+from gmmkernel.backends.constants import Column, Stream
+from gmmkernel.mixtures import gaussian_mixture
+from gmmkernel.ops import MixtureTables, draw_components, gmm_step, standard_normal
+from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+
+Case = Callable[[str, str], list[Tensor]]
+"""Computes a case's tensors, given a backend and the device it computes on."""
+
+STEPS = 5
+SHAPE = (3, 7, 13)  # D = 273: no multiple of any vector width
+ELEMENTS = 273
+SEEDS = (0, 1, -1, 2**63 - 1)
+
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+_WEIGHTS = (0.4, 0.05, 0.05, 0.1, 0.1, 0.1, 0.1, 0.1)
+
+
+def digest(tensors: Sequence[Tensor]) -> str:
+    """Return the SHA-256 of the tensors' types, shapes and bits; they must hold no NaN, whose bits are free."""
+    state = hashlib.sha256()
+    for tensor in tensors:
+        if tensor.is_floating_point() and bool(tensor.isnan().any()):
+            raise ValueError("tensors: expected no NaN")
+        plain = tensor.detach().cpu().contiguous()
+        state.update(f"{plain.dtype} {list(plain.shape)};".encode())
+        state.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
+
+
+def expected_digests() -> dict[str, str]:
+    """Return the committed digest of every case."""
+    text = resources.files("gmmkernel").joinpath("golden.json").read_text(encoding="utf-8")
+    digests: dict[str, str] = json.loads(text)
+    return digests
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Yield every case: noise, components, schedules, mixtures, and steps of each kind and type."""
+    for name, dtype in _DTYPES.items():
+        yield f"noise/{name}", _noise(dtype)
+    for components in (2, 8, 1024):
+        yield f"components/{components}", _components(components)
+    for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        yield f"schedule/{name}", _schedule(noise_schedule(name))
+    yield "schedule/zero_snr", _schedule(noise_schedule("scaled_linear", rescale_betas_zero_snr=True))
+    for variant in ("rand", "ortho", "ortho-vub"):
+        yield f"mixture/{variant}", _mixture(variant, None)
+        yield f"mixture/{variant}-weights", _mixture(variant, _WEIGHTS)
+    for name, dtype in _DTYPES.items():
+        yield f"step/gaussian-{name}", _step(dtype, variant=None)
+        yield f"step/ortho-{name}", _step(dtype, variant="ortho")
+        yield f"step/everything-{name}", _step(dtype, variant="rand", everything=True)
+    yield "step/ddim-float32", _step(torch.float32, variant=None, eta=0.0)
+    yield "step/vub-float32", _step(torch.float32, variant="ortho-vub")
+    yield "step/k1024-float32", _step(torch.float32, variant="rand", n_components=1024)
+
+
+def _inputs(dtype: torch.dtype, device: str, count: int) -> list[Tensor]:
+    """Return tensors of plausible values; the reference makes them, so that they are the same everywhere."""
+    seeds = torch.tensor(SEEDS)
+    made = (
+        standard_normal(seeds, SHAPE, step=index, stream=Stream.TRAINING, dtype=dtype, backend="reference")
+        for index in range(count)
+    )
+    return [tensor.to(device) for tensor in made]
+
+
+def _noise(dtype: torch.dtype) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        seeds = torch.tensor(SEEDS, device=device)
+        step = torch.tensor([0, 1, 2**31, 2**32 - 1], device=device)
+        return [
+            standard_normal(seeds, (1001,), step=step, stream=stream, dtype=dtype, backend=backend)
+            for stream in Stream
+        ]
+
+    return run
+
+
+def _components(count: int) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        thresholds = (torch.arange(1, count, dtype=torch.int64) * 2**32 // count)[None].to(device)
+        return [draw_components(torch.arange(2000, device=device), thresholds, step=3, backend=backend)]
+
+    return run
+
+
+def _schedule(schedule: NoiseSchedule) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        visited = timesteps(STEPS, spacing="trailing")
+        rows = [
+            ddim_coefficients(
+                schedule, visited, eta=eta, prediction_type="v_prediction", clip_sample_range=1.0
+            )
+            for eta in (0.0, 1.0)
+        ]
+        return [schedule.alphas_cumprod, *rows]
+
+    return run
+
+
+def _mixture(variant: str, weights: Sequence[float] | None) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        mixture = gaussian_mixture(
+            variant, elements=ELEMENTS, scale=0.5, n_steps=STEPS, weights=weights, seed=7
+        )
+        rows = ddim_coefficients(noise_schedule("linear"), timesteps(STEPS), eta=1.0)
+        return list(mixture.bind(rows))
+
+    return run
+
+
+def _step(
+    dtype: torch.dtype,
+    *,
+    variant: str | None,
+    eta: float = 1.0,
+    n_components: int = 8,
+    everything: bool = False,
+) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        rows = ddim_coefficients(
+            noise_schedule("linear"),
+            timesteps(STEPS),
+            eta=eta,
+            clip_sample_range=1.0,
+            guidance_scale=2.5,
+            dtype=row_dtype,
+        )
+        if everything:
+            rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = torch.tensor(
+                [0.5, -0.25, 0.0, 0.125], dtype=row_dtype
+            )
+        tables: MixtureTables | None = None
+        if variant is not None:
+            mixture = gaussian_mixture(
+                variant,
+                elements=ELEMENTS,
+                n_components=n_components,
+                scale=0.5,
+                weights=_WEIGHTS if everything else None,
+                n_steps=STEPS if everything else None,
+            )
+            tables = mixture.bind(rows).to(device)
+        sample, output, uncond, *history = _inputs(dtype, device, 7)
+        result = gmm_step(
+            sample,
+            output,
+            rows.to(device),
+            row=torch.tensor([0, 1, 3, 4], device=device),
+            step=torch.tensor([0, 1, 2**31, 2**32 - 1], device=device),
+            seeds=torch.tensor(SEEDS, device=device),
+            mixture=tables,
+            model_output_uncond=uncond if everything else None,
+            history=history if everything else (),
+            prediction="epsilon" if everything else "x0",
+            return_components=True,
+            backend=backend,
+        )
+        assert result.prediction is not None
+        assert result.components is not None
+        return [result.prev_sample, result.prediction, result.components]
+
+    return run

@@ -1,0 +1,39 @@
+"""What a sampler returns, and what it shows on the way."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class StepState(NamedTuple):
+    """The state after one step, as a callback sees it.
+
+    Attributes:
+        step_index: the step's index in the schedule, 0 .. S - 1.
+        timestep: the timestep the step started from.
+        seeds: int64 [B], the seeds of the samples in this batch.
+        sample: [B, ...], the samples after the step.
+        x0: [B, ...], the data predicted in the step (clipped where the schedule clips).
+    """
+
+    step_index: int
+    timestep: int
+    seeds: Tensor
+    sample: Tensor
+    x0: Tensor
+
+
+class SampleResult(NamedTuple):
+    """What a sampler returns.
+
+    Attributes:
+        sample: [N, ...], the samples, in the order of the seeds.
+        trajectory: [S + 1, N, ...], the initial noise and the samples after every step, or None.
+        x0: [S, N, ...], the data predicted in every step, or None.
+    """
+
+    sample: Tensor
+    trajectory: Tensor | None
+    x0: Tensor | None
