@@ -75,7 +75,7 @@ int check_components(int64_t components, const int64_t* thresholds) {
 int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_rows) {
   if (m.components == 0) return GMM_SUCCESS;
   if (const int status = check_components(m.components, m.thresholds)) return status;
-  if (m.offsets == nullptr) return fail(GMM_INVALID_ARGUMENT, "offsets: no data");
+  if (elements > 0 && m.offsets == nullptr) return fail(GMM_INVALID_ARGUMENT, "offsets: no data");
   if (m.std_elements < 0 || m.std_elements > elements) {
     return fail(GMM_INVALID_ARGUMENT, "std_elements: expected 0 to %lld, got %lld", (long long)elements,
                 (long long)m.std_elements);

@@ -15,6 +15,7 @@ using F = Lanes::f32;
 
 constexpr int vectors = 4;  // one vector for each word of a Philox block
 constexpr int group = vectors * Lanes::width;
+constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
 
 // ---- one group of numbers in and out, whatever the tensor's type ----
 
@@ -101,6 +102,12 @@ GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t s
   random_words<Lanes>(keys, static_cast<uint64_t>(element) / 4, step, stream, words);
   normals_from_words<Lanes>(words, z);
   Lanes::interleave(z);
+}
+
+GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t step, float* noise) {
+  F z[vectors];
+  draw_normals(keys, element, step, Stream::transition, z);
+  for (int i = 0; i < vectors; ++i) Lanes::store(noise + i * Lanes::width, z[i]);
 }
 
 // ---- what a step needs of one sample, gathered before its groups ----
@@ -206,7 +213,8 @@ GMM_INLINE void load_std(const SampleStep<float>& s, int64_t first, int count, F
   }
 }
 
-GMM_INLINE void step_group(const SampleStep<float>& s, int32_t prediction_kind, int64_t first, int count) {
+GMM_INLINE void step_group(const SampleStep<float>& s, int32_t prediction_kind, const float* noise, int64_t first,
+                           int count) {
   F x[vectors], o[vectors], x0[vectors], y[vectors], other[vectors];
   load(s.x.data, s.x.dtype, first, count, x);
   load(s.output.data, s.output.dtype, first, count, o);
@@ -235,10 +243,8 @@ GMM_INLINE void step_group(const SampleStep<float>& s, int32_t prediction_kind, 
     store(s.prediction.data, s.prediction.dtype, first, count, o);
   }
   if (s.noise) {
-    F z[vectors];
-    draw_normals(s.keys, first, s.step, Stream::transition, z);
     load_std(s, first, count, other);
-    for (int i = 0; i < vectors; ++i) y[i] = Lanes::fma(other[i], z[i], y[i]);
+    for (int i = 0; i < vectors; ++i) y[i] = Lanes::fma(other[i], Lanes::load(noise + i * Lanes::width), y[i]);
   }
   store(s.result.data, s.result.dtype, first, count, y);
 }
@@ -250,13 +256,8 @@ GMM_INLINE double load_double(const Source& source, int64_t i) {
                                      : static_cast<double>(static_cast<const float*>(source.data)[i]);
 }
 
-GMM_INLINE void step_group(const SampleStep<double>& s, int32_t prediction_kind, int64_t first, int count) {
-  float z[group];
-  if (s.noise) {
-    F drawn[vectors];
-    draw_normals(s.keys, first, s.step, Stream::transition, drawn);
-    for (int i = 0; i < vectors; ++i) Lanes::store(z + i * Lanes::width, drawn[i]);
-  }
+GMM_INLINE void step_group(const SampleStep<double>& s, int32_t prediction_kind, const float* noise, int64_t first,
+                           int count) {
   for (int i = 0; i < count; ++i) {
     const int64_t e = first + i;
     const double x = load_double(s.x, e);
@@ -272,7 +273,7 @@ GMM_INLINE void step_group(const SampleStep<double>& s, int32_t prediction_kind,
     if (prediction_kind == GMM_PREDICTION_X0) prediction[e] = x0;
     if (prediction_kind == GMM_PREDICTION_EPSILON) prediction[e] = predict_epsilon<DoubleLanes>(s.row, x, o);
     if (prediction_kind == GMM_PREDICTION_MODEL_OUTPUT) prediction[e] = o;
-    if (s.noise) y = DoubleLanes::fma(e < s.std_elements ? s.std[e] : s.row.sigma, z[i], y);
+    if (s.noise) y = DoubleLanes::fma(e < s.std_elements ? s.std[e] : s.row.sigma, noise[i], y);
     static_cast<double*>(s.result.data)[e] = y;
   }
 }
@@ -290,9 +291,19 @@ void step(const gmm_step_arguments& a, int64_t first_group, int64_t last_group) 
     const int64_t sample = g / per_sample;
     const int64_t end = (sample + 1) * per_sample < last_group ? (sample + 1) * per_sample : last_group;
     const SampleStep<T> s = gather<T>(a, sample);
-    for (; g < end; ++g) {
+    while (g < end) {
+      // Noise for some groups, then the groups: each of the two loops keeps its own constants in registers.
+      float noise[noise_groups * group];
       const int64_t first = (g - sample * per_sample) * group;
-      step_group(s, a.prediction_kind, first, group_size(a.elements, first));
+      const int ahead = static_cast<int>(end - g < noise_groups ? end - g : noise_groups);
+      if (s.noise) {
+        for (int i = 0; i < ahead; ++i) draw_normals(s.keys, first + i * group, s.step, noise + i * group);
+      }
+      for (int i = 0; i < ahead; ++i) {
+        const int64_t begin = first + i * group;
+        step_group(s, a.prediction_kind, noise + i * group, begin, group_size(a.elements, begin));
+      }
+      g += ahead;
     }
   }
 }

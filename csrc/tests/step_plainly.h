@@ -1,0 +1,13 @@
+// One sampling step, element by element and straight from its equations: what every kernel must repeat bit for bit.
+#pragma once
+
+#include "step_case.h"
+
+// Fills result, prediction and components of `c`.
+void step_plainly(StepCase& c);
+
+// Element `element` of the noise of a sample.
+float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream);
+
+// The number of thresholds, `components - 1` of them, that the sample's word reaches.
+int64_t component_plainly(int64_t seed, int64_t step, const int64_t* thresholds, int64_t components);
