@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,7 +99,7 @@ def gmm_step(
         )
     _core.step(
         batch,
-        sample.numel() // max(batch, 1),
+        math.prod(sample.shape[1:]),
         _describe(sample),
         _describe(model_output),
         _ABSENT if uncond is None else _describe(uncond),

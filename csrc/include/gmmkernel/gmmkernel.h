@@ -1,7 +1,7 @@
 /* gmmkernel's C interface: one diffusion sampling step with a Gaussian-mixture transition, in one pass.
  *
- * Plain pointers and sizes, no Python, no PyTorch. Every function returns a gmm_status; on anything but GMM_SUCCESS
- * nothing has been written and gmm_last_error() describes, for the calling thread, the argument at fault.
+ * Plain pointers and sizes, no Python, no PyTorch. The functions that compute return a gmm_status; on anything but
+ * GMM_SUCCESS nothing has been written and gmm_last_error() describes, for the calling thread, the argument at fault.
  *
  * A sample is `elements` contiguous numbers; sample b starts `b * batch_stride` elements after `data`.
  */
@@ -165,7 +165,8 @@ GMM_API int gmm_cpu_step(const gmm_step_arguments *arguments, const gmm_cpu_opti
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments *arguments, const gmm_cpu_options *options);
 GMM_API int gmm_cpu_draw_components(const gmm_component_arguments *arguments);
 
-/* Modified Gram-Schmidt of [rows][elements] in a fixed order of operations: the same bits on every machine. */
+/* Modified Gram-Schmidt of [rows][elements] in a fixed order of operations: the same bits on every machine. Rows that
+ * turn out to be linearly dependent or not finite are GMM_INVALID_ARGUMENT, found with the rows before them written. */
 GMM_API int gmm_cpu_orthonormalize(double *rows, int64_t row_count, int64_t elements, const gmm_cpu_options *options);
 
 /* The instruction set that GMM_BEST stands for here. */

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any] | np.number[Any]
+Array = NDArray[Any]
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:

@@ -20,25 +20,25 @@ from gmmkernel.backends.reference.philox import Words, random_words
 Float32 = NDArray[np.float32]
 
 
-def _coefficients(*hexadecimal: str) -> tuple[np.float32, ...]:
-    return tuple(np.float32(float.fromhex(text)) for text in hexadecimal)
+def _coefficients(*hexadecimal: str) -> list[Float32]:
+    return [np.array(float.fromhex(text), dtype=np.float32) for text in hexadecimal]
 
 
 # -2 ln(1 - g/2) = g + g^2 Q(g) on [0, 1];  sin(pi/2 t) = t + t S(t^2) and cos(pi/2 t) = 1 + t^2 C(t^2) on [-1/2, 1/2].
 # Lowest degree first.
 LOG_Q = _coefficients(
-    "0x1.fffecp-3", "0x1.55a39ep-4", "0x1.f3142ep-6", "0x1.0df66cp-6",
-    "-0x1.722f9ep-8", "0x1.355058p-6", "-0x1.a39a98p-7", "0x1.6a15fcp-8",
+    "0x1.fffefap-3", "0x1.559a2ap-4", "0x1.f4586p-6", "0x1.089bc6p-6",
+    "-0x1.414ef8p-8", "0x1.25f844p-6", "-0x1.8fb20ep-7", "0x1.5fb0aep-8",
 )  # fmt: skip
-SIN_S = _coefficients("0x1.243f6ap-1", "-0x1.4abb94p-1", "0x1.46529ap-4", "-0x1.2bcfb8p-8")
-COS_C = _coefficients("-0x1.3bd39cp+0", "0x1.03b072p-2", "-0x1.4e810cp-6")
-TWO_LN_2 = np.float32(float.fromhex("0x1.62e43p+0"))
+SIN_S = _coefficients("0x1.243f6ap-1", "-0x1.4abba8p-1", "0x1.46599ep-4", "-0x1.2ccf7ap-8")
+COS_C = _coefficients("-0x1.3bd392p+0", "0x1.03aea2p-2", "-0x1.4e327cp-6")
+(TWO_LN_2,) = _coefficients("0x1.62e43p+0")
 
 SIGN_BIT = np.uint32(1 << 31)
 SWAP_BIT = np.uint32(1 << 30)
 
 
-def _horner(coefficients: tuple[np.float32, ...], x: Float32) -> Float32:
+def _horner(coefficients: list[Float32], x: Float32) -> Float32:
     value = np.full_like(x, coefficients[-1])
     for coefficient in reversed(coefficients[:-1]):
         value = fma(value, x, coefficient)
