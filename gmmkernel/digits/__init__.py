@@ -1,0 +1,24 @@
+"""A small real model: 8x8 digits, their U-Net, a classifier, and a Frechet distance on its features."""
+
+from gmmkernel.digits.classifier import NUM_FEATURES, DigitsClassifier
+from gmmkernel.digits.data import load_digits
+from gmmkernel.digits.distance import digit_fid, digit_fid_with_error, feature_statistics, frechet_distance
+from gmmkernel.digits.loading import load_classifier, load_statistics, load_unet
+from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
+
+__all__ = [
+    "IMAGE_SHAPE",
+    "NULL_CLASS",
+    "NUM_CLASSES",
+    "NUM_FEATURES",
+    "DigitsClassifier",
+    "DigitsUNet",
+    "digit_fid",
+    "digit_fid_with_error",
+    "feature_statistics",
+    "frechet_distance",
+    "load_classifier",
+    "load_digits",
+    "load_statistics",
+    "load_unet",
+]

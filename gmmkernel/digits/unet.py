@@ -1,0 +1,178 @@
+"""The small U-Net that predicts the noise in a diffused 8x8 digit."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUM_CLASSES = 10
+"""Digits 0 to 9."""
+
+NULL_CLASS = NUM_CLASSES
+"""The label that means "no class": what `class_labels=None` stands for, one per sample."""
+
+IMAGE_SHAPE = (1, 8, 8)
+"""Channels, height and width of one digit."""
+
+_WIDTH = 32
+_EMBEDDING = 64
+_GROUPS = 8
+
+
+def timestep_embedding(timesteps: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines and cosines of the timestep (Vaswani et al. 2017, arXiv 1706.03762).
+
+    Args:
+        timesteps: int64 [B].
+        frequencies: [N], radians per timestep.
+
+    Returns:
+        [B, 2 N] in the type of `frequencies`: N cosines, then N sines.
+    """
+    angles = timesteps.to(frequencies.dtype)[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def _set_to_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, each after GroupNorm and SiLU, the embedding added between them.
+
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the output; where they differ a 1x1 convolution carries the shortcut.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        """Create the layers; the last convolution starts at zero, so the block starts as its shortcut."""
+        super().__init__()
+        self.norm_in = nn.GroupNorm(_GROUPS, channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.embedding = nn.Linear(_EMBEDDING, channels_out)
+        self.norm_out = nn.GroupNorm(_GROUPS, channels_out)
+        self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        _set_to_zero(self.conv_out)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        """Map [B, channels_in, H, W] and the embedding [B, 64] to [B, channels_out, H, W]."""
+        out = self.conv_in(F.silu(self.norm_in(hidden)))
+        out = out + self.embedding(embedding)[:, :, None, None]
+        out = self.conv_out(F.silu(self.norm_out(out)))
+        result: Tensor = self.shortcut(hidden) + out
+        return result
+
+
+class SelfAttention(nn.Module):
+    """Attention with one head between all positions of a feature map, added to its input.
+
+    Args:
+        channels: channels of the input and of the output.
+    """
+
+    def __init__(self, channels: int) -> None:
+        """Create the layers; the projection starts at zero, so that the block starts as the identity."""
+        super().__init__()
+        self.norm = nn.GroupNorm(_GROUPS, channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = nn.Conv2d(channels, channels, 1)
+        _set_to_zero(self.projection)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Map [B, channels, H, W] to the same shape."""
+        channels = hidden.shape[1]
+        query, key, value = self.query_key_value(self.norm(hidden)).flatten(2).chunk(3, dim=1)
+        scores = torch.einsum("bci,bcj->bij", query, key) / math.sqrt(channels)
+        out = torch.einsum("bij,bcj->bci", scores.softmax(dim=-1), value)
+        result: Tensor = hidden + self.projection(out.reshape(hidden.shape))
+        return result
+
+
+class DigitsUNet(nn.Module):
+    """Noise prediction for scikit-learn's digits, with and without a class.
+
+    Trained for T = 1000 steps of diffusers' "linear" schedule (betas from 1e-4 to 0.02): with
+    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, where x0 is in [-1, 1] and a_t = `alphas_cumprod[t]`, the output
+    estimates e (Ho et al. 2020, arXiv 2006.11239; class dropout as in Ho & Salimans 2022, arXiv 2207.12598).
+    Two resolutions, 8x8 with 32 channels and 4x4 with 64, residual blocks, attention at 4x4.
+
+    A network's own bits may depend on the batch size it is run at, on the device and on the torch version.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        """Create the layers with random weights; `gmmkernel.digits.load_unet` gives the trained ones."""
+        super().__init__()
+        count = _WIDTH // 2
+        frequencies = torch.tensor([10000.0 ** (-index / count) for index in range(count)])
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.time_in = nn.Linear(_WIDTH, _EMBEDDING)
+        self.time_out = nn.Linear(_EMBEDDING, _EMBEDDING)
+        self.class_embedding = nn.Embedding(NUM_CLASSES + 1, _EMBEDDING)
+        self.conv_in = nn.Conv2d(1, _WIDTH, 3, padding=1)
+        self.down = ResidualBlock(_WIDTH, _WIDTH)
+        self.downsample = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
+        self.middle_in = ResidualBlock(_WIDTH, 2 * _WIDTH)
+        self.attention = SelfAttention(2 * _WIDTH)
+        self.middle_out = ResidualBlock(2 * _WIDTH, 2 * _WIDTH)
+        self.up = ResidualBlock(3 * _WIDTH, _WIDTH)
+        self.norm_out = nn.GroupNorm(_GROUPS, _WIDTH)
+        self.conv_out = nn.Conv2d(_WIDTH, 1, 3, padding=1)
+        _set_to_zero(self.conv_out)
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Predict the noise in `sample`.
+
+        Args:
+            sample: [B, 1, 8, 8], of the weights' type (float32 as shipped).
+            timestep: int64, [] for one step of the whole batch or [B] for one each, 0 to 999. The values are
+                not read, so that nothing waits for the device; outside the range the output means nothing.
+            class_labels: int64 [B], 0 to 9, or `NULL_CLASS` for samples without a class. None: no sample has
+                one.
+
+        Returns:
+            The predicted noise, with the shape and type of `sample`.
+
+        Raises:
+            ValueError: a shape is not one of the above.
+            TypeError: a type is not one of the above.
+        """
+        self._check(sample, timestep, class_labels)
+        batch = sample.shape[0]
+        if class_labels is None:
+            class_labels = torch.full((batch,), NULL_CLASS, dtype=torch.int64, device=sample.device)
+        embedding = F.silu(self.time_in(timestep_embedding(timestep.expand(batch), self.frequencies)))
+        embedding = F.silu(self.time_out(embedding) + self.class_embedding(class_labels))
+
+        high = self.down(self.conv_in(sample), embedding)
+        low = self.middle_in(self.downsample(high), embedding)
+        low = self.middle_out(self.attention(low), embedding)
+        out = self.up(torch.cat([F.interpolate(low, scale_factor=2.0), high], dim=1), embedding)
+        noise: Tensor = self.conv_out(F.silu(self.norm_out(out)))
+        return noise
+
+    def _check(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> None:
+        weights = self.conv_in.weight.dtype
+        if sample.ndim != 4 or tuple(sample.shape[1:]) != IMAGE_SHAPE:
+            raise ValueError(f"sample: expected shape [B, 1, 8, 8], got {list(sample.shape)}")
+        if sample.dtype != weights:
+            raise TypeError(f"sample: expected {weights}, the weights' type, got {sample.dtype}")
+        batch = sample.shape[0]
+        if timestep.dtype != torch.int64:
+            raise TypeError(f"timestep: expected torch.int64, got {timestep.dtype}")
+        if tuple(timestep.shape) not in {(), (batch,)}:
+            raise ValueError(f"timestep: expected shape [] or [{batch}], got {list(timestep.shape)}")
+        if class_labels is None:
+            return
+        if class_labels.dtype != torch.int64:
+            raise TypeError(f"class_labels: expected torch.int64, got {class_labels.dtype}")
+        if tuple(class_labels.shape) != (batch,):
+            raise ValueError(f"class_labels: expected shape [{batch}], got {list(class_labels.shape)}")

@@ -1,0 +1,195 @@
+"""A mixture in float64, and the tables it becomes when it is bound to the steps of a sampler."""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from gmmkernel.backends.constants import MAX_COMPONENTS, Column
+from gmmkernel.ops.tables import MixtureTables
+
+_WORDS = 2.0**32
+_WEIGHT_SUM_ERROR = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """The mixture of a transition, whatever the noise schedule.
+
+        x_s ~ sum_k pi_k N(mean + w delta_k, diag(max(sigma^2 - w^2 r_k, 0)))
+
+    where sigma and w are the step's `Column.SIGMA` and `Column.OFFSET`. `gaussian_mixture` makes the
+    published kinds; your own offsets, learned ones included, go in as tensors (they may require gradients).
+
+    Attributes:
+        variant: what the mixture is called in reports.
+        scale: s_off, the offset scale that reports refer to, > 0 or 0 for no offset.
+        weights: float64 [K] on the CPU, the pi_k: positive, sum 1.
+        offsets: float64 [S or 1, K, D], the delta_k; one entry is shared by all steps.
+        reductions: float64 [S or 1, 1 or K, R], the r_k: variance to remove from the first R <= D elements,
+            one row for all components or one each; nothing is removed from the other elements.
+
+    Raises:
+        TypeError: a tensor is not float64.
+        ValueError: shapes do not fit, K is above 1024, `scale` is negative or not finite, or the weights are
+            not positive with sum 1.
+    """
+
+    variant: str
+    scale: float
+    weights: Tensor
+    offsets: Tensor
+    reductions: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "offsets", "reductions"):
+            tensor = getattr(self, name)
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64:
+                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"{name}: expected a torch.float64 tensor, got {got}")
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(f"scale: expected a finite number >= 0, got {self.scale!r}")
+        count = _check_weights(self.weights)
+        shape = list(self.offsets.shape)
+        if len(shape) != 3 or shape[0] < 1 or shape[1] != count or shape[2] < 1:
+            raise ValueError(f"offsets: expected shape [S or 1, {count}, D] with D >= 1, got {shape}")
+        if (
+            self.reductions.ndim != 3
+            or self.reductions.shape[0] not in (1, self.offsets.shape[0])
+            or self.reductions.shape[1] not in (1, count)
+            or self.reductions.shape[2] > self.elements
+        ):
+            raise ValueError(
+                f"reductions: expected shape [{shape[0]} or 1, 1 or {count}, R] with R <= {self.elements}, "
+                f"got {list(self.reductions.shape)}"
+            )
+
+    @property
+    def n_components(self) -> int:
+        """K, the number of components."""
+        return self.weights.shape[0]
+
+    @property
+    def elements(self) -> int:
+        """D, the number of elements of one sample."""
+        return self.offsets.shape[2]
+
+    @property
+    def n_steps(self) -> int | None:
+        """S, the number of steps it is made for, or None when all steps share it."""
+        return None if self.offsets.shape[0] == 1 else self.offsets.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the three tensors."""
+        tensors = (self.weights, self.offsets, self.reductions)
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def bind(self, coefficients: Tensor) -> MixtureTables:
+        """Make the tables of a sampler's steps, with std_k = sqrt(max(sigma^2 - w^2 r_k, 0)).
+
+        Computed in float64 and rounded once; gradients flow from the tables to `offsets`, `reductions` and
+        `coefficients` (where the variance is clipped, the gradient is 0). The coefficients' values decide on
+        the shapes, so a CUDA tensor is read back here, once per sampler and not per step.
+
+        Args:
+            coefficients: float32 or float64 [S, 16], one row per step, columns in the order of `Column`.
+
+        Returns:
+            The tables in the dtype and on the device of `coefficients`. Entries that all steps share are kept
+            once. With sigma = 0 at every step there is no variance to remove: R = 0, and no noise is drawn.
+
+        Raises:
+            TypeError: `coefficients` has another dtype.
+            ValueError: it has another shape, or not one row for each step of the mixture.
+        """
+        check_coefficients(coefficients, self.n_steps)
+        dtype, device = coefficients.dtype, coefficients.device
+        return MixtureTables(
+            thresholds=thresholds(self.weights)[None].to(device),
+            offsets=self.offsets.to(device, dtype),
+            std=self._std(coefficients),
+        )
+
+    def _std(self, coefficients: Tensor) -> Tensor:
+        levels = coefficients[:, [Column.SIGMA, Column.OFFSET]].double()
+        if not coefficients.requires_grad:
+            if bool((levels[:, 0] == 0).all()):
+                return coefficients.new_empty(1, 1, 0)
+            if self.reductions.shape[0] == 1 and bool((levels == levels[0]).all()):
+                levels = levels[:1]
+        reductions = self.reductions.to(coefficients.device).expand(levels.shape[0], -1, -1)
+        rows = [_deviation(level, reduction) for level, reduction in zip(levels, reductions, strict=True)]
+        return torch.stack([row.to(coefficients.dtype) for row in rows])
+
+
+def _deviation(level: Tensor, reduction: Tensor) -> Tensor:
+    """Return sqrt(max(sigma^2 - w^2 r, 0)), with a zero gradient where it is clipped; NaN stays NaN."""
+    sigma, weight = level
+    variance = sigma * sigma - (weight * weight) * reduction
+    clipped = variance <= 0
+    return torch.where(clipped, 0.0, torch.where(clipped, 1.0, variance).sqrt())
+
+
+def thresholds(weights: Tensor) -> Tensor:
+    """Return what a random word is compared with to draw a component: floor(2^32 cdf_k) for k < K - 1.
+
+    Component k is the number of thresholds that a uniform 32-bit word reaches. cdf_k = pi_0 + ... + pi_k,
+    summed in order.
+
+    Args:
+        weights: float64 [K] on the CPU, positive, sum 1.
+
+    Returns:
+        int64 [K - 1], ascending, at most 2^32 (which no word reaches).
+
+    Raises:
+        TypeError: `weights` is not a float64 tensor.
+        ValueError: it is not 1-D with 1 to 1024 positive numbers whose sum is 1.
+    """
+    if not isinstance(weights, Tensor) or weights.dtype != torch.float64:
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise TypeError(f"weights: expected a torch.float64 tensor, got {got}")
+    _check_weights(weights)
+    cumulative = accumulate(weights.tolist()[:-1], operator.add)
+    return torch.tensor([math.floor(_WORDS * value) for value in cumulative], dtype=torch.int64)
+
+
+def _check_weights(weights: Tensor) -> int:
+    if weights.device.type != "cpu":
+        raise ValueError(f"weights: expected a tensor on the CPU, got {weights.device}")
+    if weights.ndim != 1 or not 1 <= weights.shape[0] <= MAX_COMPONENTS:
+        raise ValueError(
+            f"weights: expected shape [K] with K from 1 to {MAX_COMPONENTS}, got {list(weights.shape)}"
+        )
+    values = weights.tolist()
+    for k, weight in enumerate(values):
+        if not weight > 0:
+            raise ValueError(f"weights: expected positive numbers, got {weight} at index {k}")
+    if not abs(math.fsum(values) - 1) <= _WEIGHT_SUM_ERROR:
+        raise ValueError(f"weights: expected numbers with sum 1, got sum {math.fsum(values)}")
+    return len(values)
+
+
+def check_coefficients(coefficients: Tensor, n_steps: int | None) -> None:
+    """Accept float32 or float64 [S, 16] coefficients, with S = `n_steps` if that is given.
+
+    Raises:
+        TypeError: the dtype is another.
+        ValueError: the shape is another.
+    """
+    if not isinstance(coefficients, Tensor) or coefficients.dtype not in (torch.float32, torch.float64):
+        got = coefficients.dtype if isinstance(coefficients, Tensor) else type(coefficients).__name__
+        raise TypeError(f"coefficients: expected a torch.float32 or torch.float64 tensor, got {got}")
+    shape = list(coefficients.shape)
+    if len(shape) != 2 or shape[0] < 1 or shape[1] != len(Column):
+        raise ValueError(f"coefficients: expected shape [S, {len(Column)}] with S >= 1, got {shape}")
+    if n_steps is not None and shape[0] != n_steps:
+        raise ValueError(
+            f"coefficients: expected {n_steps} rows, one for each step of the mixture, got {shape[0]}"
+        )

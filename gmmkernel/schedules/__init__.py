@@ -1,0 +1,9 @@
+"""Noise schedules, the timesteps a sampler visits, and the coefficient rows of its steps."""
+
+from __future__ import annotations
+
+from gmmkernel.schedules.ddim import ddim_coefficients
+from gmmkernel.schedules.noise import NoiseSchedule, noise_schedule
+from gmmkernel.schedules.spacing import timesteps
+
+__all__ = ["NoiseSchedule", "ddim_coefficients", "noise_schedule", "timesteps"]
