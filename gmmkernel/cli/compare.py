@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gmmkernel.backends.constants import Column
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
-from gmmkernel.cli.pictures import Panel, Row, write_panels
+from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, write_panels
 from gmmkernel.digits import IMAGE_SHAPE, digit_fid_by_group, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
@@ -19,7 +20,7 @@ from gmmkernel.samplers import DDIMSampler
 from gmmkernel.schedules import noise_schedule
 
 GROUPS = 5
-SHOWN = 14
+SHOWN = 2 * IMAGE_COLUMNS
 
 
 def add_parser(commands: Any) -> None:
@@ -78,12 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _samplers(arguments: argparse.Namespace, steps: int, eta: float) -> dict[str, DDIMSampler]:
     mixture = make_mixture(arguments, arguments.variant, steps)
-    plain = DDIMSampler(noise_schedule("linear"), steps, eta=eta)
+    make = partial(DDIMSampler, noise_schedule("linear"), steps, eta=eta, spacing=arguments.spacing)
+    plain = make()
     return {
         "DDIM": plain,
-        f"DDIM-GMM {arguments.variant}": DDIMSampler(
-            noise_schedule("linear"), steps, eta=eta, mixture=mixture
-        ),
+        f"DDIM-GMM {arguments.variant}": make(mixture=mixture),
         "DDIM + isotropic noise": plain.with_sigma(_control_sigma(mixture, plain.coefficients)),
     }
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+IMAGE_COLUMNS = 14
+
 
 class Row(NamedTuple):
-    """One row of images with what is written beside it."""
+    """A block of images with what is written beside it."""
 
     label: str
     images: Tensor
@@ -54,9 +56,9 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
         raise ImportError('pictures need matplotlib: pip install "gmmkernel[plot]"') from error
     panel_rows = -(-len(panels) // panel_columns)
     row_count = max(len(panel.rows) for panel in panels)
-    figure = Figure(
-        figsize=(8.5 * panel_columns, (1.05 * row_count + 0.75) * panel_rows + 0.6), layout="constrained"
-    )
+    lines = max(-(-len(row.images) // IMAGE_COLUMNS) for panel in panels for row in panel.rows)
+    size = (8.5 * panel_columns, ((0.5 * lines + 0.15) * row_count + 0.5) * panel_rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=15, fontweight="bold")
     grid = figure.subfigures(panel_rows, panel_columns, squeeze=False)
     for index, panel in enumerate(panels):
@@ -64,9 +66,7 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
         part.suptitle(panel.title, fontsize=13)
         axes = part.subplots(len(panel.rows), 1, squeeze=False)
         for (axis,), row in zip(axes, panel.rows, strict=True):
-            axis.imshow(
-                tile(row.images, columns=len(row.images)), cmap="gray", vmin=0, vmax=1, aspect="equal"
-            )
+            axis.imshow(tile(row.images, IMAGE_COLUMNS), cmap="gray", vmin=0, vmax=1, aspect="equal")
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
-from gmmkernel.cli.pictures import Panel, Row, write_panels
+from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, write_panels
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler
 from gmmkernel.schedules import noise_schedule
 
-PICTURE_COLUMNS = 16
-PICTURE_ROWS = 4
+SHOWN = 5 * IMAGE_COLUMNS
 
 
 def add_parser(commands: Any) -> None:
@@ -56,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.steps,
         eta=arguments.eta,
         mixture=mixture,
+        spacing=arguments.spacing,
         guidance_scale=arguments.guidance_scale,
     )
     if mixture is not None:
@@ -70,19 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - begin
 
     batches = -(-arguments.count // arguments.batch_size)
-    print(
-        f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s,", end=" "
-    )
-    print(
-        f"{seconds / (batches * arguments.steps):.4f} s per step of {min(arguments.batch_size, arguments.count)}"
-    )
+    each = seconds / (batches * arguments.steps)
+    carried = min(arguments.batch_size, arguments.count)
+    print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
+    print(f"{each:.4f} s per step of {carried} samples, the network's time included")
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
-        shown = images[: PICTURE_COLUMNS * PICTURE_ROWS].split(PICTURE_COLUMNS)
-        rows = [Row("", part) for part in shown]
-        title = f"{arguments.variant}, {arguments.steps} steps, eta {arguments.eta:g}"
-        write_panels(arguments.output, "gmmkernel", [Panel(title, rows)], panel_columns=1)
+        method = "DDIM" if mixture is None else f"DDIM-GMM {arguments.variant}"
+        title = f"{method}, {arguments.steps} steps, eta = {arguments.eta:g}"
+        write_panels(arguments.output, title, [Panel("", [Row("", images[:SHOWN])])], panel_columns=1)
         print(f"picture: {arguments.output}")
     if arguments.npz is not None:
         arguments.npz.parent.mkdir(parents=True, exist_ok=True)

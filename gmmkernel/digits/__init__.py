@@ -2,7 +2,13 @@
 
 from gmmkernel.digits.classifier import NUM_FEATURES, DigitsClassifier
 from gmmkernel.digits.data import load_digits
-from gmmkernel.digits.distance import digit_fid, digit_fid_with_error, feature_statistics, frechet_distance
+from gmmkernel.digits.distance import (
+    digit_fid,
+    digit_fid_by_group,
+    digit_fid_with_error,
+    feature_statistics,
+    frechet_distance,
+)
 from gmmkernel.digits.loading import load_classifier, load_statistics, load_unet
 from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
 
@@ -14,6 +20,7 @@ __all__ = [
     "DigitsClassifier",
     "DigitsUNet",
     "digit_fid",
+    "digit_fid_by_group",
     "digit_fid_with_error",
     "feature_statistics",
     "frechet_distance",

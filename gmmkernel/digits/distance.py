@@ -99,19 +99,19 @@ def digit_fid(images: Tensor) -> float:
     return frechet_distance(mean, cov, *load_statistics())
 
 
-def digit_fid_with_error(images: Tensor, groups: int = 5) -> tuple[float, float]:
-    """Digit-FID with a standard error, from equal groups of consecutive images.
+def digit_fid_by_group(images: Tensor, groups: int = 5) -> Tensor:
+    """Digit-FID of equal groups of consecutive images, each measured on its own.
 
-    Each group is measured on its own. The bias of the distance falls with the size of a group: two results
-    compare only where the groups have the same size, and the mean over groups lies above `digit_fid(images)`.
+    The bias of the distance falls with the size of a group: results compare only where the groups have the same
+    size, and their mean lies above `digit_fid(images)`. Samplers run from the same seeds are best compared by the
+    differences, group by group.
 
     Args:
         images: float32 [N, 1, 8, 8] in [-1, 1], N a multiple of `groups`, at least two images in each.
         groups: number of groups, at least 2.
 
     Returns:
-        mean: the mean of the groups' distances.
-        standard_error: their standard deviation (divided by groups - 1 inside the root) over sqrt(groups).
+        float64 [groups], on the CPU.
 
     Raises:
         TypeError: `images` is not float32.
@@ -124,13 +124,29 @@ def digit_fid_with_error(images: Tensor, groups: int = 5) -> tuple[float, float]
         raise ValueError(f"groups: expected a divisor of N = {images.shape[0]} images, got {groups}")
     classifier = load_classifier(images.device)
     reference = load_statistics()
-    distances = torch.tensor(
-        [
-            frechet_distance(*feature_statistics(group, classifier), *reference)
-            for group in images.chunk(groups)
-        ],
-        dtype=torch.float64,
-    )
+    distances = [
+        frechet_distance(*feature_statistics(group, classifier), *reference)
+        for group in images.split(images.shape[0] // groups)
+    ]
+    return torch.tensor(distances, dtype=torch.float64)
+
+
+def digit_fid_with_error(images: Tensor, groups: int = 5) -> tuple[float, float]:
+    """Mean of `digit_fid_by_group` with its standard error.
+
+    Args:
+        images: float32 [N, 1, 8, 8] in [-1, 1], N a multiple of `groups`, at least two images in each.
+        groups: number of groups, at least 2.
+
+    Returns:
+        mean: the mean of the groups' distances.
+        standard_error: their standard deviation (divided by groups - 1 inside the root) over sqrt(groups).
+
+    Raises:
+        TypeError: `images` is not float32.
+        ValueError: as `digit_fid_by_group`.
+    """
+    distances = digit_fid_by_group(images, groups)
     return float(distances.mean()), float(distances.std() / groups**0.5)
 
 

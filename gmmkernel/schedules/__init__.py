@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from gmmkernel.schedules.ddim import ddim_coefficients
 from gmmkernel.schedules.noise import NoiseSchedule, noise_schedule
-from gmmkernel.schedules.spacing import timesteps
+from gmmkernel.schedules.spacing import SPACINGS, timesteps
 
-__all__ = ["NoiseSchedule", "ddim_coefficients", "noise_schedule", "timesteps"]
+__all__ = ["SPACINGS", "NoiseSchedule", "ddim_coefficients", "noise_schedule", "timesteps"]

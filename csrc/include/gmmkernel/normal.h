@@ -13,14 +13,14 @@ GMM_INLINE typename Lanes::f32 minus_two_log(typename Lanes::u32 word) {
   using F = typename Lanes::f32;
   const typename Lanes::u32 zeros = Lanes::count_leading_zeros(word);
   const F g = Lanes::mul(Lanes::signed_to_float(Lanes::shift_left_mod32(word, zeros)), Lanes::splat(-0x1p-31f));
-  F q = Lanes::splat(0x1.5fb0aep-8f);
-  q = Lanes::fma(q, g, Lanes::splat(-0x1.8fb20ep-7f));
-  q = Lanes::fma(q, g, Lanes::splat(0x1.25f844p-6f));
-  q = Lanes::fma(q, g, Lanes::splat(-0x1.414ef8p-8f));
-  q = Lanes::fma(q, g, Lanes::splat(0x1.089bc6p-6f));
-  q = Lanes::fma(q, g, Lanes::splat(0x1.f4586p-6f));
-  q = Lanes::fma(q, g, Lanes::splat(0x1.559a2ap-4f));
-  q = Lanes::fma(q, g, Lanes::splat(0x1.fffefap-3f));
+  F q = Lanes::splat(0x1.5a115ap-8f);
+  q = Lanes::fma(q, g, Lanes::splat(-0x1.86cd18p-7f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.20b9e2p-6f));
+  q = Lanes::fma(q, g, Lanes::splat(-0x1.366036p-8f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.08135ap-6f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.f4581ap-6f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.559a4p-4f));
+  q = Lanes::fma(q, g, Lanes::splat(0x1.fffefcp-3f));
   const F minus_2_ln_m = Lanes::fma(Lanes::mul(g, g), q, g);
   return Lanes::fma(Lanes::signed_to_float(zeros), Lanes::splat(0x1.62e43p+0f), minus_2_ln_m);
 }

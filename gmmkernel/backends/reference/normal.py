@@ -27,8 +27,8 @@ def _coefficients(*hexadecimal: str) -> list[Float32]:
 # -2 ln(1 - g/2) = g + g^2 Q(g) on [0, 1];  sin(pi/2 t) = t + t S(t^2) and cos(pi/2 t) = 1 + t^2 C(t^2) on [-1/2, 1/2].
 # Lowest degree first.
 LOG_Q = _coefficients(
-    "0x1.fffefap-3", "0x1.559a2ap-4", "0x1.f4586p-6", "0x1.089bc6p-6",
-    "-0x1.414ef8p-8", "0x1.25f844p-6", "-0x1.8fb20ep-7", "0x1.5fb0aep-8",
+    "0x1.fffefcp-3", "0x1.559a4p-4", "0x1.f4581ap-6", "0x1.08135ap-6",
+    "-0x1.366036p-8", "0x1.20b9e2p-6", "-0x1.86cd18p-7", "0x1.5a115ap-8",
 )  # fmt: skip
 SIN_S = _coefficients("0x1.243f6ap-1", "-0x1.4abba8p-1", "0x1.46599ep-4", "-0x1.2ccf7ap-8")
 COS_C = _coefficients("-0x1.3bd392p+0", "0x1.03aea2p-2", "-0x1.4e327cp-6")
