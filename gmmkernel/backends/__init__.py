@@ -52,6 +52,10 @@ for _name, _entry in _ENTRIES.items():
     except ImportError as error:
         _missing[_name] = f"{type(error).__name__}: {error}"
 
+_preferred: dict[str, str] = {}
+for _name in _loaded:
+    _preferred.setdefault(_ENTRIES[_name].device_type, _name)
+
 _requested: str | None = None
 
 
@@ -85,10 +89,9 @@ def resolve(device_type: str, backend: str | None = None) -> str:
         RuntimeError: the backend asked for is not available here; the message says why.
     """
     wanted = _requested if backend is None else backend
+    if wanted is None and device_type in _preferred:
+        return _preferred[device_type]
     if wanted is None:
-        for name, entry in _ENTRIES.items():
-            if entry.device_type == device_type and name in _loaded:
-                return name
         known = sorted({entry.device_type for entry in _ENTRIES.values()})
         raise ValueError(
             f"sample: no backend computes on {device_type!r} tensors; devices supported: {known}"

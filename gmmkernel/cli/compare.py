@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column
-from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
-from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, write_panels
+from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture, make_seeds
+from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
+from gmmkernel.cli.values import integer, number
 from gmmkernel.digits import IMAGE_SHAPE, digit_fid_by_group, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
@@ -28,8 +28,22 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare", help="DDIM, DDIM-GMM and DDIM with isotropic noise of the same variance, side by side"
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10], metavar="S", help="(default 5 10)")
-    parser.add_argument("--eta", type=float, nargs="+", default=[0.0, 1.0], help="(default 0 1)")
+    parser.add_argument(
+        "--steps",
+        type=integer(1),
+        nargs="+",
+        default=[5, 10],
+        metavar="S",
+        help="numbers of sampling steps (default 5 10)",
+    )
+    parser.add_argument(
+        "--eta",
+        type=number(0, 1),
+        nargs="+",
+        default=[0.0, 1.0],
+        metavar="E",
+        help="shares of the DDPM noise (default 0 1)",
+    )
     parser.add_argument("--variant", choices=VARIANTS, default="ortho", help="mixture (default ortho)")
     add_mixture_options(parser)
     add_run_options(parser, count=2500)
@@ -42,24 +56,27 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"--count: expected a multiple of {GROUPS}, at least {2 * GROUPS}, got {arguments.count}"
         )
-    seeds = torch.arange(arguments.seed, arguments.seed + arguments.count)
+    check_matplotlib()
+    seeds = make_seeds(arguments)
+    settings = [
+        (steps, eta, _samplers(arguments, steps, eta)) for steps in arguments.steps for eta in arguments.eta
+    ]
     unet = load_unet()
     panels, lines = [], []
-    for steps in arguments.steps:
-        for eta in arguments.eta:
-            rows: list[Row] = []
-            baseline: Tensor | None = None
-            for name, sampler in _samplers(arguments, steps, eta).items():
-                print(f"{steps} steps, eta {eta:g}: {name}")
-                images = sampler.sample(unet, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
-                distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
-                baseline = distances if baseline is None else baseline
-                mean, error = _mean_and_error(distances)
-                change, change_error = _mean_and_error(distances - baseline)
-                difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:.2f}"
-                lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:.2f}  {difference}")
-                rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
-            panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
+    for steps, eta, samplers in settings:
+        rows: list[Row] = []
+        baseline: Tensor | None = None
+        for name, sampler in samplers.items():
+            print(f"{steps} steps, eta {eta:g}: {name}")
+            images = sampler.sample(unet, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
+            distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
+            baseline = distances if baseline is None else baseline
+            mean, error = _mean_and_error(distances)
+            change, change_error = _mean_and_error(distances - baseline)
+            difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:.2f}"
+            lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:.2f}  {difference}")
+            rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
+        panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
     print()
     print(
         f"digit-FID over {GROUPS} groups of {arguments.count // GROUPS} samples, mean ± standard error; lower is better"

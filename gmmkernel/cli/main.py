@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import gmmkernel
 from gmmkernel.cli import compare, info, sample, verify
+from gmmkernel.cli.options import OPTION_OF
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status: int = parsed.run(parsed)
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        name, colon, rest = str(error).partition(":")
+        print(f"error: {OPTION_OF.get(name, name)}{colon}{rest}", file=sys.stderr)
         return 2
     return status

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from gmmkernel._checks import INT64_MAX, INT64_MIN
+from gmmkernel.backends.constants import MAX_COMPONENTS
+from gmmkernel.cli.values import file, integer, number
 from gmmkernel.digits import IMAGE_SHAPE
 from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
 from gmmkernel.schedules import SPACINGS
@@ -14,38 +19,73 @@ DEFAULT_SCALE = 0.72
 
 ELEMENTS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
 
+OPTION_OF = {"num_inference_steps": "--steps", "n_components": "--components"}
+"""The options whose names differ from those of the arguments they set, which errors name."""
+
+_MIXTURE_DEFAULTS = {"components": 8, "scale": DEFAULT_SCALE, "shared": False, "mixture_seed": 0}
+
 
 def add_mixture_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that describe a mixture."""
     group = parser.add_argument_group("mixture")
     group.add_argument(
-        "--components", type=int, default=8, metavar="K", help="mixture components (default 8)"
+        "--components",
+        type=integer(1, MAX_COMPONENTS),
+        metavar="K",
+        help="mixture components (default 8)",
     )
     group.add_argument(
         "--scale",
-        type=float,
-        default=DEFAULT_SCALE,
+        type=number(0),
         metavar="S",
         help=f"offset scale (default {DEFAULT_SCALE}: {DEFAULT_SCALE / ELEMENTS**0.5:.2g} sqrt(D))",
     )
     group.add_argument("--shared", action="store_true", help="one mixture for all steps, not one for each")
     group.add_argument(
-        "--mixture-seed", type=int, default=0, metavar="N", help="seed of the offsets (default 0)"
+        "--mixture-seed",
+        type=integer(INT64_MIN, INT64_MAX),
+        metavar="N",
+        help="seed of the offsets (default 0)",
     )
+    parser.set_defaults(**_MIXTURE_DEFAULTS)
 
 
 def add_run_options(parser: argparse.ArgumentParser, *, count: int) -> None:
     """Add the options of a run: how many samples, from which seeds, how many at a time."""
     group = parser.add_argument_group("run")
     group.add_argument("--spacing", choices=SPACINGS, default="trailing", help="timesteps (default trailing)")
-    group.add_argument("--count", type=int, default=count, metavar="N", help=f"samples (default {count})")
     group.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="samples have seeds N, N + 1, ... (default 0)"
+        "--count", type=integer(2), default=count, metavar="N", help=f"samples (default {count})"
     )
     group.add_argument(
-        "--batch-size", type=int, default=500, metavar="B", help="samples at a time (default 500)"
+        "--seed",
+        type=integer(INT64_MIN, INT64_MAX),
+        default=0,
+        metavar="N",
+        help="samples have seeds N, N + 1, ... (default 0)",
     )
-    group.add_argument("--output", type=Path, default=None, metavar="FILE", help="picture to write (.png)")
+    group.add_argument(
+        "--batch-size", type=integer(1), default=500, metavar="B", help="samples at a time (default 500)"
+    )
+    group.add_argument("--output", type=file(".png"), metavar="FILE", help="picture to write (.png)")
+
+
+def make_seeds(arguments: argparse.Namespace) -> Tensor:
+    """Return the seeds of the samples, int64 [count]."""
+    if arguments.seed > INT64_MAX - arguments.count:
+        raise ValueError(
+            f"--seed: expected at most {INT64_MAX - arguments.count} for {arguments.count} samples, "
+            f"got {arguments.seed}"
+        )
+    return torch.arange(arguments.seed, arguments.seed + arguments.count)
+
+
+def check_no_mixture_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that describe a mixture where there is none."""
+    for name, default in _MIXTURE_DEFAULTS.items():
+        if getattr(arguments, name) != default:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option}: describes a mixture, and --variant none has none")
 
 
 def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mixture:
@@ -60,4 +100,13 @@ def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mix
     )
 
 
-__all__ = ["ELEMENTS", "VARIANTS", "add_mixture_options", "add_run_options", "make_mixture"]
+__all__ = [
+    "ELEMENTS",
+    "OPTION_OF",
+    "VARIANTS",
+    "add_mixture_options",
+    "add_run_options",
+    "check_no_mixture_options",
+    "make_mixture",
+    "make_seeds",
+]

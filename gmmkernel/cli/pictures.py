@@ -38,6 +38,14 @@ def tile(images: Tensor, columns: int, gap: int = 1) -> np.ndarray[Any, np.dtype
     return canvas
 
 
+def check_matplotlib() -> None:
+    """Raise ImportError, with the extra to install, where matplotlib is missing: before a long run, not after."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib: pip install "gmmkernel[plot]"') from error
+
+
 def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_columns: int) -> None:
     """Write panels of labelled rows into a PNG file.
 
@@ -50,10 +58,9 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
     Raises:
         ImportError: matplotlib is missing; the message says which extra has it.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "gmmkernel[plot]"') from error
+    check_matplotlib()
+    from matplotlib.figure import Figure
+
     panel_rows = -(-len(panels) // panel_columns)
     row_count = max(len(panel.rows) for panel in panels)
     lines = max(-(-len(row.images) // IMAGE_COLUMNS) for panel in panels for row in panel.rows)

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture
-from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, write_panels
+from gmmkernel.cli.options import (
+    VARIANTS,
+    add_mixture_options,
+    add_run_options,
+    check_no_mixture_options,
+    make_mixture,
+    make_seeds,
+)
+from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
+from gmmkernel.cli.values import file, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler
@@ -23,8 +30,12 @@ SHOWN = 5 * IMAGE_COLUMNS
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
     parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
-    parser.add_argument("--steps", type=int, default=10, metavar="S", help="sampling steps (default 10)")
-    parser.add_argument("--eta", type=float, default=0.0, help="share of the DDPM noise (default 0)")
+    parser.add_argument(
+        "--steps", type=integer(1), default=10, metavar="S", help="sampling steps (default 10)"
+    )
+    parser.add_argument(
+        "--eta", type=number(0, 1), default=0.0, metavar="E", help="share of the DDPM noise (default 0)"
+    )
     parser.add_argument(
         "--variant",
         choices=["none", *VARIANTS],
@@ -32,9 +43,11 @@ def add_parser(commands: Any) -> None:
         help="mixture, or none for DDIM (default ortho)",
     )
     parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance; needs --digit")
     parser.add_argument(
-        "--npz", type=Path, metavar="FILE", help="also write samples and seeds as arrays (.npz)"
+        "--guidance-scale", type=number(), metavar="G", help="classifier-free guidance; needs --digit"
+    )
+    parser.add_argument(
+        "--npz", type=file(".npz"), metavar="FILE", help="also write samples and seeds as arrays (.npz)"
     )
     add_mixture_options(parser)
     add_run_options(parser, count=1000)
@@ -45,11 +58,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Sample, write the files asked for, print the figures."""
     if arguments.guidance_scale is not None and arguments.digit is None:
         raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
-    if arguments.count < 2:
-        raise ValueError(f"--count: expected at least 2, got {arguments.count}")
-    mixture = (
-        None if arguments.variant == "none" else make_mixture(arguments, arguments.variant, arguments.steps)
-    )
+    if arguments.output is not None:
+        check_matplotlib()
+    mixture = None
+    if arguments.variant == "none":
+        check_no_mixture_options(arguments)
+    else:
+        mixture = make_mixture(arguments, arguments.variant, arguments.steps)
+    seeds = make_seeds(arguments)
     sampler = DDIMSampler(
         noise_schedule("linear"),
         arguments.steps,
@@ -62,11 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(moment_report(mixture, sampler.coefficients))
         print()
 
-    seeds = torch.arange(arguments.seed, arguments.seed + arguments.count)
+    model = _model(arguments.digit, guided=sampler.guided)
     begin = time.perf_counter()
-    images = sampler.sample(
-        _model(arguments.digit, guided=sampler.guided), seeds, IMAGE_SHAPE, batch_size=arguments.batch_size
-    ).sample
+    images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
     seconds = time.perf_counter() - begin
 
     batches = -(-arguments.count // arguments.batch_size)

@@ -56,4 +56,4 @@ def load_statistics() -> tuple[Tensor, Tensor]:
 
 
 def _tensors(name: str) -> dict[str, Tensor]:
-    return load(resources.files("gmmkernel.digits").joinpath("weights", name).read_bytes())
+    return load((resources.files("gmmkernel.digits") / "weights" / name).read_bytes())

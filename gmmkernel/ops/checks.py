@@ -15,7 +15,14 @@ from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, 
 from gmmkernel.ops.tables import MixtureTables
 
 SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+DTYPES_BESIDE = {
+    torch.float32: (torch.float32, torch.bfloat16, torch.float16),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+    torch.float16: (torch.float16, torch.float32),
+    torch.float64: (torch.float64, torch.float32),
+}
+"""Types of model output and history allowed beside a sample of each type."""
 
 
 def check_tensor(value: object, name: str) -> Tensor:
@@ -27,11 +34,19 @@ def check_tensor(value: object, name: str) -> Tensor:
 
 def check_no_gradient(tensors: Sequence[Tensor | None]) -> None:
     """Refuse inputs that ask for gradients: the op has none, and dropping them silently would be wrong."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        raise RuntimeError(
-            "gmm_step: an input requires a gradient, which this version does not compute; detach the inputs "
-            "or call it under torch.no_grad()"
-        )
+    if not torch.is_grad_enabled():
+        return
+    for tensor in tensors:
+        if tensor is not None and tensor.requires_grad:
+            raise RuntimeError(
+                "gmm_step: an input requires a gradient, which this version does not compute; detach the "
+                "inputs or call it under torch.no_grad()"
+            )
+
+
+def contiguous(tensor: Tensor) -> Tensor:
+    """Return the tensor itself where it is contiguous: asking is cheaper than `Tensor.contiguous`."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def check_device(tensor: Tensor, name: str, device: torch.device, other: str) -> None:
@@ -56,11 +71,9 @@ def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
         raise ValueError(
             f"{name}: expected the sample's shape {tuple(sample.shape)}, got {tuple(tensor.shape)}"
         )
-    allowed = {sample.dtype, torch.float32}
-    if sample.dtype == torch.float32:
-        allowed.update(HALF_DTYPES)
+    allowed = DTYPES_BESIDE[sample.dtype]
     if tensor.dtype not in allowed:
-        names = ", ".join(sorted(str(dtype) for dtype in allowed))
+        names = ", ".join(str(dtype) for dtype in allowed)
         raise TypeError(f"{name}: expected {names} beside a {sample.dtype} sample, got {tensor.dtype}")
     check_device(tensor, name, sample.device, "sample")
 
@@ -93,7 +106,7 @@ def check_coefficients(coefficients: Tensor, sample: Tensor) -> Tensor:
             f"coefficients: expected {expected} beside a {sample.dtype} sample, got {coefficients.dtype}"
         )
     check_device(coefficients, "coefficients", sample.device, "sample")
-    return coefficients.contiguous()
+    return contiguous(coefficients)
 
 
 def check_seeds(seeds: Tensor) -> Tensor:
@@ -103,7 +116,7 @@ def check_seeds(seeds: Tensor) -> Tensor:
         raise TypeError(f"seeds: expected int64, got {seeds.dtype}")
     if seeds.dim() != 1:
         raise ValueError(f"seeds: expected shape [B], got {tuple(seeds.shape)}")
-    return seeds.contiguous()
+    return contiguous(seeds)
 
 
 def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device) -> Tensor:
@@ -123,7 +136,7 @@ def check_index(index: int | Tensor, name: str, batch: int, last: int, device: t
         if index.dim() > 1 or index.numel() not in (1, batch):
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
         check_device(index, name, device, "sample")
-        return index.reshape(-1).contiguous()
+        return contiguous(index if index.dim() == 1 else index.reshape(1))
     if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {type(index).__name__}")
     if not 0 <= index <= last:
@@ -147,7 +160,7 @@ def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
         raise ValueError(
             f"{name}: expected at most {MAX_COMPONENTS} components, got {thresholds.shape[1] + 1}"
         )
-    return thresholds.contiguous()
+    return contiguous(thresholds)
 
 
 def check_mixture(
@@ -157,35 +170,40 @@ def check_mixture(
     if not isinstance(mixture, MixtureTables):
         raise TypeError(f"mixture: expected MixtureTables or None, got {type(mixture).__name__}")
     thresholds = check_thresholds(mixture.thresholds, "mixture.thresholds")
-    components = thresholds.shape[1] + 1
-    rows = coefficients.shape[0]
-    for name, table in zip(mixture._fields, mixture, strict=True):
-        check_device(check_tensor(table, f"mixture.{name}"), f"mixture.{name}", sample.device, "sample")
-        if name != "thresholds":
-            if table.dtype != coefficients.dtype:
-                raise TypeError(f"mixture.{name}: expected {coefficients.dtype}, got {table.dtype}")
-            if table.dim() != 3:
-                raise ValueError(f"mixture.{name}: expected three dimensions, got shape {tuple(table.shape)}")
+    offsets = _check_table(mixture.offsets, "mixture.offsets", coefficients)
+    std = _check_table(mixture.std, "mixture.std", coefficients)
+    components, rows = thresholds.shape[1] + 1, coefficients.shape[0]
+    for table, name in (
+        (thresholds, "mixture.thresholds"),
+        (offsets, "mixture.offsets"),
+        (std, "mixture.std"),
+    ):
+        check_device(table, name, sample.device, "sample")
         if table.shape[0] not in (1, rows):
             raise ValueError(
-                f"mixture.{name}: expected 1 entry or one for each of {rows} coefficient rows, got {table.shape[0]}"
+                f"{name}: expected 1 entry or one for each of {rows} coefficient rows, got {table.shape[0]}"
             )
-    if mixture.offsets.shape[1] != components:
+    if offsets.shape[1] != components:
+        raise ValueError(f"mixture.offsets: expected K = {components} components, got {offsets.shape[1]}")
+    if offsets.shape[2] != elements:
         raise ValueError(
-            f"mixture.offsets: expected K = {components} components, got {mixture.offsets.shape[1]}"
-        )
-    if mixture.offsets.shape[2] != elements:
-        raise ValueError(
-            f"mixture: made for D = {mixture.offsets.shape[2]} elements, but a sample of shape "
+            f"mixture: made for D = {offsets.shape[2]} elements, but a sample of shape "
             f"{tuple(sample.shape[1:])} has D = {elements}"
         )
-    if mixture.std.shape[1] not in (1, components):
-        raise ValueError(
-            f"mixture.std: expected 1 or K = {components} components, got {mixture.std.shape[1]}"
-        )
-    if mixture.std.shape[2] > elements:
-        raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {mixture.std.shape[2]}")
-    return MixtureTables(thresholds, mixture.offsets.contiguous(), mixture.std.contiguous())
+    if std.shape[1] not in (1, components):
+        raise ValueError(f"mixture.std: expected 1 or K = {components} components, got {std.shape[1]}")
+    if std.shape[2] > elements:
+        raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {std.shape[2]}")
+    return MixtureTables(thresholds, offsets, std)
+
+
+def _check_table(table: Tensor, name: str, coefficients: Tensor) -> Tensor:
+    check_tensor(table, name)
+    if table.dtype != coefficients.dtype:
+        raise TypeError(f"{name}: expected {coefficients.dtype}, got {table.dtype}")
+    if table.dim() != 3:
+        raise ValueError(f"{name}: expected three dimensions, got shape {tuple(table.shape)}")
+    return contiguous(table)
 
 
 def check_out(out: Tensor, expected_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:

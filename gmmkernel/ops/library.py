@@ -33,10 +33,8 @@ for _schema in (
 def _extras(inputs: StepInputs, prediction_kind: int, return_components: bool) -> tuple[Tensor, Tensor]:
     """Allocate the optional results."""
     sample = inputs.sample
-    shape = sample.shape if prediction_kind else (0,)
-    prediction = torch.empty(shape, dtype=sample.dtype, device=sample.device)
-    count = sample.shape[0] if return_components else 0
-    return prediction, torch.empty(count, dtype=torch.int64, device=sample.device)
+    prediction = sample.new_empty(sample.shape if prediction_kind else 0)
+    return prediction, inputs.seeds.new_empty(sample.shape[0] if return_components else 0)
 
 
 def _run_step(

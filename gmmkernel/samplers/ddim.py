@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -72,6 +73,10 @@ class DDIMSampler:
     ) -> None:
         if dtype not in SAMPLE_DTYPES:
             raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+        if not isinstance(schedule, NoiseSchedule):
+            raise TypeError(f"schedule: expected a NoiseSchedule, got {type(schedule).__name__}")
+        if mixture is not None and not isinstance(mixture, Mixture):
+            raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
         visited = timesteps(
             num_inference_steps,
             num_train_timesteps=schedule.num_train_timesteps,
@@ -89,6 +94,11 @@ class DDIMSampler:
             guidance_scale=1.0 if guidance_scale is None else guidance_scale,
             dtype=torch.float64 if dtype == torch.float64 else torch.float32,
         )
+        if mixture is not None and mixture.n_steps not in (None, len(visited)):
+            raise ValueError(
+                f"mixture: expected one made for {len(visited)} steps or shared by all, "
+                f"got one made for {mixture.n_steps}"
+            )
         self.timesteps = visited.to(device)
         self.coefficients = rows.to(device)
         self.tables = None if mixture is None else mixture.bind(self.coefficients)
@@ -106,8 +116,12 @@ class DDIMSampler:
             A new sampler without a mixture.
 
         Raises:
+            TypeError: `sigma` is not a float64 tensor.
             ValueError: `sigma` is not [S], or has an entry that is negative or not finite.
         """
+        if not isinstance(sigma, Tensor) or sigma.dtype != torch.float64:
+            got = sigma.dtype if isinstance(sigma, Tensor) else type(sigma).__name__
+            raise TypeError(f"sigma: expected a torch.float64 tensor, got {got}")
         steps = self.coefficients.shape[0]
         if sigma.shape != (steps,):
             raise ValueError(f"sigma: expected shape [{steps}], got {list(sigma.shape)}")
@@ -158,6 +172,7 @@ class DDIMSampler:
         seeds = check_seeds(seeds).to(self.coefficients.device)
         steps = self.coefficients.shape[0]
         check_integer("first_step", first_step, 0, steps - 1)
+        self._check_shape(shape)
         self._check_initial(initial, (seeds.shape[0], *shape), first_step)
         size = max(seeds.shape[0], 1) if batch_size is None else check_integer("batch_size", batch_size, 1)
 
@@ -207,10 +222,7 @@ class DDIMSampler:
             ValueError: an argument does not fit.
             IndexError: `index` is out of range.
         """
-        if isinstance(model_output, tuple) != self.guided:
-            expected = "a pair (unconditional, conditional)" if self.guided else "one tensor"
-            raise TypeError(f"model_output: expected {expected}, got {type(model_output).__name__}")
-        uncond, output = model_output if isinstance(model_output, tuple) else (None, model_output)
+        uncond, output = self._split(model_output)
         return gmm_step(
             sample,
             output,
@@ -249,11 +261,33 @@ class DDIMSampler:
             return SampleResult(sample, None, None)
         return SampleResult(sample, torch.stack(trajectory), torch.stack(predicted))
 
+    def _split(self, model_output: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor | None, Tensor]:
+        got = type(model_output).__name__
+        if isinstance(model_output, tuple):
+            if self.guided and len(model_output) == 2:
+                return model_output
+            got = f"a tuple of {len(model_output)}"
+        elif not self.guided:
+            return None, model_output
+        expected = "a pair (unconditional, conditional)" if self.guided else "one tensor"
+        raise TypeError(f"model_output: expected {expected}, got {got}")
+
+    def _check_shape(self, shape: Sequence[int]) -> None:
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
+        if self.tables is not None and math.prod(shape) != self.tables.offsets.shape[2]:
+            raise ValueError(
+                f"mixture: made for D = {self.tables.offsets.shape[2]} elements, but a sample of shape "
+                f"{tuple(shape)} has D = {math.prod(shape)}"
+            )
+
     def _check_initial(self, initial: Tensor | None, shape: tuple[int, ...], first_step: int) -> None:
         if initial is None:
             if first_step > 0:
                 raise ValueError(f"initial: needed to start at step {first_step}, got None")
             return
+        if not isinstance(initial, Tensor):
+            raise TypeError(f"initial: expected a torch.Tensor, got {type(initial).__name__}")
         if initial.dtype != self.dtype:
             raise TypeError(f"initial: expected {self.dtype}, got {initial.dtype}")
         if tuple(initial.shape) != shape:

@@ -30,8 +30,8 @@ class SampleResult(NamedTuple):
 
     Attributes:
         sample: [N, ...], the samples, in the order of the seeds.
-        trajectory: [S + 1, N, ...], the initial noise and the samples after every step, or None.
-        x0: [S, N, ...], the data predicted in every step, or None.
+        trajectory: [S + 1, N, ...], the samples at the start and after each of the S steps done, or None.
+        x0: [S, N, ...], the data predicted in each of these steps, or None.
     """
 
     sample: Tensor

@@ -26,18 +26,19 @@ GMM_INLINE float fused_multiply_add(float a, float b, float c) {
 #elif defined(__FMA__) || defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, c);
 #else
-  // The product is exact in double. TwoSum gives the rounded sum and what it lost; moving the sum to its odd
-  // neighbour on the side of the loss makes the final rounding to float decide as on the exact sum.
+  // The product is exact in double. TwoSum gives the rounded sum and what it lost. Cutting the sum towards zero and
+  // setting its last bit where anything was lost (rounding to odd) makes the final rounding to float decide as on the
+  // exact sum. Infinities and NaN lose a NaN, which compares false: they pass through.
   const double product = static_cast<double>(a) * b;
   const double sum = product + c;
   const double c_part = sum - product;
   const double lost = (product - (sum - c_part)) + (c - c_part);
-  int64_t bits;
+  int64_t bits, lost_bits;
   __builtin_memcpy(&bits, &sum, sizeof bits);
-  const bool finite = (bits & 0x7FF0000000000000) != 0x7FF0000000000000;
-  if (finite && lost != 0 && (bits & 1) == 0) {
-    bits += ((lost > 0) == (sum > 0)) ? 1 : -1;
-  }
+  __builtin_memcpy(&lost_bits, &lost, sizeof lost_bits);
+  const int64_t inexact = (lost < 0) | (lost > 0);
+  const int64_t rounded_away = inexact & ((bits ^ lost_bits) < 0);
+  bits = (bits - rounded_away) | inexact;
   double odd;
   __builtin_memcpy(&odd, &bits, sizeof odd);
   return static_cast<float>(odd);

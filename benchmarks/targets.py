@@ -1,0 +1,108 @@
+"""What must be reached on two cores with AVX-512, as ratios of figures of the same run."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.figures import Results
+
+HOST_SHAPE = (1, 4, 1, 1)
+"""A batch so small that a call's time is the cost of calling."""
+SMALL_SHAPE = (1, 4, 64, 64)
+MEDIUM_SHAPE = (16, 4, 64, 64)
+LARGE_SHAPE = (16, 3, 256, 256)
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on a ratio of two cases' medians, or on one case's median.
+
+    Attributes:
+        label: what is compared.
+        shape: the size.
+        numerator: a case's name.
+        denominator: another's, or None: the value is the numerator's median in microseconds.
+        at_least: a lower bound on the value, or None.
+        at_most: an upper bound on the value, or None. With neither the value is for information.
+    """
+
+    label: str
+    shape: tuple[int, ...]
+    numerator: str
+    denominator: str | None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+TARGETS = (
+    Target("diffusers / step K=8", LARGE_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/out/float32", at_least=12),
+    Target("the same, result allocated", LARGE_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/new/float32"),
+    Target("torch.randn(out=) / step K=8", LARGE_SHAPE, "randn/out/float32", "gmm_step/K8/out/float32", at_least=4),
+    Target("the same, result allocated", LARGE_SHAPE, "randn/out/float32", "gmm_step/K8/new/float32"),
+    Target(
+        "step K=8, AVX2 / AVX-512", LARGE_SHAPE, "gmm_step/K8-avx2/out/float32", "gmm_step/K8-avx512/out/float32",
+        at_most=2,
+    ),
+    Target("diffusers / step K=8", SMALL_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/new/float32", at_least=4),
+    Target("the same, preallocated", SMALL_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/out/float32"),
+    Target("step K=1024 / K=64", LARGE_SHAPE, "gmm_step/K1024/out/float32", "gmm_step/K64/out/float32", at_most=1.1),
+    Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was measured.
+
+    Attributes:
+        target: the target.
+        value: the ratio of the medians, or None where a figure is missing.
+        low, high: 20th and 80th percentile of the ratio within a round.
+    """
+
+    target: Target
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def bound(self) -> str:
+        """The bound in words."""
+        if self.target.at_least is not None:
+            return f">= {self.target.at_least:g}"
+        return "" if self.target.at_most is None else f"<= {self.target.at_most:g}"
+
+    @property
+    def outcome(self) -> str:
+        """PASS, unmet, "not measured", or nothing where there is no bound."""
+        if self.value is None:
+            return "not measured"
+        if not self.bound:
+            return ""
+        met = (self.target.at_least is None or operator.ge(self.value, self.target.at_least)) and (
+            self.target.at_most is None or operator.le(self.value, self.target.at_most)
+        )
+        return "PASS" if met else "unmet"
+
+
+def judge(results: Results) -> list[Verdict]:
+    """Return what became of every target; the bounds hold for two threads."""
+    return [_judge(target, results) for target in TARGETS]
+
+
+def _judge(target: Target, results: Results) -> Verdict:
+    top = results.find(target.numerator, target.shape, THREADS)
+    if top is None:
+        return Verdict(target)
+    if target.denominator is None:
+        return Verdict(target, *(1e6 * seconds for seconds in (top.median, top.p20, top.p80)))
+    bottom = results.find(target.denominator, target.shape, THREADS)
+    if bottom is None:
+        return Verdict(target)
+    ratios = np.divide(top.round_medians, bottom.round_medians)
+    low, high = np.percentile(ratios, (20, 80))
+    return Verdict(target, top.median / bottom.median, float(low), float(high))

@@ -1,0 +1,54 @@
+"""Converters of an option's text; argparse names the option in front of their errors, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return a converter to an integer from `low` to `high`; None: without an upper end."""
+    allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"expected {allowed}, got {text!r}")
+        return value
+
+    return convert
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    """Return a converter to a finite number from `low` to `high`."""
+    allowed = "a finite number"
+    if low > -math.inf:
+        allowed = f"a finite number >= {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"expected {allowed}, got {text!r}")
+        return value
+
+    return convert
+
+
+def file(suffix: str) -> Callable[[str], Path]:
+    """Return a converter to the path of a file to write, which has to end in `suffix`."""
+
+    def convert(text: str) -> Path:
+        path = Path(text)
+        if path.suffix.lower() != suffix or path.is_dir():
+            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
+        return path
+
+    return convert
