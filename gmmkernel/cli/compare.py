@@ -73,8 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
             baseline = distances if baseline is None else baseline
             mean, error = _mean_and_error(distances)
             change, change_error = _mean_and_error(distances - baseline)
-            difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:.2f}"
-            lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:.2f}  {difference}")
+            difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:5.2f}"
+            lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:5.2f}  {difference}")
             rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
         panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
     print()

@@ -1,0 +1,100 @@
+"""The C++ side on its own: build, ctest, install, a consumer that finds the package; behind `slow`, sanitizers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CONSUMER = """
+cmake_minimum_required(VERSION 3.22)
+project(consumer LANGUAGES C CXX)
+find_package(gmmkernel 0.1 REQUIRED)
+add_executable(from_cpp sample.cpp)
+target_link_libraries(from_cpp PRIVATE gmmkernel::gmmkernel)
+add_executable(from_c header_in_c.c)
+target_link_libraries(from_c PRIVATE gmmkernel::gmmkernel)
+"""
+
+
+def _tool(name: str) -> str:
+    """Return a build tool of the environment that runs the tests, or skip."""
+    beside_python = Path(sys.prefix) / "bin" / name
+    found = shutil.which(name) or (str(beside_python) if beside_python.exists() else None)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def _run(*command: str | Path, directory: Path | None = None) -> str:
+    """Run a command and return what it printed; a failure shows all of it."""
+    parts = [str(part) for part in command]
+    done = subprocess.run(
+        parts, cwd=directory, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{' '.join(parts)}\n{done.stdout}"
+    return done.stdout
+
+
+def _configure(source: Path, build: Path, *options: str) -> None:
+    ninja = _tool("ninja")
+    _run(_tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
+
+
+def _ctest(build: Path) -> str:
+    return _run(_tool("ctest"), "--output-on-failure", "--timeout", "300", directory=build)
+
+
+def test_build_test_install_and_use(tmp_path: Path) -> None:
+    build, prefix, consumer = tmp_path / "build", tmp_path / "prefix", tmp_path / "consumer"
+    _configure(ROOT, build)
+    printed = _run(_tool("cmake"), "--build", build)
+    assert "warning:" not in printed, printed
+    assert "100% tests passed" in _ctest(build)
+
+    _run(_tool("cmake"), "--install", build, "--prefix", prefix)
+    headers = sorted(path.name for path in (prefix / "include" / "gmmkernel").iterdir())
+    assert headers == sorted(path.name for path in (ROOT / "csrc" / "include" / "gmmkernel").iterdir())
+    for description in prefix.rglob("*.cmake"):
+        text = description.read_text()
+        for path in (ROOT, tmp_path):
+            assert str(path) not in text, f"{description} holds an absolute path"
+
+    # Moved elsewhere first: an installed package must not depend on where it was installed.
+    moved = tmp_path / "moved"
+    prefix.rename(moved)
+    consumer.mkdir()
+    (consumer / "CMakeLists.txt").write_text(CONSUMER)
+    shutil.copy(ROOT / "csrc" / "examples" / "sample.cpp", consumer)
+    shutil.copy(ROOT / "csrc" / "tests" / "header_in_c.c", consumer)
+    _configure(consumer, consumer / "build", f"-DCMAKE_PREFIX_PATH={moved}")
+    _run(_tool("cmake"), "--build", consumer / "build")
+    assert "variance" in _run(consumer / "build" / "from_cpp")
+    _run(consumer / "build" / "from_c")
+
+
+@pytest.mark.slow
+def test_sanitizers(tmp_path: Path) -> None:
+    _configure(ROOT, tmp_path, "-DGMM_SANITIZE=ON")
+    _run(_tool("cmake"), "--build", tmp_path)
+    assert "100% tests passed" in _ctest(tmp_path)
+
+
+@pytest.mark.slow
+def test_accuracy_tool(tmp_path: Path) -> None:
+    """A short run of the long check: every figure within what docs/exactness.md promises for all words."""
+    _configure(ROOT, tmp_path, "-DGMM_TESTS=OFF", "-DGMM_TOOLS=ON")
+    _run(_tool("cmake"), "--build", tmp_path)
+    tool = tmp_path / "csrc" / "tools" / "normal_accuracy"
+    printed = _run(tool, "--words", "1048576", "--pairs", "200000", "--threads", "2")
+    worst = {
+        line.split()[0]: float(line.split()[2]) for line in printed.splitlines() if len(line.split()) == 8
+    }
+    assert set(worst) == {"radius", "cosine", "sine", "normal"}
+    assert 0.5 < max(worst["radius"], worst["cosine"], worst["sine"]) < 2
+    assert 0.5 < worst["normal"] < 5
