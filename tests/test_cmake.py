@@ -47,7 +47,7 @@ def _configure(source: Path, build: Path, *options: str) -> None:
 
 
 def _ctest(build: Path) -> str:
-    return _run(_tool("ctest"), "--output-on-failure", "--timeout", "300", directory=build)
+    return _run(_tool("ctest"), "--output-on-failure", "--parallel", "2", "--timeout", "300", directory=build)
 
 
 def test_build_test_install_and_use(tmp_path: Path) -> None:

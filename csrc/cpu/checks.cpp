@@ -27,12 +27,19 @@ int check_input(const gmm_input& input, int32_t sample_dtype, const char* name, 
   return GMM_SUCCESS;
 }
 
-int check_output(const gmm_output& output, int32_t sample_dtype, const char* name) {
+// Threads write samples at the same time, so no two of them may share an element.
+int check_output(const gmm_output& output, int64_t batch, int64_t elements, const char* name) {
   if (output.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: no data", name);
-  if (output.dtype != sample_dtype) {
-    return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d", name, output.dtype, sample_dtype);
+  if (batch > 1 && output.batch_stride < elements && output.batch_stride > -elements) {
+    return fail(GMM_INVALID_ARGUMENT, "%s: batch_stride %lld, expected at least the %lld elements of a sample", name,
+                (long long)output.batch_stride, (long long)elements);
   }
   return GMM_SUCCESS;
+}
+
+int check_output_dtype(const gmm_output& output, int32_t sample_dtype, const char* name) {
+  if (output.dtype == sample_dtype) return GMM_SUCCESS;
+  return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d", name, output.dtype, sample_dtype);
 }
 
 int check_sizes(int64_t batch, int64_t elements) {
@@ -116,9 +123,11 @@ int check(const gmm_step_arguments& a) {
     for (const gmm_input& stored : a.history) {
       if (const int status = check_input(stored, dtype, "history", false)) return status;
     }
-    if (const int status = check_output(a.result, dtype, "result")) return status;
+    if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
+    if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
     if (a.prediction_kind != GMM_PREDICTION_NONE) {
-      if (const int status = check_output(a.prediction, dtype, "prediction")) return status;
+      if (const int status = check_output(a.prediction, a.batch, a.elements, "prediction")) return status;
+      if (const int status = check_output_dtype(a.prediction, dtype, "prediction")) return status;
     }
   }
   if (a.prediction_kind < GMM_PREDICTION_NONE || a.prediction_kind > GMM_PREDICTION_MODEL_OUTPUT) {
@@ -137,7 +146,7 @@ int check(const gmm_normal_arguments& a) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
   if (a.batch == 0 || a.elements == 0) return GMM_SUCCESS;
   if (!is_dtype(a.result.dtype)) return fail(GMM_INVALID_ARGUMENT, "result: unknown dtype %d", a.result.dtype);
-  if (a.result.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
+  if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
   if (a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
   if (a.stream < GMM_STREAM_TRANSITION || a.stream > GMM_STREAM_OFFSETS) {
     return fail(GMM_INVALID_ARGUMENT, "stream: expected 0 to %d, got %d", GMM_STREAM_OFFSETS, a.stream);

@@ -38,9 +38,10 @@ struct Job {
 class Pool {
  public:
   void run(Job& job) {
+    const int seats = job.seats;  // workers count it down from the moment they see the job
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (int wanted = job.seats + busy_; started_ < wanted; ++started_) {
+      for (int wanted = seats + busy_; started_ < wanted; ++started_) {
         try {
           std::thread([this] { serve(); }).detach();
         } catch (const std::system_error&) {
@@ -49,7 +50,7 @@ class Pool {
       }
       jobs_.push_back(&job);
     }
-    for (int i = 0; i < job.seats; ++i) work_.notify_one();
+    for (int i = 0; i < seats; ++i) work_.notify_one();
     job.work();
     std::unique_lock<std::mutex> lock(mutex_);
     jobs_.erase(std::remove(jobs_.begin(), jobs_.end(), &job), jobs_.end());  // nobody new may join
@@ -102,6 +103,9 @@ Pool& shared_pool() {
   });
   return *pool;
 }
+
+// Made while the program is loaded, so that no fork can find it half made.
+[[maybe_unused]] Pool& made_at_load = shared_pool();
 
 }  // namespace
 

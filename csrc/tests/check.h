@@ -11,13 +11,13 @@ inline int& check_failures() {
 }
 
 // Go on after a failure, up to the first 20 messages; the arguments after the condition say, printf-like, which case.
-#define CHECK(condition, ...)                                                        \
-  do {                                                                               \
-    if (!(condition) && ++check_failures() <= 20) {                                  \
-      std::fprintf(stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition);   \
-      std::fprintf(stderr, __VA_ARGS__);                                             \
-      std::fputc('\n', stderr);                                                      \
-    }                                                                                \
+#define CHECK(condition, ...)                                                      \
+  do {                                                                             \
+    if (!(condition) && ++check_failures() <= 20) {                                \
+      std::fprintf(stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                           \
+      std::fputc('\n', stderr);                                                    \
+    }                                                                              \
   } while (false)
 
 // The exit status of a test program.

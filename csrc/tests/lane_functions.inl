@@ -124,11 +124,28 @@ void cos_sin_pair(const uint32_t* word, float* cosine, float* sine, int64_t coun
 #undef GMM_EACH_VECTOR
 
 constexpr LaneFunctions functions_named(const char* name) {
-  return {name,           Lanes::width,   philox_words,       random_block_words, count_leading_zeros,
-          normalize,      times_four_plus_two, signed_to_float, fma,              mul,
-          sub,            sqrt,           at_least,           at_most,            flip_sign_by_bit31,
-          select_by_bit30, load_bfloat16, store_bfloat16,     load_float16,       store_float16,
-          radius,         cos_sin_pair};
+  return {name,
+          Lanes::width,
+          philox_words,
+          random_block_words,
+          count_leading_zeros,
+          normalize,
+          times_four_plus_two,
+          signed_to_float,
+          fma,
+          mul,
+          sub,
+          sqrt,
+          at_least,
+          at_most,
+          flip_sign_by_bit31,
+          select_by_bit30,
+          load_bfloat16,
+          store_bfloat16,
+          load_float16,
+          store_float16,
+          radius,
+          cos_sin_pair};
 }
 
 }  // namespace

@@ -196,13 +196,13 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
   m.thresholds = thresholds.data();
   m.offset_rows = o.offset_per_row ? o.coefficient_rows : 1;
   offsets = Tensor(table_dtype, m.offset_rows, o.components * o.elements, 0, poison);
-  offsets.fill(random, false);
+  offsets.fill(random, o.special);
   m.offsets = offsets.data();
   m.std_rows = o.std_per_row ? o.coefficient_rows : 1;
   m.std_components = o.std_per_component ? o.components : 1;
   m.std_elements = o.std_elements;
   std = Tensor(table_dtype, m.std_rows, m.std_components * o.std_elements, 0, poison);
-  std.fill(random, false);
+  std.fill(random, o.special);
   m.std = o.std_elements == 0 ? nullptr : std.data();
 }
 

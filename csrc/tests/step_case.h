@@ -21,7 +21,8 @@ class Tensor {
   // A number, widened; and its setting, which rounds.
   double get(int64_t sample, int64_t element) const;
   void set(int64_t sample, int64_t element, double value);
-  // Random numbers of the size of samples, and a special value (NaN, infinity, subnormal ...) here and there on request.
+  // Random numbers of the size of samples, and a special value (NaN, infinity, subnormal ...) here and there on
+  // request.
   void fill(TestRandom& random, bool special);
 
   // Equal bits of every number, or both NaN; what lies between samples does not count.

@@ -9,7 +9,6 @@
 namespace {
 
 using gmmkernel::ScalarLanes;
-using gmmkernel::Stream;
 
 // float32 fuses where the specification says so; float64 rounds the product and the sum.
 float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
@@ -73,20 +72,23 @@ void step_in(StepCase& c) {
 
 }  // namespace
 
+void words_plainly(int64_t seed, int64_t block, int64_t step, int32_t stream, uint32_t (&words)[4]) {
+  gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(static_cast<uint64_t>(seed)),
+                                       static_cast<uint64_t>(block), static_cast<uint32_t>(step),
+                                       static_cast<gmmkernel::Stream>(stream), words);
+}
+
 float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream) {
   uint32_t words[4];
   float normals[4];
-  gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(static_cast<uint64_t>(seed)),
-                                       static_cast<uint64_t>(element) / 4, static_cast<uint32_t>(step),
-                                       static_cast<Stream>(stream), words);
+  words_plainly(seed, element / 4, step, stream, words);
   gmmkernel::normals_from_words<ScalarLanes>(words, normals);
   return normals[element % 4];
 }
 
 int64_t component_plainly(int64_t seed, int64_t step, const int64_t* thresholds, int64_t components) {
   uint32_t words[4];
-  gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(static_cast<uint64_t>(seed)), 0,
-                                       static_cast<uint32_t>(step), Stream::component, words);
+  words_plainly(seed, 0, step, GMM_STREAM_COMPONENT, words);
   int64_t reached = 0;
   for (int64_t k = 0; k + 1 < components; ++k) reached += int64_t{words[0]} >= thresholds[k] ? 1 : 0;
   return reached;

@@ -6,6 +6,9 @@
 // Fills result, prediction and components of `c`.
 void step_plainly(StepCase& c);
 
+// The four random words of block `block` of a sample.
+void words_plainly(int64_t seed, int64_t block, int64_t step, int32_t stream, uint32_t (&words)[4]);
+
 // Element `element` of the noise of a sample.
 float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream);
 

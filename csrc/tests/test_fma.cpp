@@ -40,14 +40,15 @@ Triples constructed_ties() {
 Triples random_triples() {
   Triples triples;
   TestRandom random(7);
-  const float special[] = {0.0f,      -0.0f,     1.0f,   -1.0f,   INFINITY, -INFINITY,
-                           NAN,       0x1p-149f, -0x1p-149f, 0x1p-126f, 0x1.fffffep+127f, -0x1.fffffep+127f};
+  const float special[] = {0.0f, -0.0f,     1.0f,       -1.0f,     INFINITY,         -INFINITY,
+                           NAN,  0x1p-149f, -0x1p-149f, 0x1p-126f, 0x1.fffffep+127f, -0x1.fffffep+127f};
   for (const float x : special) {
     for (const float y : special) {
       for (const float z : special) triples.add(x, y, z);
     }
   }
-  for (int n = 0; n < 1 << 20; ++n) triples.add(float_of(random.word()), float_of(random.word()), float_of(random.word()));
+  for (int n = 0; n < 1 << 20; ++n)
+    triples.add(float_of(random.word()), float_of(random.word()), float_of(random.word()));
   // Of comparable size, with much cancellation.
   for (int n = 0; n < 1 << 20; ++n) {
     const float x = static_cast<float>(random.uniform()), y = static_cast<float>(random.uniform());
@@ -66,8 +67,7 @@ Triples random_triples() {
 int64_t test(const LaneFunctions& lanes, Triples triples) {
   while (triples.a.size() % 64 != 0) triples.add(0, 0, 0);
   Floats results(triples.a.size());
-  lanes.fma(triples.a.data(), triples.b.data(), triples.c.data(), results.data(),
-            static_cast<int64_t>(results.size()));
+  lanes.fma(triples.a.data(), triples.b.data(), triples.c.data(), results.data(), static_cast<int64_t>(results.size()));
   int64_t naive_differs = 0;
   for (size_t i = 0; i < results.size(); ++i) {
     const float a = triples.a[i], b = triples.b[i], c = triples.c[i];

@@ -1,12 +1,11 @@
 // Philox and the primitives of every instruction set's lanes, against Random123, the scalar lanes and plain arithmetic.
+// `test_lanes --every-word` also compares the lanes over all 2^32 words.
 
 #include <cmath>
 
 #include "check.h"
-#include "gmmkernel/lanes_scalar.h"
 #include "lane_functions.h"
 
-using gmmkernel::ScalarLanes;
 using gmmkernel::Stream;
 using Words = std::vector<uint32_t>;
 using Floats = std::vector<float>;
@@ -45,16 +44,18 @@ void test_philox(const LaneFunctions& lanes) {
 void test_random_words(const LaneFunctions& lanes) {
   Words words(4 * lanes.width);
   const uint64_t width = lanes.width;
-  const uint64_t starts[] = {0, width, 1000 * width, 0x100000000 - width, 0x100000000, 0x123456789 / width * width,
-                             uint64_t{0} - width};
+  const uint64_t starts[] = {
+      0, width, 1000 * width, 0x100000000 - width, 0x100000000, 0x123456789 / width * width, uint64_t{0} - width};
   for (const uint64_t seed : {uint64_t{0}, uint64_t{1}, uint64_t{0x8000000000000000}, ~uint64_t{0}}) {
     for (const uint64_t start : starts) {
       for (const uint32_t step : {0u, 1u, 0xffffffffu}) {
         lanes.random_words(seed, start, step, Stream::offsets, words.data());
         for (uint64_t block = 0; block < width; ++block) {
+          const uint64_t number = start + block;
+          const uint32_t counter[4] = {static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32), step,
+                                       static_cast<uint32_t>(Stream::offsets)};
           uint32_t expected[4];
-          gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(seed), start + block, step, Stream::offsets,
-                                               expected);
+          portable_lane_functions().philox(seed, counter, expected);
           CHECK(std::memcmp(expected, &words[4 * block], sizeof expected) == 0, "%s, block %llu + %llu", lanes.name,
                 static_cast<unsigned long long>(start), static_cast<unsigned long long>(block));
         }
@@ -150,8 +151,7 @@ void test_floats(const LaneFunctions& lanes) {
 }
 
 // Box-Muller's parts: the same bits in every instruction set.
-void test_normal_parts(const LaneFunctions& lanes) {
-  const Words words = interesting_words();
+void test_same_normal_parts(const LaneFunctions& lanes, const Words& words) {
   const int64_t count = static_cast<int64_t>(words.size());
   Floats radius(words.size()), cosine(words.size()), sine(words.size());
   Floats expected_radius(words.size()), expected_cosine(words.size()), expected_sine(words.size());
@@ -164,23 +164,52 @@ void test_normal_parts(const LaneFunctions& lanes) {
     CHECK(same(radius[i], expected_radius[i]), "%s: radius of %08x", lanes.name, words[i]);
     CHECK(same(cosine[i], expected_cosine[i]), "%s: cosine of %08x", lanes.name, words[i]);
     CHECK(same(sine[i], expected_sine[i]), "%s: sine of %08x", lanes.name, words[i]);
-    // And right: within 2 units in the last place, roughly (csrc/tools/normal_accuracy.cpp is exact).
-    const double truth = std::sqrt(-2 * std::log((words[i] == 0 ? 1 : words[i]) * 0x1p-32));
-    CHECK(std::fabs(radius[i] - truth) <= 2 * 0x1p-23 * truth, "%s: radius of %08x", lanes.name, words[i]);
-    CHECK(std::fabs(std::hypot(double{cosine[i]}, double{sine[i]}) - 1) < 4 * 0x1p-24, "%s: %08x", lanes.name,
-          words[i]);
+  }
+}
+
+// Right to about two units in the last place; csrc/tools/normal_accuracy.cpp measures exactly.
+void test_true_normal_parts(const LaneFunctions& lanes, const Words& words) {
+  Floats radius(words.size()), cosine(words.size()), sine(words.size());
+  lanes.radius(words.data(), radius.data(), static_cast<int64_t>(words.size()));
+  lanes.cos_sin(words.data(), cosine.data(), sine.data(), static_cast<int64_t>(words.size()));
+  for (size_t i = 0; i < words.size(); ++i) {
+    const uint32_t word = words[i];
+    const double true_radius = std::sqrt(-2 * std::log1p((word == 0 ? 1 : word) * 0x1p-32 - 1));
+    // 30 bits of angle within a quarter turn; the two highest bits turn it by reflections.
+    const double angle = std::acos(-1.0) / 2 * (static_cast<int32_t>(word << 2 | 2) * 0x1p-32);
+    const double c = (word >> 31) != 0 ? -std::cos(angle) : std::cos(angle), s = std::sin(angle);
+    const bool swapped = (word >> 30 & 1) != 0;
+    const auto close = [](double value, double truth) {
+      return std::fabs(value - truth) <= 2 * 0x1p-23 * std::fabs(truth);
+    };
+    CHECK(close(radius[i], true_radius), "%s: radius of %08x", lanes.name, word);
+    CHECK(close(cosine[i], swapped ? s : c), "%s: cosine of %08x", lanes.name, word);
+    CHECK(close(sine[i], swapped ? c : s), "%s: sine of %08x", lanes.name, word);
+  }
+}
+
+// All 2^32 words, which takes minutes.
+void test_every_word() {
+  Words words(1 << 20);
+  for (uint64_t first = 0; first >> 32 == 0; first += words.size()) {
+    for (size_t i = 0; i < words.size(); ++i) words[i] = static_cast<uint32_t>(first + i);
+    for (const LaneFunctions* lanes : available_lane_functions()) {
+      if (lanes != &portable_lane_functions()) test_same_normal_parts(*lanes, words);
+    }
   }
 }
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   for (const LaneFunctions* lanes : available_lane_functions()) {
     test_philox(*lanes);
     test_random_words(*lanes);
     test_integers(*lanes);
     test_floats(*lanes);
-    test_normal_parts(*lanes);
+    test_same_normal_parts(*lanes, interesting_words());
+    test_true_normal_parts(*lanes, interesting_words());
   }
+  if (argc > 1 && std::strcmp(argv[1], "--every-word") == 0) test_every_word();
   return check_report();
 }

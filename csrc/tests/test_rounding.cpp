@@ -69,8 +69,8 @@ Floats numbers_to_round(const Format& format) {
       numbers.push_back(-next);
     }
   };
-  const uint16_t infinity = static_cast<uint16_t>((format.largest_exponent + format.bias() + 1)
-                                                  << format.fraction_bits);
+  const uint16_t infinity =
+      static_cast<uint16_t>((format.largest_exponent + format.bias() + 1) << format.fraction_bits);
   for (uint16_t pattern = 0; pattern < infinity; ++pattern) {
     const double here = value_of(format, pattern);
     const double above =
@@ -95,8 +95,8 @@ void test_rounding(const LaneFunctions& lanes, const Format& format, const Float
   for (size_t i = 0; i < numbers.size(); ++i) {
     const double expected = rounded(format, numbers[i]);
     const double got = value_of(format, halves[i]);
-    const bool right = std::isnan(expected) ? std::isnan(got)
-                                            : got == expected && std::signbit(got) == std::signbit(expected);
+    const bool right =
+        std::isnan(expected) ? std::isnan(got) : got == expected && std::signbit(got) == std::signbit(expected);
     CHECK(right, "%s, %s: %a -> %04x", lanes.name, format.name, numbers[i], halves[i]);
   }
 }

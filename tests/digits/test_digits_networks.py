@@ -10,6 +10,13 @@ import torch
 from gmmkernel import digits
 from gmmkernel.schedules import noise_schedule
 
+Digits = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Digits:
+    return digits.load_digits("test")
+
 
 @pytest.fixture(scope="module")
 def unet() -> digits.DigitsUNet:
@@ -126,8 +133,8 @@ def test_loading_twice_gives_equal_and_separate_weights(load: object) -> None:
     assert bool(next(second.parameters()).any())
 
 
-def test_classifier_knows_the_held_out_digits() -> None:
-    images, labels = digits.load_digits("test")
+def test_classifier_knows_the_held_out_digits(held_out: Digits) -> None:
+    images, labels = held_out
     classifier = digits.load_classifier()
     with torch.no_grad():
         features, logits = classifier.features(images), classifier(images)
@@ -142,33 +149,36 @@ def linear_denoising_loss(images: torch.Tensor, alpha: torch.Tensor) -> float:
     return float((alpha * variances / (alpha * variances + 1 - alpha)).mean())
 
 
-@pytest.mark.parametrize("labelled", [False, True])
-@pytest.mark.parametrize("timestep", [50, 200, 400, 600])
+def losses(
+    model: digits.DigitsUNet, data: Digits, timestep: int, *labels: torch.Tensor | None
+) -> list[float]:
+    """Mean squared error of the predicted noise for each choice of labels, with the same noise."""
+    noise = torch.randn(data[0].shape, generator=torch.Generator().manual_seed(timestep))
+    alpha = noise_schedule("linear").alphas_cumprod[timestep]
+    noisy = (alpha.sqrt() * data[0] + (1 - alpha).sqrt() * noise).float()
+    return [
+        float((model(noisy, torch.tensor(timestep), classes) - noise).square().mean()) for classes in labels
+    ]
+
+
+# Without a class the best denoiser is nearly linear from about timestep 400 on, so there is less to show there.
+@pytest.mark.parametrize(
+    ("timestep", "labelled"),
+    [(25, False), (50, False), (100, False), (200, False), (25, True), (200, True), (400, True), (500, True)],
+)
 @torch.no_grad()
 def test_unet_denoises_better_than_any_linear_filter(
-    unet: digits.DigitsUNet, timestep: int, labelled: bool
+    unet: digits.DigitsUNet, held_out: Digits, timestep: int, labelled: bool
 ) -> None:
-    images, labels = digits.load_digits("test")
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(timestep))
     alpha = noise_schedule("linear").alphas_cumprod[timestep]
-    noisy = (alpha.sqrt() * images + (1 - alpha).sqrt() * noise).float()
-    classes = labels if labelled else None
-    loss = (unet(noisy, torch.tensor(timestep), classes) - noise).square().mean().item()
-    bound = 0.8 * linear_denoising_loss(digits.load_digits()[0], alpha)
-    assert loss < bound
+    bound = 0.75 * linear_denoising_loss(digits.load_digits()[0], alpha)
+    classes = held_out[1] if labelled else None
+    assert losses(unet, held_out, timestep, classes)[0] < bound
     torch.manual_seed(0)
-    untrained = (digits.DigitsUNet()(noisy, torch.tensor(timestep), classes) - noise).square().mean().item()
-    assert untrained > 2 * bound
+    assert losses(digits.DigitsUNet(), held_out, timestep, classes)[0] > 1.5 * bound
 
 
 @torch.no_grad()
-def test_class_labels_help(unet: digits.DigitsUNet) -> None:
-    images, labels = digits.load_digits("test")
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    alpha = noise_schedule("linear").alphas_cumprod[500]
-    noisy = (alpha.sqrt() * images + (1 - alpha).sqrt() * noise).float()
-    losses = [
-        (unet(noisy, torch.tensor(500), classes) - noise).square().mean().item()
-        for classes in (labels, None, (labels + 1) % 10)
-    ]
-    assert losses[0] < losses[1] < losses[2]
+def test_class_labels_help(unet: digits.DigitsUNet, held_out: Digits) -> None:
+    right, none, wrong = losses(unet, held_out, 500, held_out[1], None, (held_out[1] + 1) % 10)
+    assert right < none < wrong

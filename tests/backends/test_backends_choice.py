@@ -1,0 +1,140 @@
+"""Which backend computes: the automatic choice, an explicit one, and the errors when it cannot be had."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import random_case
+
+import gmmkernel
+from gmmkernel import backends, standard_normal
+from gmmkernel.backends import constants, cpu
+from gmmkernel.backends.constants import Column, Prediction, Stream
+
+SEEDS = torch.tensor([1, 2])
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the backends that ran, in order."""
+    names: list[str] = []
+    load = backends.load
+
+    def recording_load(name: str) -> object:
+        names.append(name)
+        return load(name)
+
+    monkeypatch.setattr(backends, "load", recording_load)
+    return names
+
+
+def test_both_cpu_backends_are_here_and_say_what_they_are() -> None:
+    found = {status.name: status for status in backends.available_backends()}
+    assert list(found) == ["cpu", "reference"]
+    assert all(status.available and status.device_type == "cpu" for status in found.values())
+    assert all(name in found["cpu"].detail for name in cpu.instruction_sets())
+    assert f"{torch.get_num_threads()} of " in found["cpu"].detail
+
+
+def test_the_core_is_chosen_unless_another_backend_is_named(used: list[str]) -> None:
+    standard_normal(SEEDS, (4,))
+    standard_normal(SEEDS, (4,), backend="reference")
+    with backends.use("reference"):
+        standard_normal(SEEDS, (4,))
+        standard_normal(SEEDS, (4,), backend="cpu")
+        with backends.use("cpu"):
+            random_case(0).run()
+        random_case(0).run()
+    gmmkernel.draw_components(SEEDS, torch.zeros(1, 1, dtype=torch.int64))
+    gmmkernel.orthonormalize(torch.eye(2, dtype=torch.float64), backend="reference")
+    assert used == ["cpu", "reference", "reference", "cpu", "cpu", "reference", "cpu", "reference"]
+
+
+def test_use_ends_with_its_block_whatever_happens_in_it(used: list[str]) -> None:
+    with pytest.raises(KeyError), backends.use("reference"):
+        raise KeyError
+    standard_normal(SEEDS, (4,))
+    assert used == ["cpu"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "CPU", "", 3])
+def test_an_unknown_backend_is_named_with_those_there_are(name: object) -> None:
+    message = re.escape(f"backend: expected one of ['cpu', 'reference'], got {name!r}")
+    with pytest.raises(ValueError, match=message):
+        random_case(0).run(backend=name)
+    with pytest.raises(ValueError, match=re.escape(f"name: expected one of ['cpu', 'reference'], got {name!r}")):
+        backends.use(name).__enter__()
+
+
+def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(backends._loaded, "cpu")
+    monkeypatch.setitem(backends._missing, "cpu", "ImportError: no such library")
+    message = "backend: 'cpu' is not available here: ImportError: no such library"
+    with pytest.raises(RuntimeError, match=message):
+        standard_normal(SEEDS, (4,), backend="cpu")
+    with pytest.raises(RuntimeError, match=message):
+        backends.use("cpu").__enter__()
+    status = backends.available_backends()[0]
+    assert (status.name, status.available, status.detail) == ("cpu", False, "ImportError: no such library")
+
+
+def test_without_the_compiled_core_the_reference_computes(tmp_path: Path) -> None:
+    program = """
+import sys
+sys.modules["gmmkernel._core"] = None  # what an import of a missing extension meets
+import torch, gmmkernel
+from gmmkernel import backends
+print([(s.name, s.available) for s in backends.available_backends()])
+print(backends.resolve("cpu"))
+print(gmmkernel.standard_normal(torch.tensor([1]), (2,)).tolist())
+try:
+    gmmkernel.standard_normal(torch.tensor([1]), (2,), backend="cpu")
+except RuntimeError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    status, chosen, noise, error = result.stdout.splitlines()
+    assert status == "[('cpu', False), ('reference', True)]"
+    assert chosen == "reference"
+    assert noise == str(standard_normal(torch.tensor([1]), (2,)).tolist())
+    assert error.startswith("backend: 'cpu' is not available here: ")
+    assert "gmmkernel._core" in error
+
+
+def test_tensors_on_a_device_that_no_backend_serves_are_refused() -> None:
+    case = random_case(0, components=0, per_sample=False).map_samples(lambda tensor: tensor.to("meta"))
+    elsewhere = {"coefficients": case.coefficients.to("meta"), "seeds": case.seeds.to("meta")}
+    with pytest.raises(ValueError, match=r"no backend computes on 'meta' tensors; devices supported: \['cpu'\]"):
+        case.run(row=0, step=0, **elsewhere)
+    with pytest.raises(ValueError, match="backend: 'cpu' computes on 'cpu' tensors, got 'meta'"):
+        case.run(row=0, step=0, backend="cpu", **elsewhere)
+
+
+def test_an_instruction_set_that_is_not_there_is_refused() -> None:
+    assert cpu.instruction_sets()[0] == "portable"
+    assert cpu.best_instruction_set() == cpu.instruction_sets()[-1]
+    with pytest.raises(ValueError, match=r"name: expected one of \['portable'.*got 'neon9'"):
+        cpu.use_instruction_set("neon9").__enter__()
+
+
+def test_the_core_and_the_package_agree_on_every_number() -> None:
+    from gmmkernel import _core
+
+    assert {stream.name: stream.value for stream in Stream} == _core.STREAMS
+    assert {kind.name: kind.value for kind in Prediction} == _core.PREDICTIONS
+    shared = {column.name: column.value for column in Column if not column.name.startswith("HISTORY")}
+    assert shared | {"HISTORY_0": int(Column.HISTORY_0)} == _core.COLUMNS
+    header = (Path(__file__).parents[2] / "csrc/include/gmmkernel/gmmkernel.h").read_text()
+    for name, value in {
+        "GMM_MAX_COMPONENTS": constants.MAX_COMPONENTS,
+        "GMM_MAX_HISTORY": constants.MAX_HISTORY,
+        "GMM_ROW_COLUMNS": len(Column),
+    }.items():
+        assert f"#define {name} {value}\n" in header

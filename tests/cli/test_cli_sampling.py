@@ -1,0 +1,216 @@
+"""`sample` and `compare`: they write and print what the samplers and distances give, and refuse bad options."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_same_bits
+from matplotlib.image import imread
+from torch import Tensor
+
+from gmmkernel import Column, DDIMSampler, gaussian_mixture, noise_schedule
+from gmmkernel.cli import main, pictures
+from gmmkernel.cli.pictures import tile
+from gmmkernel.digits import IMAGE_SHAPE, digit_fid, digit_fid_by_group, load_unet
+
+CaptureText = pytest.CaptureFixture[str]
+SMALL = ("--count", "20", "--steps", "3", "--spacing", "trailing")
+
+
+def direct(seeds: Tensor, *, model: Any = None, batch_size: int = 500, **options: Any) -> Tensor:
+    """The same samples without the command line."""
+    sampler = DDIMSampler(noise_schedule(), 3, **({"spacing": "trailing"} | options))
+    return sampler.sample(
+        model or load_unet(), seeds, IMAGE_SHAPE, batch_size=batch_size, progress=False
+    ).sample
+
+
+def assert_is_a_picture(path: Path) -> None:
+    picture = imread(path)
+    assert min(picture.shape[:2]) > 50
+    assert float(picture[..., :3].std()) > 0.05
+
+
+def test_sample_writes_what_the_sampler_gives(tmp_path: Path, capsys: CaptureText) -> None:
+    png, npz = tmp_path / "made" / "digits.png", tmp_path / "arrays" / "digits.npz"
+    assert main(["sample", *SMALL, "--output", str(png), "--npz", str(npz)]) == 0
+    out = capsys.readouterr().out
+    mixture = gaussian_mixture("ortho", elements=64, n_components=8, scale=0.72, n_steps=3)
+    expected = direct(torch.arange(20), mixture=mixture)
+    with np.load(npz) as arrays:
+        assert sorted(arrays.files) == ["samples", "seeds"]
+        assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
+        assert arrays["seeds"].tolist() == list(range(20))
+    assert_is_a_picture(png)
+    assert "ortho mixture, D = 64" in out
+    assert re.search(r"^20 samples in \d+\.\d\d s: \d+ samples/s$", out, re.MULTILINE)
+    assert f"digit-FID {digit_fid(expected.clamp(-1, 1)):.2f} (20 samples" in out
+    assert f"picture: {png}\narrays: {npz}\n" in out
+
+
+def test_sample_follows_its_options(tmp_path: Path) -> None:
+    npz = tmp_path / "x.npz"
+    words = "--variant ortho-vub --components 5 --scale 0.3 --shared --mixture-seed 4 --eta 0.5 --seed -3"
+    words += " --spacing quadratic --batch-size 7"
+    assert main(["sample", "--count", "20", "--steps", "3", "--npz", str(npz), *words.split()]) == 0
+    mixture = gaussian_mixture("ortho-vub", elements=64, n_components=5, scale=0.3, seed=4)
+    expected = direct(torch.arange(-3, 17), mixture=mixture, eta=0.5, spacing="quadratic", batch_size=7)
+    with np.load(npz) as arrays:
+        assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
+        assert arrays["seeds"].tolist() == list(range(-3, 17))
+
+
+@pytest.mark.parametrize("scale", [None, 2.0])
+def test_sample_of_one_digit(tmp_path: Path, capsys: CaptureText, scale: float | None) -> None:
+    npz = tmp_path / "x.npz"
+    guidance = [] if scale is None else ["--guidance-scale", str(scale)]
+    assert main(["sample", *SMALL, "--variant", "none", "--digit", "3", *guidance, "--npz", str(npz)]) == 0
+    out = capsys.readouterr().out
+    assert "mixture" not in out
+    assert "digit-FID" not in out  # a distance from all ten digits would mean nothing
+    unet = load_unet()
+
+    def model(x: Tensor, timestep: Tensor) -> Any:
+        labelled = unet(x, timestep, torch.full((len(x),), 3))
+        return labelled if scale is None else (unet(x, timestep), labelled)
+
+    with np.load(npz) as arrays:
+        expected = direct(torch.arange(20), model=model, guidance_scale=scale)
+        assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
+
+
+def test_compare_prints_a_table_and_draws_a_picture(tmp_path: Path, capsys: CaptureText) -> None:
+    png = tmp_path / "made" / "comparison.png"
+    words = "compare --count 10 --steps 3 2 --eta 0 1 --scale 0.8 --spacing trailing --output"
+    assert main([*words.split(), str(png)]) == 0
+    out = capsys.readouterr().out
+    assert_is_a_picture(png)
+    assert f"picture: {png}\n" in out
+    assert "digit-FID over 5 groups of 2 samples" in out
+    row = re.compile(
+        r"^ +(\d+) +([\d.]+)  (\S.*?) {2,}([\d.]+) ± +([\d.]+)(?: +([-+][\d.]+) ± +([\d.]+))? *$", re.M
+    )
+    table = {(int(steps), float(eta), name): figures for steps, eta, name, *figures in row.findall(out)}
+    names = ["DDIM", "DDIM-GMM ortho", "DDIM + isotropic noise"]
+    assert list(table) == [(steps, eta, name) for steps in (3, 2) for eta in (0, 1) for name in names]
+
+    seeds = torch.arange(10)
+    mixture = gaussian_mixture("ortho", elements=64, n_components=8, scale=0.8, n_steps=3)
+    plain = DDIMSampler(noise_schedule(), 3, spacing="trailing")
+    added = torch.tensor([0.8 * math.sqrt(7 / 8 / 64)] * 2 + [0.0], dtype=torch.float64)
+    noisy = plain.with_sigma(added)
+    assert float(plain.coefficients[:, Column.SIGMA].abs().max()) == 0
+    distances = [
+        digit_fid_by_group(samples.clamp(-1, 1), 5)
+        for samples in (
+            direct(seeds),
+            direct(seeds, mixture=mixture),
+            noisy.sample(load_unet(), seeds, IMAGE_SHAPE, progress=False).sample,
+        )
+    ]
+    for name, found in zip(names, distances, strict=True):
+        mean, error, change, change_error = table[3, 0, name]
+        change_here = found - distances[0]
+        assert float(mean) == pytest.approx(float(found.mean()), abs=0.0051)
+        assert float(error) == pytest.approx(float(found.std()) / math.sqrt(5), abs=0.0051)
+        if name == "DDIM":
+            assert (change, change_error) == ("", "")
+            continue
+        assert float(change) == pytest.approx(float(change_here.mean()), abs=0.0051)
+        assert float(change_error) == pytest.approx(float(change_here.std()) / math.sqrt(5), abs=0.0051)
+
+
+def test_tiles_are_laid_out_in_reading_order() -> None:
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 2, 3) / 2 - 1
+    found = tile(images, 2)
+    assert found.shape == (8, 7)
+    assert found[::3, ::4].tolist() == [[0, 0.25], [0.5, 0.75], [1, 1]]  # 2.0 is beyond white
+    assert (found[2] == 1).all()
+    assert (found[:, 3] == 1).all()
+    assert (found[3:5, :3] == 0.5).all()
+
+
+BAD_OPTIONS = [
+    ("sample --steps 0", "--steps: expected an integer >= 1, got '0'"),
+    ("sample --steps ten", "--steps: expected an integer >= 1, got 'ten'"),
+    ("sample --steps 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
+    ("sample --steps 30 --spacing quadratic", "--steps: expected at most 29 with spacing='quadratic'"),
+    ("sample --spacing cosine", "--spacing: invalid choice: 'cosine'"),
+    ("sample --eta -0.5", "--eta: expected a number from 0 to 1, got '-0.5'"),
+    ("sample --eta nan", "--eta: expected a number from 0 to 1, got 'nan'"),
+    ("sample --eta much", "--eta: expected a number from 0 to 1, got 'much'"),
+    ("sample --variant exact", "--variant: invalid choice: 'exact'"),
+    ("sample --components 0", "--components: expected an integer from 1 to 1024, got '0'"),
+    (
+        "sample --components 1025 --variant rand",
+        "--components: expected an integer from 1 to 1024, got '1025'",
+    ),
+    ("sample --components 65", "--components: expected at most elements = 64"),
+    ("sample --scale -1", "--scale: expected a finite number >= 0, got '-1'"),
+    ("sample --scale inf", "--scale: expected a finite number >= 0, got 'inf'"),
+    (
+        "sample --mixture-seed 9223372036854775808",
+        "--mixture-seed: expected an integer from -9223372036854775808",
+    ),
+    ("sample --variant none --scale 1", "--scale: describes a mixture, and --variant none has none"),
+    ("sample --variant none --shared", "--shared: describes a mixture"),
+    ("sample --variant none --mixture-seed 2", "--mixture-seed: describes a mixture"),
+    ("sample --digit 10", "--digit: invalid choice: "),
+    ("sample --guidance-scale 2", "--guidance-scale: needs --digit"),
+    ("sample --digit 1 --guidance-scale inf", "--guidance-scale: expected a finite number, got 'inf'"),
+    ("sample --count 1", "--count: expected an integer >= 2, got '1'"),
+    ("sample --seed 1.5", "--seed: expected an integer from "),
+    ("sample --seed 9223372036854775800", "--seed: expected at most 9223372036854774807 for 1000 samples"),
+    ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
+    ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
+    ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
+    ("compare --count 12", "--count: expected a multiple of 5, at least 10, got 12"),
+    ("compare --count 5", "--count: expected a multiple of 5, at least 10, got 5"),
+    ("compare --steps 5 0", "--steps: expected an integer >= 1, got '0'"),
+    ("compare --steps 5 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
+    ("compare --eta 0 1.5", "--eta: expected a number from 0 to 1, got '1.5'"),
+    ("compare --variant none", "--variant: invalid choice: 'none'"),
+    ("paint", "invalid choice: 'paint'"),
+    ("sample --colour", "unrecognized arguments: --colour"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_OPTIONS, ids=[words for words, _ in BAD_OPTIONS])
+def test_bad_options(
+    words: str, message: str, capsys: CaptureText, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(words.split())
+    except SystemExit as stopped:  # argparse leaves by itself
+        status = stopped.code  # type: ignore[assignment]
+    assert status == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_no_file(tmp_path: Path, capsys: CaptureText) -> None:
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(SystemExit):
+        main(["sample", "--output", str(tmp_path / "x.png")])
+    assert "--output: expected the name of a .png file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["sample --output x.png", "compare"])
+def test_without_matplotlib_nothing_is_drawn_in_vain(
+    words: str, capsys: CaptureText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(words.split()) == 2
+    assert capsys.readouterr() == ("", 'error: pictures need matplotlib: pip install "gmmkernel[plot]"\n')
+    with pytest.raises(ImportError, match=r"gmmkernel\[plot\]"):
+        pictures.check_matplotlib()

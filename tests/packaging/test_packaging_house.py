@@ -1,0 +1,143 @@
+"""The house's rules: dependence in one direction, no framework in the core, rooms of a readable size."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from repository import ROOT, files, sources
+
+# What each room may import of the package, besides itself. Everything points down; a new room needs a line here.
+MAY_IMPORT = {
+    "_checks": set(),
+    "backends": {"_core"},
+    "ops": {"backends"},
+    "schedules": {"_checks", "backends"},
+    "mixtures": {"_checks", "backends", "ops"},
+    "moments": {"backends", "mixtures"},
+    "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
+    "digits": set(),
+    "golden": {"backends", "mixtures", "ops", "schedules"},
+    "cli": {
+        *(
+            "",
+            "_checks",
+            "backends",
+            "digits",
+            "golden",
+            "mixtures",
+            "moments",
+            "ops",
+            "samplers",
+            "schedules",
+        ),
+    },
+    "__main__": {"cli"},
+    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules"},
+}
+
+MODULES = sources(".py", under="gmmkernel")
+RUN_TIME = {"torch", "numpy", "safetensors", "tqdm"}
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Yield the full names that a module imports, wherever, or only those that run when it is loaded."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    if top_level:
+        functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)]
+        inside = {id(inner) for function in functions for inner in ast.walk(function)}
+        nodes = [node for node in nodes if id(node) not in inside]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room(path: Path) -> str:
+    """Return the part of the package that a module belongs to."""
+    return path.parts[1].removesuffix(".py")
+
+
+def test_every_room_has_a_place() -> None:
+    assert {room(path) for path in MODULES} == set(MAY_IMPORT)
+
+
+def test_dependence_has_one_direction() -> None:
+    """Nothing may be reached from itself in the table above."""
+    known = {name: allowed - {""} for name, allowed in MAY_IMPORT.items()} | {"_core": set()}
+    order: list[str] = []
+    while len(order) < len(known):
+        ready = [name for name, allowed in known.items() if name not in order and allowed <= set(order)]
+        assert ready, f"a circle among {set(known) - set(order)}"
+        order += ready
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_point_down(path: Path) -> None:
+    allowed = MAY_IMPORT[room(path)] | {room(path)}
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "gmmkernel":
+            continue
+        below = ROOT / "gmmkernel" / (parts[1] if len(parts) > 1 else "")
+        is_module = len(parts) > 1 and (
+            below.is_dir() or below.with_suffix(".py").exists() or parts[1] == "_core"
+        )
+        target = parts[1] if is_module else ""
+        assert target in allowed, f"{path} imports {name}; a {room(path)} module may import {sorted(allowed)}"
+
+
+def test_the_specification_is_numpy_alone() -> None:
+    """Only the module that joins it to tensors knows torch."""
+    reference = [path for path in MODULES if path.is_relative_to("gmmkernel/backends/reference")]
+    assert len(reference) > 5
+    for path in reference:
+        if path.name != "backend.py":
+            assert not [name for name in imports(path) if name.split(".")[0] == "torch"], path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_loading_needs_the_run_time_dependencies_alone(path: Path) -> None:
+    known = {*sys.stdlib_module_names, *RUN_TIME, "gmmkernel"}
+    needed = {name.split(".")[0] for name in imports(path, top_level=True)}
+    assert needed <= known, f"{path}: import {sorted(needed - known)} in the function that needs it"
+
+
+def test_the_declared_dependencies_are_those() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (declared,) = re.findall(r"^dependencies = \[(.*?)\]", text, re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r'"([a-z]+)', declared)) == RUN_TIME
+
+
+def test_the_core_knows_no_python_and_no_framework() -> None:
+    foreign = re.compile(r'#\s*include\s*[<"](Python\.h|pybind11/|torch/|ATen/|c10/|numpy/)')
+    core = sources(".h", ".cpp", ".inl", ".c", ".cc", ".hpp", ".cu", ".cuh", under="csrc")
+    users = [path for path in core if foreign.search((ROOT / path).read_text(encoding="utf-8"))]
+    assert len(core) > 20
+    assert {path.parent for path in users} == {Path("csrc/python")}
+
+
+def test_the_mathematics_includes_nothing_above_it() -> None:
+    """csrc/include is for host and device: it must not reach into the CPU's loops."""
+    for path in sources(".h", under="csrc/include"):
+        included = re.findall(r'#\s*include\s*"([^"]+)"', (ROOT / path).read_text(encoding="utf-8"))
+        assert all(name.startswith("gmmkernel/") for name in included), (path, included)
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    code = [path for path in files() if path.suffix in {".py", ".h", ".cpp", ".inl", ".c", ".cu", ".cuh"}]
+    sizes = {path: (ROOT / path).stat().st_size for path in code}
+    assert {str(path): size for path, size in sizes.items() if size > 25_000} == {}
+    package = sorted(size for path, size in sizes.items() if path.parts[0] in {"gmmkernel", "csrc"})
+    assert package[len(package) // 2] < 8_000
+
+
+def test_no_large_file_slips_in() -> None:
+    assert [str(path) for path in files() if (ROOT / path).stat().st_size > 1_500_000] == []

@@ -1,0 +1,331 @@
+"""What a caller of the samplers sees: callbacks, trajectories, progress, seeds, control samplers, errors."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from denoisers import ELEMENTS, SHAPE, elementwise, elementwise_pair
+from helpers import assert_same_bits
+from torch import Tensor, nn
+
+from gmmkernel import (
+    Column,
+    DDIMSampler,
+    StepState,
+    gaussian_mixture,
+    noise_schedule,
+    seeds_from_generator,
+    standard_normal,
+)
+
+SCHEDULE = noise_schedule()
+STEPS = 4
+SEEDS = torch.arange(5)
+MIXTURE = gaussian_mixture("ortho", elements=ELEMENTS, n_components=3, n_steps=STEPS)
+
+
+def make(**options: Any) -> DDIMSampler:
+    return DDIMSampler(SCHEDULE, STEPS, **options)
+
+
+def run(sampler: DDIMSampler, **options: Any) -> Any:
+    return sampler.sample(elementwise, SEEDS, SHAPE, **({"progress": False} | options))
+
+
+def test_callbacks_see_every_step_of_every_batch_in_order() -> None:
+    sampler = make(eta=1.0, mixture=MIXTURE)
+    seen: list[StepState] = []
+    result = run(sampler, batch_size=2, callback=seen.append, return_trajectory=True)
+    assert [state.step_index for state in seen] == [0, 1, 2, 3] * 3
+    assert [state.timestep for state in seen] == [750, 500, 250, 0] * 3
+    assert all(type(state.timestep) is int for state in seen)
+    assert [state.seeds.tolist() for state in seen[::STEPS]] == [[0, 1], [2, 3], [4]]
+    for number, state in enumerate(seen):
+        batch = slice(2 * (number // STEPS), 2 * (number // STEPS) + 2)
+        assert_same_bits(state.sample, result.trajectory[state.step_index + 1, batch])
+        assert_same_bits(state.x0, result.x0[state.step_index, batch])
+    late: list[StepState] = []
+    run(sampler, initial=result.trajectory[2], first_step=2, callback=late.append)
+    assert [(state.step_index, state.timestep) for state in late] == [(2, 250), (3, 0)]
+
+
+def test_a_callback_changes_nothing_and_can_stop_a_run() -> None:
+    sampler = make(eta=1.0)
+    watched = run(sampler, callback=lambda state: None)
+    assert watched.trajectory is None
+    assert watched.x0 is None
+    assert_same_bits(watched.sample, run(sampler).sample)
+
+    def stop(state: StepState) -> None:
+        if state.step_index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(sampler, callback=stop)
+
+
+def test_a_trajectory_has_all_states_and_predictions() -> None:
+    result = run(make(), return_trajectory=True)
+    assert result.trajectory.shape == (STEPS + 1, 5, *SHAPE)
+    assert result.x0.shape == (STEPS, 5, *SHAPE)
+    assert_same_bits(result.trajectory[0], standard_normal(SEEDS, SHAPE))
+    assert_same_bits(result.trajectory[-1], result.sample)
+    a = SCHEDULE.alphas_cumprod[make().timesteps].view(STEPS, 1, 1, 1)
+    states = result.trajectory[:-1].double()
+    outputs = torch.stack([elementwise(x, t) for x, t in zip(states, make().timesteps, strict=True)])
+    expected = (states - (1 - a).sqrt() * outputs) / a.sqrt()
+    torch.testing.assert_close(result.x0.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_same_bits(result.sample, result.x0[-1])  # the last step ends at the data
+    assert run(make())[1:] == (None, None)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_clipping_holds_what_is_predicted(prediction_type: str) -> None:
+    free = run(make(prediction_type=prediction_type), return_trajectory=True)
+    clipped = run(make(prediction_type=prediction_type, clip_sample_range=0.5), return_trajectory=True)
+    assert_same_bits(clipped.x0[0], free.x0[0].clamp(-0.5, 0.5))
+    assert float(free.x0[0].abs().max()) > 0.5
+    assert float(clipped.x0.abs().max()) == 0.5
+
+
+def test_the_model_gets_samples_and_a_timestep() -> None:
+    calls: list[tuple[tuple[int, ...], Tensor]] = []
+
+    def model(x: Tensor, timestep: Tensor) -> Tensor:
+        calls.append((tuple(x.shape), timestep))
+        return elementwise(x, timestep)
+
+    make().sample(model, SEEDS, SHAPE, batch_size=3, progress=False)
+    assert [shape for shape, _ in calls] == [(3, *SHAPE)] * STEPS + [(2, *SHAPE)] * STEPS
+    assert [int(timestep) for _, timestep in calls] == [750, 500, 250, 0] * 2
+    assert all(timestep.dtype == torch.int64 and timestep.shape == () for _, timestep in calls)
+
+
+def test_no_gradient_is_kept_and_the_setting_comes_back() -> None:
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.5))
+            self.enabled: list[bool] = []
+
+        def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
+            self.enabled.append(torch.is_grad_enabled())
+            return x * self.weight
+
+    model = Scale()
+    assert torch.is_grad_enabled()
+    result = make(eta=1.0, mixture=MIXTURE).sample(
+        model, SEEDS, SHAPE, progress=False, return_trajectory=True, callback=lambda state: None
+    )
+    assert torch.is_grad_enabled()
+    assert model.enabled == [False] * STEPS
+    assert not any(part.requires_grad for part in result)
+    x = standard_normal(SEEDS, SHAPE)
+    with pytest.raises(RuntimeError, match=r"gmm_step: an input requires a gradient.*torch\.no_grad"):
+        make().step(model(x, torch.tensor(0)), 0, x, SEEDS)
+
+
+@pytest.mark.parametrize("options", [{}, {"guidance_scale": 2.0}, {"mixture": MIXTURE, "eta": 1.0}])
+def test_no_seeds_give_no_samples(options: dict[str, Any]) -> None:
+    model = elementwise_pair if "guidance_scale" in options else elementwise
+    result = make(**options).sample(
+        model, SEEDS[:0], SHAPE, batch_size=2, progress=False, return_trajectory=True
+    )
+    assert result.sample.shape == (0, *SHAPE)
+    assert result.trajectory is not None
+    assert result.trajectory.shape == (STEPS + 1, 0, *SHAPE)
+    assert result.x0 is not None
+    assert result.x0.shape == (STEPS, 0, *SHAPE)
+
+
+def test_progress_is_shown_or_not(capfd: pytest.CaptureFixture[str]) -> None:
+    run(make())
+    assert capfd.readouterr() == ("", "")
+    make().sample(elementwise, SEEDS, SHAPE, batch_size=2)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert re.search(rf"100%.* {3 * STEPS}/{3 * STEPS} .*step", err)
+    make().sample(elementwise, SEEDS, SHAPE, initial=standard_normal(SEEDS, SHAPE), first_step=3)
+    assert " 1/1 " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{}, {"mixture": MIXTURE, "eta": 0.5}])
+def test_other_noise_levels(options: dict[str, Any]) -> None:
+    sampler = make(**options)
+    before = sampler.coefficients.clone()
+    sigma = torch.tensor([0.5, 0.0, 0.25, 0.125], dtype=torch.float64)
+    noisy = sampler.with_sigma(sigma)
+    assert_same_bits(sampler.coefficients, before)
+    assert sampler.tables is not None or "mixture" not in options
+    assert noisy.tables is None
+    assert noisy.coefficients[:, Column.SIGMA].tolist() == sigma.tolist()
+    others = [column for column in Column if column != Column.SIGMA]
+    assert_same_bits(noisy.coefficients[:, others], before[:, others])
+    x = standard_normal(SEEDS, SHAPE)
+    quiet = sampler.with_sigma(torch.zeros(STEPS, dtype=torch.float64))
+    output = elementwise(x, sampler.timesteps[2])
+    added = noisy.step(output, 2, x, SEEDS).prev_sample - quiet.step(output, 2, x, SEEDS).prev_sample
+    noise = standard_normal(SEEDS, SHAPE, step=2, stream=0)
+    torch.testing.assert_close(added, 0.25 * noise, rtol=0, atol=1e-6)
+    assert_same_bits(
+        run(make().with_sigma(torch.zeros(STEPS, dtype=torch.float64))).sample, run(make()).sample
+    )
+
+
+def test_seeds_from_a_generator() -> None:
+    generator = torch.Generator().manual_seed(4)
+    seeds = seeds_from_generator(generator, 1000)
+    assert seeds.dtype == torch.int64
+    assert seeds.shape == (1000,)
+    assert int(seeds.min()) >= 0
+    assert len(set(seeds.tolist())) == 1000
+    assert seeds.double().mean() / 2.0**63 == pytest.approx(0.5, abs=0.05)
+    split = torch.Generator().manual_seed(4)
+    parts = [seeds_from_generator(split, count) for count in (1, 0, 999)]
+    assert torch.equal(torch.cat(parts), seeds)
+    assert not torch.equal(seeds_from_generator(generator, 1000), seeds)
+    assert run(make()).sample.shape[0] == 5
+    samples = make().sample(elementwise, seeds[:2], SHAPE, progress=False).sample
+    assert not torch.equal(samples[0], samples[1])
+
+
+@pytest.mark.parametrize(
+    ("generator", "count", "error", "message"),
+    [
+        (0, 1, TypeError, "generator: expected a torch.Generator, got int"),
+        (None, 1, TypeError, "generator: expected a torch.Generator, got NoneType"),
+        (torch.Generator(), -1, ValueError, "count: expected an integer >= 0, got -1"),
+        (torch.Generator(), 2.0, TypeError, "count: expected an integer >= 0, got 2.0"),
+    ],
+)
+def test_seeds_from_no_generator(generator: Any, count: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        seeds_from_generator(generator, count)
+
+
+OTHER_STEPS = gaussian_mixture("rand", elements=ELEMENTS, n_steps=STEPS + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": torch.int64}, TypeError, "dtype: expected float32, bfloat16, float16 or float64, got torch.int64"),
+        ({"mixture": OTHER_STEPS}, ValueError, "mixture: expected one made for 4 steps"),
+        ({"mixture": MIXTURE.bind(make().coefficients)}, TypeError, "mixture: expected a Mixture or None"),
+        ({"mixture": "ortho"}, TypeError, "mixture: expected a Mixture or None, got str"),
+        ({"eta": -1.0}, ValueError, "eta: expected a finite number >= 0, got -1.0"),
+        ({"eta": 3.0}, ValueError, "eta: expected 1 - a_s - sigma^2 >= 0 at every step, got eta = 3"),
+        ({"spacing": "cosine"}, ValueError, "spacing: expected one of 'leading', "),
+        ({"steps_offset": 1, "spacing": "trailing"}, ValueError, "steps_offset: expected 0 with spacing='trailing'"),
+        ({"prediction_type": "flow"}, ValueError, "prediction_type: expected one of 'epsilon', "),
+        ({"clip_sample_range": 0.0}, ValueError, "clip_sample_range: expected a finite number > 0, got 0.0"),
+        ({"use_clipped_model_output": 1}, TypeError, "use_clipped_model_output: expected True or False, got 1"),
+        ({"set_alpha_to_one": None}, TypeError, "set_alpha_to_one: expected True or False, got None"),
+        ({"guidance_scale": "7.5"}, TypeError, "guidance_scale: expected a finite number, got '7.5'"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale: expected a finite number, got nan"),
+    ],
+)  # fmt: skip
+def test_samplers_that_cannot_be_made(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "error", "message"),
+    [
+        ("linear", 4, TypeError, "schedule: expected a NoiseSchedule, got str"),
+        (SCHEDULE, 0, ValueError, "num_inference_steps: expected an integer from 1 to 1000, got 0"),
+        (SCHEDULE, 1001, ValueError, "num_inference_steps: expected an integer from 1 to 1000, got 1001"),
+        (SCHEDULE, 4.0, TypeError, "num_inference_steps: expected an integer from 1 to 1000, got 4.0"),
+    ],
+)
+def test_schedules_and_numbers_of_steps(
+    schedule: Any, steps: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        DDIMSampler(schedule, steps)
+
+
+START = torch.zeros(5, *SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"first_step": 1}, ValueError, "initial: needed to start at step 1, got None"),
+        ({"first_step": -1}, ValueError, "first_step: expected an integer from 0 to 3, got -1"),
+        ({"first_step": 4, "initial": START}, ValueError, "first_step: expected an integer from 0 to 3, got 4"),
+        ({"first_step": True}, TypeError, "first_step: expected an integer from 0 to 3, got True"),
+        ({"initial": START.double()}, TypeError, "initial: expected torch.float32, got torch.float64"),
+        ({"initial": START[:4]}, ValueError, "initial: expected shape (5, 3, 5), got (4, 3, 5)"),
+        ({"initial": START[0]}, ValueError, "initial: expected shape (5, 3, 5), got (3, 5)"),
+        ({"initial": START.to("meta")}, ValueError, "initial: expected a tensor on cpu, got one on meta"),
+        ({"initial": START.numpy()}, TypeError, "initial: expected a torch.Tensor, got ndarray"),
+        ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size: expected an integer >= 1, got 2.0"),
+        ({"seeds": SEEDS.float()}, TypeError, "seeds: expected int64, got torch.float32"),
+        ({"seeds": SEEDS[None]}, ValueError, "seeds: expected shape [B], got (1, 5)"),
+        ({"seeds": [0, 1]}, TypeError, "seeds: expected a torch.Tensor, got list"),
+        ({"shape": 15}, TypeError, "shape: expected a sequence of integers, got 15"),
+        ({"shape": (3, -5)}, ValueError, "shape: expected sizes of at least 0, got (3, -5)"),
+        ({"model": elementwise_pair}, TypeError, "model_output: expected one tensor, got a tuple of 2"),
+        ({"model": lambda x, t: x[:, :1]}, ValueError, "model_output: expected the sample's shape (5, 3, 5), got"),
+        ({"model": lambda x, t: x.double()}, TypeError, "model_output: expected torch.bfloat16, torch.float16"),
+    ],
+)  # fmt: skip
+def test_runs_that_cannot_be_done(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments: dict[str, Any] = {"model": elementwise, "seeds": SEEDS, "shape": SHAPE} | options
+    with pytest.raises(error, match=re.escape(message)):
+        make().sample(**arguments, progress=False)
+
+
+def test_a_mixture_of_another_size_is_refused_before_the_model_runs() -> None:
+    def model(x: Tensor, timestep: Tensor) -> Tensor:
+        raise AssertionError("the model was called")
+
+    message = "mixture: made for D = 15 elements, but a sample of shape (4, 4) has D = 16"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(mixture=MIXTURE).sample(model, SEEDS, (4, 4), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "got"),
+    [(elementwise, "Tensor"), (lambda x, t: [x, x], "list"), (lambda x, t: (x, x, x), "a tuple of 3")],
+)
+def test_guidance_needs_a_pair(model: Any, got: str) -> None:
+    message = f"model_output: expected a pair (unconditional, conditional), got {got}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        make(guidance_scale=1.0).sample(model, SEEDS, SHAPE, progress=False)
+
+
+def test_backends_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match=r"backend: expected one of \['cpu', 'reference'.*got 'abacus'"):
+        run(make(backend="abacus"))
+    with pytest.raises(ValueError, match="no backend computes on 'meta' tensors"):
+        make(device="meta").sample(elementwise, SEEDS, SHAPE, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "error", "message"),
+    [
+        ([0.0] * STEPS, TypeError, "sigma: expected a torch.float64 tensor, got list"),
+        (torch.zeros(STEPS), TypeError, "sigma: expected a torch.float64 tensor, got torch.float32"),
+        (torch.zeros(3, dtype=torch.float64), ValueError, "sigma: expected shape [4], got [3]"),
+        (torch.zeros(1, 4, dtype=torch.float64), ValueError, "sigma: expected shape [4], got [1, 4]"),
+        (torch.tensor([0, 0, -1, 0.0], dtype=torch.float64), ValueError, "sigma: expected finite numbers >= 0"),
+        (torch.tensor([0, 0, 1, float("nan")], dtype=torch.float64), ValueError, "sigma: expected finite numbers >= 0"),
+        (torch.full((STEPS,), torch.inf, dtype=torch.float64), ValueError, "sigma: expected finite numbers >= 0"),
+    ],
+)  # fmt: skip
+def test_noise_levels_that_are_none(sigma: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make().with_sigma(sigma)
+
+
+@pytest.mark.parametrize("index", [-1, STEPS])
+def test_steps_out_of_range(index: int) -> None:
+    with pytest.raises(IndexError, match=f"row: expected 0 to 3, got {index}"):
+        make().step(START, index, START, SEEDS)
