@@ -1,11 +1,23 @@
 #include "cpu/dispatch.h"
 
+#if defined(GMM_X86)
+#include <cpuid.h>
+#endif
+
 namespace gmmkernel {
 namespace {
 
+#if defined(GMM_X86)
+// Not every compiler's __builtin_cpu_supports knows this name.
+bool has_f16c() {
+  unsigned int eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 bool has_avx2() {
 #if defined(GMM_X86)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 #else
   return false;
 #endif
@@ -14,8 +26,7 @@ bool has_avx2() {
 bool has_avx512() {
 #if defined(GMM_X86)
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl");
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else
   return false;
 #endif

@@ -64,8 +64,7 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
 
   if (a.components != nullptr) {
     const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
-    draw_components(
-        {a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
+    draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
   }
   const auto run = a.sample.dtype == GMM_FLOAT64 ? kernels->step_float64 : kernels->step_float32;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
@@ -96,8 +95,8 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
   if (const int status = pick(options, kernels)) return status;
   if (rows == nullptr) return fail(GMM_INVALID_ARGUMENT, "rows: no data");
   if (row_count < 1 || elements < row_count) {
-    return fail(GMM_INVALID_ARGUMENT, "rows: expected 1 to %lld rows of %lld elements, got %lld",
-                (long long)elements, (long long)elements, (long long)row_count);
+    return fail(GMM_INVALID_ARGUMENT, "rows: expected 1 to %lld rows of %lld elements, got %lld", (long long)elements,
+                (long long)elements, (long long)row_count);
   }
   const int64_t tiles = (elements + 1023) / 1024;
   const std::unique_ptr<double[]> partial(new (std::nothrow) double[tiles * row_count]);
@@ -135,8 +134,6 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
 
 int gmm_cpu_best_instruction_set(void) { return best_instruction_set(); }
 
-const char* gmm_version(void) {
-  return GMM_VERSION_TEXT(GMM_VERSION_MAJOR, GMM_VERSION_MINOR, GMM_VERSION_PATCH);
-}
+const char* gmm_version(void) { return GMM_VERSION_TEXT(GMM_VERSION_MAJOR, GMM_VERSION_MINOR, GMM_VERSION_PATCH); }
 
 const char* gmm_last_error(void) { return last_error(); }

@@ -31,7 +31,8 @@ GMM_INLINE float load_number(const void* data, int32_t dtype, int64_t i) {
 }
 
 // The last group of a sample, padded with zeros. Out of line: it is rare, and large once inlined.
-__attribute__((noinline)) void load_partial(const void* data, int32_t dtype, int64_t first, int count, F (&v)[vectors]) {
+__attribute__((noinline)) void load_partial(const void* data, int32_t dtype, int64_t first, int count,
+                                            F (&v)[vectors]) {
   float padded[group] = {};
   for (int i = 0; i < count; ++i) padded[i] = load_number(data, dtype, first + i);
   for (int i = 0; i < vectors; ++i) v[i] = Lanes::load(padded + i * Lanes::width);
@@ -71,8 +72,7 @@ GMM_INLINE void load(const void* data, int32_t dtype, int64_t first, int count, 
         v[i] = Lanes::load_float16(static_cast<const uint16_t*>(data) + first + i * Lanes::width);
       break;
     default:
-      for (int i = 0; i < vectors; ++i)
-        v[i] = Lanes::load(static_cast<const float*>(data) + first + i * Lanes::width);
+      for (int i = 0; i < vectors; ++i) v[i] = Lanes::load(static_cast<const float*>(data) + first + i * Lanes::width);
   }
 }
 
@@ -114,9 +114,7 @@ GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t s
 
 GMM_INLINE int64_t at(const gmm_index& index, int64_t sample) { return index.data[sample * index.stride]; }
 
-GMM_INLINE int64_t bytes_of(int32_t dtype) {
-  return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2;
-}
+GMM_INLINE int64_t bytes_of(int32_t dtype) { return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2; }
 
 struct Source {
   const void* data;
@@ -188,8 +186,7 @@ GMM_INLINE SampleStep<T> gather(const gmm_step_arguments& a, int64_t sample) {
       s.offset = static_cast<const T*>(m.offsets) + (table_row(m.offset_rows, row) * m.components + k) * a.elements;
     }
     const int64_t std_k = m.std_components == 1 ? 0 : k;
-    s.std = static_cast<const T*>(m.std) +
-            (table_row(m.std_rows, row) * m.std_components + std_k) * m.std_elements;
+    s.std = static_cast<const T*>(m.std) + (table_row(m.std_rows, row) * m.std_components + std_k) * m.std_elements;
     s.std_elements = m.std_elements;
   }
   s.noise = s.std_elements > 0 || s.row.sigma != 0;

@@ -59,9 +59,7 @@ struct Avx2Lanes {
   }
   // A count of 32 comes only with the word 0, which any shift leaves 0.
   GMM_INLINE u32 shift_left_mod32(u32 a, u32 count) { return _mm256_sllv_epi32(a, count); }
-  GMM_INLINE u32 times_four_plus_two(u32 a) {
-    return _mm256_or_si256(_mm256_slli_epi32(a, 2), _mm256_set1_epi32(2));
-  }
+  GMM_INLINE u32 times_four_plus_two(u32 a) { return _mm256_or_si256(_mm256_slli_epi32(a, 2), _mm256_set1_epi32(2)); }
   GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) {
     return _mm256_xor_ps(a, _mm256_and_ps(_mm256_castsi256_ps(word), _mm256_set1_ps(-0.0f)));
   }
@@ -103,8 +101,7 @@ struct Avx2Lanes {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   GMM_INLINE void store_float16(uint16_t* p, f32 v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                     _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };
 

@@ -52,9 +52,7 @@ struct Avx512Lanes {
   GMM_INLINE u32 count_leading_zeros(u32 a) { return _mm512_lzcnt_epi32(a); }
   // A count of 32 comes only with the word 0, which any shift leaves 0.
   GMM_INLINE u32 shift_left_mod32(u32 a, u32 count) { return _mm512_sllv_epi32(a, count); }
-  GMM_INLINE u32 times_four_plus_two(u32 a) {
-    return _mm512_or_si512(_mm512_slli_epi32(a, 2), _mm512_set1_epi32(2));
-  }
+  GMM_INLINE u32 times_four_plus_two(u32 a) { return _mm512_or_si512(_mm512_slli_epi32(a, 2), _mm512_set1_epi32(2)); }
   GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) {
     // a ^ (word & sign), one three-input operation
     return _mm512_castsi512_ps(

@@ -140,10 +140,8 @@ PYBIND11_MODULE(_core, m) {
     m.attr(name) = dict;
   };
   names("INSTRUCTION_SETS", {{"portable", GMM_PORTABLE}, {"avx2", GMM_AVX2}, {"avx512", GMM_AVX512}});
-  names("DTYPES", {{"float32", GMM_FLOAT32},
-                   {"bfloat16", GMM_BFLOAT16},
-                   {"float16", GMM_FLOAT16},
-                   {"float64", GMM_FLOAT64}});
+  names("DTYPES",
+        {{"float32", GMM_FLOAT32}, {"bfloat16", GMM_BFLOAT16}, {"float16", GMM_FLOAT16}, {"float64", GMM_FLOAT64}});
   names("STREAMS", {{"TRANSITION", GMM_STREAM_TRANSITION},
                     {"COMPONENT", GMM_STREAM_COMPONENT},
                     {"INITIAL", GMM_STREAM_INITIAL},

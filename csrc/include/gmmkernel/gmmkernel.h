@@ -79,20 +79,20 @@ typedef enum gmm_prediction {
 } gmm_prediction;
 
 typedef struct gmm_input {
-  const void *data; /* NULL: absent */
+  const void* data; /* NULL: absent */
   int64_t batch_stride;
   int32_t dtype; /* gmm_dtype */
 } gmm_input;
 
 typedef struct gmm_output {
-  void *data; /* NULL: not wanted */
+  void* data; /* NULL: not wanted */
   int64_t batch_stride;
   int32_t dtype;
 } gmm_output;
 
 /* One int64 for each sample, or (stride 0) one for all. */
 typedef struct gmm_index {
-  const int64_t *data;
+  const int64_t* data;
   int64_t stride;
 } gmm_index;
 
@@ -100,11 +100,11 @@ typedef struct gmm_index {
  * the coefficient table. Offsets and std have the coefficients' type: float32, or float64 for float64 samples. */
 typedef struct gmm_mixture {
   int64_t components;        /* K, 1 to GMM_MAX_COMPONENTS; 0: no mixture, and the rest is not read */
-  const int64_t *thresholds; /* [threshold_rows][K - 1], floor(2^32 cdf), ascending */
+  const int64_t* thresholds; /* [threshold_rows][K - 1], floor(2^32 cdf), ascending */
   int64_t threshold_rows;
-  const void *offsets; /* [offset_rows][K][elements] */
+  const void* offsets; /* [offset_rows][K][elements] */
   int64_t offset_rows;
-  const void *std; /* [std_rows][std_components][std_elements]; elements from std_elements on have the row's sigma */
+  const void* std; /* [std_rows][std_components][std_elements]; elements from std_elements on have the row's sigma */
   int64_t std_rows;
   int64_t std_components; /* 1 or K */
   int64_t std_elements;   /* 0 to elements */
@@ -120,12 +120,12 @@ typedef struct gmm_step_arguments {
   gmm_output result;     /* the sample's type; may be the sample itself */
   gmm_output prediction; /* the sample's type; optional, kind below */
   int32_t prediction_kind;
-  int64_t *components;      /* [batch], optional: the component drawn for each sample */
-  const void *coefficients; /* [coefficient_rows][GMM_ROW_COLUMNS], float32; float64 for float64 samples */
+  int64_t* components;      /* [batch], optional: the component drawn for each sample */
+  const void* coefficients; /* [coefficient_rows][GMM_ROW_COLUMNS], float32; float64 for float64 samples */
   int64_t coefficient_rows;
   gmm_index row;        /* which coefficient row each sample takes */
   gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
-  const int64_t *seeds; /* [batch] */
+  const int64_t* seeds; /* [batch] */
   gmm_mixture mixture;
 } gmm_step_arguments;
 
@@ -133,19 +133,19 @@ typedef struct gmm_normal_arguments {
   int64_t batch;
   int64_t elements;
   gmm_output result;
-  const int64_t *seeds;
+  const int64_t* seeds;
   gmm_index step;
   int32_t stream; /* gmm_stream */
 } gmm_normal_arguments;
 
 typedef struct gmm_component_arguments {
   int64_t batch;
-  int64_t *result;
-  const int64_t *seeds;
+  int64_t* result;
+  const int64_t* seeds;
   gmm_index row; /* which row of thresholds each sample takes (not read where there is one row) */
   gmm_index step;
   int64_t components;
-  const int64_t *thresholds;
+  const int64_t* thresholds;
   int64_t threshold_rows;
 } gmm_component_arguments;
 
@@ -161,19 +161,19 @@ typedef struct gmm_cpu_options {
   int32_t instruction_set; /* gmm_instruction_set; never changes a bit of the result */
 } gmm_cpu_options;
 
-GMM_API int gmm_cpu_step(const gmm_step_arguments *arguments, const gmm_cpu_options *options);
-GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments *arguments, const gmm_cpu_options *options);
-GMM_API int gmm_cpu_draw_components(const gmm_component_arguments *arguments);
+GMM_API int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_draw_components(const gmm_component_arguments* arguments);
 
 /* Modified Gram-Schmidt of [rows][elements] in a fixed order of operations: the same bits on every machine. Rows that
  * turn out to be linearly dependent or not finite are GMM_INVALID_ARGUMENT, found with the rows before them written. */
-GMM_API int gmm_cpu_orthonormalize(double *rows, int64_t row_count, int64_t elements, const gmm_cpu_options *options);
+GMM_API int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, const gmm_cpu_options* options);
 
 /* The instruction set that GMM_BEST stands for here. */
 GMM_API int gmm_cpu_best_instruction_set(void);
 
-GMM_API const char *gmm_version(void);
-GMM_API const char *gmm_last_error(void);
+GMM_API const char* gmm_version(void);
+GMM_API const char* gmm_last_error(void);
 
 #ifdef __cplusplus
 }
