@@ -59,7 +59,12 @@ def philox4x32(counter: Sequence[int], key: Sequence[int]) -> list[int]:
         round_0, round_1 = (k0 + i * 0x9E3779B9) % 2**32, (k1 + i * 0xBB67AE85) % 2**32
         high_0, low_0 = divmod(left_0 * 0xD2511F53, 2**32)
         high_1, low_1 = divmod(left_1 * 0xCD9E8D57, 2**32)
-        left_0, right_0, left_1, right_1 = high_1 ^ right_0 ^ round_0, low_1, high_0 ^ right_1 ^ round_1, low_0
+        left_0, right_0, left_1, right_1 = (
+            high_1 ^ right_0 ^ round_0,
+            low_1,
+            high_0 ^ right_1 ^ round_1,
+            low_0,
+        )
     return [left_0, right_0, left_1, right_1]
 
 
@@ -182,7 +187,9 @@ def step(
     nothing = Bounded.exactly(np.zeros(x.shape))
     sample, o = Bounded.exactly(x), Bounded.exactly(output)
     if uncond is not None:
-        difference = Bounded.exactly(output.astype(np.longdouble) - uncond.astype(np.longdouble)).rounded(form)
+        difference = Bounded.exactly(output.astype(np.longdouble) - uncond.astype(np.longdouble)).rounded(
+            form
+        )
         o = multiply_add(row[GUIDE], difference, Bounded.exactly(uncond), form)
     x0 = multiply_add(row[P_O], o, multiply_add(row[P_X], sample, nothing, form), form)
     x0 = x0.clipped(float(row[LOW]), float(row[HIGH]))

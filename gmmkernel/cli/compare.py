@@ -7,16 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture, make_seeds
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.values import integer, number
-from gmmkernel.digits import IMAGE_SHAPE, digit_fid_by_group, load_unet
+from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
-from gmmkernel.samplers import DDIMSampler
+from gmmkernel.samplers import DDIMSampler, Model
 from gmmkernel.schedules import noise_schedule
 
 GROUPS = 5
@@ -52,23 +53,29 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample with every method at every setting, print the table, write the picture."""
-    if arguments.count % GROUPS != 0 or arguments.count < 2 * GROUPS:
+    if arguments.count % (GROUPS * NUM_CLASSES) != 0:
         raise ValueError(
-            f"--count: expected a multiple of {GROUPS}, at least {2 * GROUPS}, got {arguments.count}"
+            f"--count: expected a multiple of {GROUPS * NUM_CLASSES} ({GROUPS} groups with as many of each "
+            f"digit), got {arguments.count}"
+        )
+    if arguments.batch_size % NUM_CLASSES != 0:
+        raise ValueError(
+            f"--batch-size: expected a multiple of {NUM_CLASSES}, so that a batch has as many of each digit, "
+            f"got {arguments.batch_size}"
         )
     check_matplotlib()
     seeds = make_seeds(arguments)
     settings = [
         (steps, eta, _samplers(arguments, steps, eta)) for steps in arguments.steps for eta in arguments.eta
     ]
-    unet = load_unet()
+    model = _every_digit(load_unet())
     panels, lines = [], []
     for steps, eta, samplers in settings:
         rows: list[Row] = []
         baseline: Tensor | None = None
         for name, sampler in samplers.items():
             print(f"{steps} steps, eta {eta:g}: {name}")
-            images = sampler.sample(unet, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
+            images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
             distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
             baseline = distances if baseline is None else baseline
             mean, error = _mean_and_error(distances)
@@ -79,7 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
         panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
     print()
     print(
-        f"digit-FID over {GROUPS} groups of {arguments.count // GROUPS} samples, mean ± standard error; lower is better"
+        f"digit-FID of {GROUPS} groups of {arguments.count // GROUPS} samples, as many of each digit; "
+        "mean ± standard error, lower is better"
     )
     print("steps   eta  method                  distance          difference from DDIM, same seeds")
     print("\n".join(lines))
@@ -92,6 +100,17 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(f"\npicture: {arguments.output}")
     return 0
+
+
+def _every_digit(unet: DigitsUNet) -> Model:
+    """Ask for 0, 1, ..., 9, 0, 1, ...: which digits come up by luck is most of the noise of a distance."""
+
+    def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+        labels = torch.arange(sample.shape[0], device=sample.device) % NUM_CLASSES
+        prediction: Tensor = unet(sample, timestep, labels)
+        return prediction
+
+    return predict
 
 
 def _samplers(arguments: argparse.Namespace, steps: int, eta: float) -> dict[str, DDIMSampler]:

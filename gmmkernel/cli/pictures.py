@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-IMAGE_COLUMNS = 14
+IMAGE_COLUMNS = 10
 
 
 class Row(NamedTuple):
@@ -64,7 +64,7 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
     panel_rows = -(-len(panels) // panel_columns)
     row_count = max(len(panel.rows) for panel in panels)
     lines = max(-(-len(row.images) // IMAGE_COLUMNS) for panel in panels for row in panel.rows)
-    size = (8.5 * panel_columns, ((0.5 * lines + 0.15) * row_count + 0.5) * panel_rows + 0.5)
+    size = (8.5 * panel_columns, ((0.66 * lines + 0.15) * row_count + 0.5) * panel_rows + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=15, fontweight="bold")
     grid = figure.subfigures(panel_rows, panel_columns, squeeze=False)

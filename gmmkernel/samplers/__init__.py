@@ -1,7 +1,7 @@
 """Sampling loops: which coefficient row, which mixture and which seed, at which step."""
 
-from gmmkernel.samplers.ddim import DDIMSampler
+from gmmkernel.samplers.ddim import DDIMSampler, Model
 from gmmkernel.samplers.result import SampleResult, StepState
 from gmmkernel.samplers.seeds import seeds_from_generator
 
-__all__ = ["DDIMSampler", "SampleResult", "StepState", "seeds_from_generator"]
+__all__ = ["DDIMSampler", "Model", "SampleResult", "StepState", "seeds_from_generator"]

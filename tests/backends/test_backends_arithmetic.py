@@ -43,7 +43,10 @@ def triples(kind: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     c = np.ldexp(rng.uniform(1, 2, shape), -low) * rng.choice([-1, 1], shape)
     if kind == "subnormal ties":
         c = np.ldexp(rng.integers(2**8, 2**22, shape).astype(np.float64), -149)
-        p, q = np.full(count, (1 + 2.0**-23) * 2.0**-75), rng.choice([-1, 1], shape) * (1 - 2.0**-23) * 2.0**-75
+        p, q = (
+            np.full(count, (1 + 2.0**-23) * 2.0**-75),
+            rng.choice([-1, 1], shape) * (1 - 2.0**-23) * 2.0**-75,
+        )
     return p.astype(np.float32), q.astype(np.float32), c.astype(np.float32)
 
 
@@ -102,7 +105,11 @@ def around_every_number(dtype: torch.dtype) -> torch.Tensor:
     ties = ((finite[:-1] + finite[1:]) / 2).float()
     up, down = torch.tensor(torch.inf), torch.tensor(-torch.inf)
     extremes = torch.tensor([3.4028235e38, -3.4028235e38, 65519.996, 65520.0, 1e-45, -0.0])
-    return torch.cat([numbers.float(), ties, ties.nextafter(up), ties.nextafter(down), extremes])
+    # Rounded as a number, the first two would become infinite, the last two zero.
+    nan = torch.tensor([0x7F800001, 0x7F800FFF, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    return torch.cat(
+        [nan.repeat(16), numbers.float(), ties, ties.nextafter(up), ties.nextafter(down), extremes, nan]
+    )
 
 
 # Whole groups of a vector, and samples that end within one.

@@ -67,7 +67,9 @@ def test_an_unknown_backend_is_named_with_those_there_are(name: object) -> None:
     message = re.escape(f"backend: expected one of ['cpu', 'reference'], got {name!r}")
     with pytest.raises(ValueError, match=message):
         random_case(0).run(backend=name)
-    with pytest.raises(ValueError, match=re.escape(f"name: expected one of ['cpu', 'reference'], got {name!r}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"name: expected one of ['cpu', 'reference'], got {name!r}")
+    ):
         backends.use(name).__enter__()
 
 
@@ -111,7 +113,9 @@ except RuntimeError as error:
 def test_tensors_on_a_device_that_no_backend_serves_are_refused() -> None:
     case = random_case(0, components=0, per_sample=False).map_samples(lambda tensor: tensor.to("meta"))
     elsewhere = {"coefficients": case.coefficients.to("meta"), "seeds": case.seeds.to("meta")}
-    with pytest.raises(ValueError, match=r"no backend computes on 'meta' tensors; devices supported: \['cpu'\]"):
+    with pytest.raises(
+        ValueError, match=r"no backend computes on 'meta' tensors; devices supported: \['cpu'\]"
+    ):
         case.run(row=0, step=0, **elsewhere)
     with pytest.raises(ValueError, match="backend: 'cpu' computes on 'cpu' tensors, got 'meta'"):
         case.run(row=0, step=0, backend="cpu", **elsewhere)

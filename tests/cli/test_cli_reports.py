@@ -59,10 +59,13 @@ def test_verify_finds_every_bit_on_every_backend(capsys: CaptureText) -> None:
     ]
 
 
+A_FEW = ("noise/float32", "components/8", "mixture/rand")
+
+
 @pytest.fixture
 def a_few_cases(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Two golden cases, and their digests to change."""
-    chosen = {name: case for name, case in golden.cases() if name in ("noise/float32", "components/8")}
+    """Three golden cases, and their digests to change."""
+    chosen = {name: case for name, case in golden.cases() if name in A_FEW}
     digests = {name: golden.expected_digests()[name] for name in chosen}
     monkeypatch.setattr(golden, "cases", lambda: iter(chosen.items()))
     monkeypatch.setattr(golden, "expected_digests", lambda: digests)
@@ -75,7 +78,7 @@ def test_verify_names_what_differs(capsys: CaptureText, a_few_cases: dict[str, s
     a_few_cases["components/8"] = "0" * 64
     assert main(["verify"]) == 1
     out = capsys.readouterr().out
-    assert "reference: 1 of 2 digests hold" in out
+    assert "reference: 2 of 3 digests hold" in out
     assert "DIFFERS reference: components/8" in out
     assert "DIFFERS cpu portable: components/8" in out
     assert "noise" not in out
@@ -106,9 +109,10 @@ def test_verify_uses_the_backend_it_names(
     monkeypatch.setattr(cpu, "standard_normal", wrong)
     assert main(["verify"]) == 1
     out = capsys.readouterr().out
-    assert "reference: 2 of 2 digests hold" in out
+    assert "reference: 3 of 3 digests hold" in out
     for name in cpu.instruction_sets():
         assert f"DIFFERS cpu {name}: noise/float32" in out
+        assert f"DIFFERS cpu {name}: mixture/rand" in out  # which is made of noise too
 
 
 def test_version(capsys: CaptureText) -> None:

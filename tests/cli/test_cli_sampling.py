@@ -88,12 +88,12 @@ def test_sample_of_one_digit(tmp_path: Path, capsys: CaptureText, scale: float |
 
 def test_compare_prints_a_table_and_draws_a_picture(tmp_path: Path, capsys: CaptureText) -> None:
     png = tmp_path / "made" / "comparison.png"
-    words = "compare --count 10 --steps 3 2 --eta 0 1 --scale 0.8 --spacing trailing --output"
+    words = "compare --count 50 --batch-size 30 --steps 3 2 --eta 0 1 --scale 0.8 --spacing trailing --output"
     assert main([*words.split(), str(png)]) == 0
     out = capsys.readouterr().out
     assert_is_a_picture(png)
     assert f"picture: {png}\n" in out
-    assert "digit-FID over 5 groups of 2 samples" in out
+    assert "digit-FID of 5 groups of 10 samples, as many of each digit" in out
     row = re.compile(
         r"^ +(\d+) +([\d.]+)  (\S.*?) {2,}([\d.]+) ± +([\d.]+)(?: +([-+][\d.]+) ± +([\d.]+))? *$", re.M
     )
@@ -101,7 +101,11 @@ def test_compare_prints_a_table_and_draws_a_picture(tmp_path: Path, capsys: Capt
     names = ["DDIM", "DDIM-GMM ortho", "DDIM + isotropic noise"]
     assert list(table) == [(steps, eta, name) for steps in (3, 2) for eta in (0, 1) for name in names]
 
-    seeds = torch.arange(10)
+    seeds, unet = torch.arange(50), load_unet()
+
+    def every_digit(sample: Tensor, timestep: Tensor) -> Tensor:
+        return unet(sample, timestep, torch.arange(len(sample)) % 10)
+
     mixture = gaussian_mixture("ortho", elements=64, n_components=8, scale=0.8, n_steps=3)
     plain = DDIMSampler(noise_schedule(), 3, spacing="trailing")
     added = torch.tensor([0.8 * math.sqrt(7 / 8 / 64)] * 2 + [0.0], dtype=torch.float64)
@@ -110,9 +114,9 @@ def test_compare_prints_a_table_and_draws_a_picture(tmp_path: Path, capsys: Capt
     distances = [
         digit_fid_by_group(samples.clamp(-1, 1), 5)
         for samples in (
-            direct(seeds),
-            direct(seeds, mixture=mixture),
-            noisy.sample(load_unet(), seeds, IMAGE_SHAPE, progress=False).sample,
+            direct(seeds, model=every_digit, batch_size=30),
+            direct(seeds, model=every_digit, batch_size=30, mixture=mixture),
+            noisy.sample(every_digit, seeds, IMAGE_SHAPE, batch_size=30, progress=False).sample,
         )
     ]
     for name, found in zip(names, distances, strict=True):
@@ -171,8 +175,11 @@ BAD_OPTIONS = [
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
     ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
     ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
-    ("compare --count 12", "--count: expected a multiple of 5, at least 10, got 12"),
-    ("compare --count 5", "--count: expected a multiple of 5, at least 10, got 5"),
+    (
+        "compare --count 60",
+        "--count: expected a multiple of 50 (5 groups with as many of each digit), got 60",
+    ),
+    ("compare --batch-size 25", "--batch-size: expected a multiple of 10"),
     ("compare --steps 5 0", "--steps: expected an integer >= 1, got '0'"),
     ("compare --steps 5 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
     ("compare --eta 0 1.5", "--eta: expected a number from 0 to 1, got '1.5'"),

@@ -117,6 +117,7 @@ def test_groups() -> None:
     images, _ = digits.load_digits()
     images = images[:900]
     parts = torch.tensor([digits.digit_fid(part) for part in images.split(300)], dtype=torch.float64)
+    assert torch.equal(digits.digit_fid_by_group(images, groups=3), parts)
     mean, error = digits.digit_fid_with_error(images, groups=3)
     assert mean == pytest.approx(float(parts.mean()), rel=1e-12)
     variance = float((parts - parts.mean()).square().sum() / 2)
@@ -135,6 +136,8 @@ def test_digit_fid_refuses() -> None:
         ValueError, match=re.escape("images: expected values in [-1, 1], got one of magnitude 16")
     ):
         digits.digit_fid(images + 16)
+    with pytest.raises(ValueError, match=re.escape("expected values in [-1, 1], got one of magnitude 1.25")):
+        digits.digit_fid(images - 1.25)
     with pytest.raises(ValueError, match="got one of magnitude nan"):
         digits.digit_fid(images * math.nan)
     with pytest.raises(TypeError, match=re.escape("images: expected torch.float32")):

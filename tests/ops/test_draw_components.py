@@ -40,7 +40,9 @@ def test_components_of_neighbouring_steps_are_independent() -> None:
 def test_a_step_draws_the_same_components(backend: str, components: int) -> None:
     for seed in range(3):
         case = random_case(seed, batch=40, shape=(2,), components=components, removed=0)
-        drawn = draw_components(case.seeds, case.mixture.thresholds, row=case.row, step=case.step, backend=backend)
+        drawn = draw_components(
+            case.seeds, case.mixture.thresholds, row=case.row, step=case.step, backend=backend
+        )
         assert drawn.dtype == torch.int64
         assert_same_bits(case.run(backend=backend).components, drawn)
 
@@ -91,8 +93,16 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"thresholds": TABLES.int()}, TypeError, "thresholds: expected int64, got torch.int32"),
     ({"thresholds": TABLES[0]}, ValueError, "thresholds: expected shape [S or 1, K - 1], got (2,)"),
     ({"thresholds": TABLES[:0]}, ValueError, "thresholds: expected shape [S or 1, K - 1], got (0, 2)"),
-    ({"thresholds": torch.zeros(1, 1024).long()}, ValueError, "thresholds: expected at most 1024 components, got 1025"),
-    ({"thresholds": TABLES.to("meta")}, ValueError, "thresholds: expected a tensor on cpu like seeds, got one on meta"),
+    (
+        {"thresholds": torch.zeros(1, 1024).long()},
+        ValueError,
+        "thresholds: expected at most 1024 components, got 1025",
+    ),
+    (
+        {"thresholds": TABLES.to("meta")},
+        ValueError,
+        "thresholds: expected a tensor on cpu like seeds, got one on meta",
+    ),
     ({"thresholds": [[1]]}, TypeError, "thresholds: expected a torch.Tensor, got list"),
     ({"row": 3}, IndexError, "row: expected 0 to 2, got 3"),
     ({"row": torch.tensor([0, 1, 2])}, ValueError, "row: expected shape [], [1] or [4], got (3,)"),
@@ -105,7 +115,9 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD_INPUT, ids=[entry[2] for entry in BAD_INPUT])
-def test_bad_input_is_refused(backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_bad_input_is_refused(
+    backend: str, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
     arguments = {"seeds": SEEDS, "thresholds": TABLES, "backend": backend} | change
     with pytest.raises(error, match="^" + re.escape(message)):
         draw_components(**arguments)

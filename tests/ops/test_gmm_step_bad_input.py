@@ -123,6 +123,8 @@ def seeds(*values: float, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype)
 
 
+ROWS_OF_16 = "expected shape [S, 16] with S >= 1"
+THRESHOLDS = "expected shape [S or 1, K - 1]"
 INT_OR_TENSOR = "expected an int or an int64 tensor, got"
 BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
     # sample
@@ -132,16 +134,16 @@ BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
     (given(sample=torch.tensor(1.0)), ValueError, "sample: expected at least one dimension (the batch), got a scalar"),
     (given(sample=[1.0]), TypeError, "sample: expected a torch.Tensor, got list"),
     # coefficients
-    (given(coefficients=torch.zeros(4, 15)), ValueError, "coefficients: expected shape [S, 16] with S >= 1, got (4, 15)"),
-    (given(coefficients=torch.zeros(16)), ValueError, "coefficients: expected shape [S, 16] with S >= 1, got (16,)"),
-    (given(coefficients=torch.zeros(0, 16)), ValueError, "coefficients: expected shape [S, 16] with S >= 1, got (0, 16)"),
+    (given(coefficients=torch.zeros(4, 15)), ValueError, f"coefficients: {ROWS_OF_16}, got (4, 15)"),
+    (given(coefficients=torch.zeros(16)), ValueError, f"coefficients: {ROWS_OF_16}, got (16,)"),
+    (given(coefficients=torch.zeros(0, 16)), ValueError, f"coefficients: {ROWS_OF_16}, got (0, 16)"),
     (
         given(coefficients=torch.zeros(4, 16).double()),
         TypeError,
         "coefficients: expected torch.float32 beside a torch.float32 sample, got torch.float64",
     ),
     (given(coefficients=torch.zeros(4, 16).long()), TypeError, "coefficients: expected torch.float32 beside a torch.f"),
-    (given(coefficients=torch.zeros(4, 16, device="meta")), ValueError, "coefficients: expected a tensor on cpu like sample"),
+    (given(coefficients=torch.zeros(4, 16, device="meta")), ValueError, "coefficients: expected a tensor on cpu like"),
     (given(coefficients=[[0.0] * 16]), TypeError, "coefficients: expected a torch.Tensor, got list"),
     # row
     (given(row=4), IndexError, "row: expected 0 to 3, got 4"),
@@ -195,14 +197,14 @@ BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
     (on_meta("thresholds"), ValueError, "mixture.thresholds: expected a tensor on cpu like sample, got one on meta"),
     (on_meta("offsets"), ValueError, "mixture.offsets: expected a tensor on cpu like sample, got one on meta"),
     (on_meta("std"), ValueError, "mixture.std: expected a tensor on cpu like sample, got one on meta"),
-    (full_mixture(thresholds=torch.zeros(2).long()), ValueError, "mixture.thresholds: expected shape [S or 1, K - 1], got (2,)"),
-    (full_mixture(thresholds=torch.zeros(0, 2).long()), ValueError, "mixture.thresholds: expected shape [S or 1, K - 1]"),
+    (full_mixture(thresholds=torch.zeros(2).long()), ValueError, f"mixture.thresholds: {THRESHOLDS}, got (2,)"),
+    (full_mixture(thresholds=torch.zeros(0, 2).long()), ValueError, f"mixture.thresholds: {THRESHOLDS}, got (0, 2)"),
     (
         full_mixture(thresholds=torch.zeros(1, 1024).long(), offsets=torch.zeros(1, 1025, 12)),
         ValueError,
         "mixture.thresholds: expected at most 1024 components, got 1025",
     ),
-    (full_mixture(offsets=torch.zeros(3, 12)), ValueError, "mixture.offsets: expected three dimensions, got shape (3, 12)"),
+    (full_mixture(offsets=torch.zeros(3, 12)), ValueError, "mixture.offsets: expected three dimensions, got shape (3,"),
     (full_mixture(std=torch.ones(12)), ValueError, "mixture.std: expected three dimensions, got shape (12,)"),
     (
         full_mixture(thresholds=torch.zeros(3, 2).long()),
@@ -214,7 +216,11 @@ BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
         ValueError,
         "mixture.offsets: expected 1 entry or one for each of 4 coefficient rows, got 5",
     ),
-    (full_mixture(std=torch.ones(0, 3, 12)), ValueError, "mixture.std: expected 1 entry or one for each of 4 coefficient rows, got 0"),
+    (
+        full_mixture(std=torch.ones(0, 3, 12)),
+        ValueError,
+        "mixture.std: expected 1 entry or one for each of 4 coefficient rows, got 0",
+    ),
     (full_mixture(offsets=torch.zeros(1, 2, 12)), ValueError, "mixture.offsets: expected K = 3 components, got 2"),
     (full_mixture(std=torch.ones(1, 2, 5)), ValueError, "mixture.std: expected 1 or K = 3 components, got 2"),
     (full_mixture(std=torch.ones(1, 0, 5)), ValueError, "mixture.std: expected 1 or K = 3 components, got 0"),
@@ -252,7 +258,10 @@ def test_bad_input_is_refused(change: Change, error: type[Exception], message: s
         (given(row=torch.tensor([2**40])), "row: expected 0 to 3, got 1099511627776 for sample 0"),
         (given(step=torch.tensor([0, -1])), "step: expected 0 to 4294967295, got -1 for sample 1"),
         (given(step=torch.tensor([2**32, 0])), "step: expected 0 to 4294967295, got 4294967296 for sample 0"),
-        (given(row=torch.tensor([9, 0]), step=torch.tensor([-9, 0])), "row: expected 0 to 3, got 9 for sample 0"),
+        (
+            given(row=torch.tensor([9, 0]), step=torch.tensor([-9, 0])),
+            "row: expected 0 to 3, got 9 for sample 0",
+        ),
     ],
 )
 def test_an_index_tensor_out_of_range_is_refused(backend: str, change: Change, message: str) -> None:
@@ -273,7 +282,9 @@ def test_float64_samples_take_float64_coefficients_and_tables() -> None:
 def test_inputs_that_ask_for_gradients_are_refused(dtype: torch.dtype) -> None:
     case = good_case(dtype)
     message = "gmm_step: an input requires a gradient, which this version does not compute; detach the inputs"
-    changes = [with_tensor(case, name, torch.zeros(2, 3, 4, dtype=dtype, requires_grad=True)) for name in LIKE_SAMPLE]
+    changes = [
+        with_tensor(case, name, torch.zeros(2, 3, 4, dtype=dtype, requires_grad=True)) for name in LIKE_SAMPLE
+    ]
     changes += [{name: getattr(case, name).clone().requires_grad_()} for name in ("sample", "coefficients")]
     for name in ("offsets", "std"):
         table = getattr(case.mixture, name).clone().requires_grad_()

@@ -63,7 +63,14 @@ by_name = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout._
 
 
 def case_of(dtype: torch.dtype = torch.float32, **options: object) -> StepCase:
-    defaults = {"batch": 3, "shape": SHAPE, "components": 3, "history": 2, "guidance": True, "prediction": "x0"}
+    defaults = {
+        "batch": 3,
+        "shape": SHAPE,
+        "components": 3,
+        "history": 2,
+        "guidance": True,
+        "prediction": "x0",
+    }
     return random_case(7, dtype=dtype, **(defaults | options))
 
 
@@ -157,7 +164,9 @@ def test_nothing_beside_out_is_written(backend: str, elements: int, dtype: torch
     assert_same_bits(around, expected)
 
 
-@pytest.mark.parametrize("layout", [None, *LAYOUTS[:-1]], ids=lambda layout: getattr(layout, "__name__", "plain"))
+@pytest.mark.parametrize(
+    "layout", [None, *LAYOUTS[:-1]], ids=lambda layout: getattr(layout, "__name__", "plain")
+)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_step_can_work_in_place(backend: str, dtype: torch.dtype, layout: Layout | None) -> None:
     case = case_of(dtype, output_dtype=dtype)
@@ -167,6 +176,14 @@ def test_a_step_can_work_in_place(backend: str, dtype: torch.dtype, layout: Layo
         tensor = getattr(copies, name)
         out = tensor[1] if name == "history" else tensor
         assert_same_output(copies.run(out=out, backend=backend), expected)
+
+
+def test_all_inputs_may_be_the_tensor_that_is_written(backend: str) -> None:
+    case = case_of(shape=(130,))
+    one = case.sample.clone()
+    same = replace(case, sample=one, model_output=one, model_output_uncond=one, history=[one, one])
+    expected = same.run(backend=backend)
+    assert_same_output(same.run(out=one, backend=backend), expected)
 
 
 def test_a_large_step_can_work_in_place(set_threads: Callable[[int], None]) -> None:
@@ -188,9 +205,10 @@ def test_an_out_of_which_a_part_is_an_input_is_refused(backend: str) -> None:
             shifted.run(out=memory[1:], backend=backend)
     with pytest.raises(ValueError, match=r"out: overlaps history\[1\] in memory"):
         replace(case, history=[case.history[0], memory[:3]]).run(out=memory[1:], backend=backend)
+    square = torch.zeros(3, 3)
+    arguments = (square, square.clone(), case.coefficients)
     with pytest.raises(ValueError, match="out: overlaps sample in memory"):
-        square = torch.zeros(3, 3)
-        gmm_step(square, square.clone(), case.coefficients, row=0, seeds=case.seeds, out=square.t(), backend=backend)
+        gmm_step(*arguments, row=0, seeds=case.seeds, out=square.t(), backend=backend)
     assert_same_bits(memory, before)
 
 

@@ -61,7 +61,9 @@ def test_seeds_steps_and_streams_all_give_other_noise(backend: str) -> None:
 
 
 def test_defaults_are_step_zero_of_the_initial_stream(backend: str) -> None:
-    explicit = standard_normal(SEEDS, (5,), step=0, stream=Stream.INITIAL, dtype=torch.float32, backend=backend)
+    explicit = standard_normal(
+        SEEDS, (5,), step=0, stream=Stream.INITIAL, dtype=torch.float32, backend=backend
+    )
     assert_same_bits(standard_normal(SEEDS, (5,), backend=backend), explicit)
     assert_same_bits(standard_normal(SEEDS, (5,), stream=2, backend=backend), explicit)
 
@@ -91,7 +93,11 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seeds": SEEDS[None]}, ValueError, "seeds: expected shape [B], got (1, 4)"),
     ({"seeds": SEEDS[0]}, ValueError, "seeds: expected shape [B], got ()"),
     ({"shape": (-1, 3)}, ValueError, "shape: expected sizes of at least 0, got (-1, 3)"),
-    ({"dtype": torch.int32}, TypeError, "dtype: expected float32, bfloat16, float16 or float64, got torch.int32"),
+    (
+        {"dtype": torch.int32},
+        TypeError,
+        "dtype: expected float32, bfloat16, float16 or float64, got torch.int32",
+    ),
     ({"dtype": "float32"}, TypeError, "dtype: expected float32, bfloat16, float16 or float64, got float32"),
     ({"step": -1}, IndexError, "step: expected 0 to 4294967295, got -1"),
     ({"step": 2**32}, IndexError, "step: expected 0 to 4294967295, got 4294967296"),
@@ -106,7 +112,11 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"backend": "numpy"}, ValueError, "backend: expected one of ['cpu', 'reference'], got 'numpy'"),
     ({"out": torch.full((4, 4), 9.0)}, ValueError, "out: expected shape (4, 3), got (4, 4)"),
     ({"out": torch.full((4, 3), 9.0).half()}, TypeError, "out: expected torch.float32, got torch.float16"),
-    ({"out": torch.full((4, 1), 9.0).expand(4, 3)}, ValueError, "out: expected a tensor whose elements are distinct"),
+    (
+        {"out": torch.full((4, 1), 9.0).expand(4, 3)},
+        ValueError,
+        "out: expected a tensor whose elements are distinct",
+    ),
     ({"out": torch.zeros(4, 3, device="meta")}, ValueError, "out: expected a tensor on cpu like"),
     ({"out": np.zeros((4, 3))}, TypeError, "out: expected a torch.Tensor, got ndarray"),
 ]

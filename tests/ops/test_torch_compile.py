@@ -39,8 +39,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize(
+    ("name", "as_tensor"), [("everything", True), ("everything", False), ("bare", True), ("empty", True)]
+)
 def test_compiled_steps_give_the_same_bits(name: str, as_tensor: bool) -> None:
     case = CASES[name]
     step = compiled(run)
@@ -125,7 +126,9 @@ def test_bad_input_is_an_error_in_compiled_code_too() -> None:
         step(case, 4)
 
 
-@torch._inductor.config.patch({"cpp.vec_isa_ok": False})  # do not compile programs to learn what the processor has
+@torch._inductor.config.patch(
+    {"cpp.vec_isa_ok": False}
+)  # do not compile programs to learn what the processor has
 def test_inductor_gives_the_same_bits() -> None:
     case = random_case(2, rows=3, shape=(3, 5), components=3, dtype=torch.float32, output_dtype=torch.float32)
     case = replace(case, prediction=None)

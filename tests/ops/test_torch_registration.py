@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
+from helpers import StepCase, assert_same_bits, assert_same_output, random_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -57,7 +57,7 @@ def test_opcheck_of_the_step(name: str) -> None:
     torch.library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
 
 
-@by_case
+@pytest.mark.parametrize("name", ["everything", "bare", "empty"])
 def test_opcheck_of_the_step_into_a_tensor(name: str) -> None:
     out = torch.zeros_like(CASES[name].sample)
     torch.library.opcheck(OPS.gmm_step_out.default, raw_arguments(CASES[name]), {"out": out})
@@ -72,10 +72,12 @@ def test_opcheck_of_strided_tensors() -> None:
     torch.library.opcheck(OPS.gmm_step_out.default, raw_arguments(strided), {"out": out})
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_opcheck_of_noise(dtype: torch.dtype) -> None:
     seeds, step = torch.arange(3), torch.tensor([4, 5, 6])
-    torch.library.opcheck(OPS.standard_normal.default, (seeds, [2, 5], step, int(Stream.INITIAL), dtype, "cpu"))
+    torch.library.opcheck(
+        OPS.standard_normal.default, (seeds, [2, 5], step, int(Stream.INITIAL), dtype, "cpu")
+    )
     out = torch.zeros(3, 2, 5, dtype=dtype)
     torch.library.opcheck(OPS.standard_normal_out.default, (seeds, step[:1], 0, "cpu"), {"out": out})
 
@@ -176,7 +178,9 @@ class Sampler(torch.nn.Module):
         super().__init__()
         self.register_buffer("coefficients", coefficients)
 
-    def forward(self, sample: torch.Tensor, output: torch.Tensor, row: torch.Tensor, seeds: torch.Tensor) -> Any:
+    def forward(
+        self, sample: torch.Tensor, output: torch.Tensor, row: torch.Tensor, seeds: torch.Tensor
+    ) -> Any:
         noise = standard_normal(seeds, sample.shape[1:], step=row)
         made = gmm_step(sample + noise, output, self.coefficients, row=row, seeds=seeds, prediction="x0")
         return made.prev_sample, made.prediction
@@ -184,7 +188,9 @@ class Sampler(torch.nn.Module):
 
 def test_exported_programs_give_the_same_bits_for_any_batch() -> None:
     def inputs(batch: int) -> tuple[torch.Tensor, ...]:
-        case = random_case(batch, batch=batch, dtype=torch.float32, output_dtype=torch.float32, per_sample=True)
+        case = random_case(
+            batch, batch=batch, dtype=torch.float32, output_dtype=torch.float32, per_sample=True
+        )
         return case.sample, case.model_output, case.row, case.seeds
 
     module = Sampler(CASES["everything"].coefficients)

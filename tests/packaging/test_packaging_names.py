@@ -81,7 +81,12 @@ def test_no_package_index() -> None:
 
 
 def test_the_patterns_find_what_they_should() -> None:
-    for line in ("see /ho" + "me/someone/x", "cd /wo" + "rk/main", "../sha" + "red/notes", "see .libr" + "ary/x"):
+    for line in (
+        "see /ho" + "me/someone/x",
+        "cd /wo" + "rk/main",
+        "../sha" + "red/notes",
+        "see .libr" + "ary/x",
+    ):
         assert FOREIGN.search(line), line
     for line in ("https://a.b/work/x", "tests/root/x", "torch.libr" + "ary", shlex.join(["make", "test"])):
         assert not FOREIGN.search(line), line

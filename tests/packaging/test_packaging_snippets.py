@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -70,3 +71,11 @@ def test_an_error_names_page_and_line() -> None:
         run("\n\n```python\nx = 1\nx / 0\n```\n", "page.md")
     last = traceback.extract_tb(raised.tb)[-1]
     assert (last.filename, last.lineno) == ("page.md", 5)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    targets = [target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    local = [target for target in targets if target and "://" not in target]
+    assert [target for target in local if not (ROOT / path.parent / target).exists()] == []

@@ -48,7 +48,11 @@ def patterns_of_like_size(rng: np.random.Generator) -> Triple:
     """Products and addends of about the same size, with cancellation."""
     a, b = any_bits(rng, 8000), any_bits(rng, 8000)
     with np.errstate(all="ignore"):
-        return a, b, naive_fma(-a, b, np.zeros_like(a)) * rng.choice(np.float32([1, -1, 0.5, 1.0000001, 4]), 8000)
+        return (
+            a,
+            b,
+            naive_fma(-a, b, np.zeros_like(a)) * rng.choice(np.float32([1, -1, 0.5, 1.0000001, 4]), 8000),
+        )
 
 
 def subnormal_results(rng: np.random.Generator) -> Triple:
@@ -59,12 +63,16 @@ def subnormal_results(rng: np.random.Generator) -> Triple:
 
 
 def special_values(rng: np.random.Generator) -> Triple:
-    edges = np.float32([0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 1.5])
+    edges = np.float32(
+        [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38, 1.5]
+    )
     a, b, c = (grid.ravel() for grid in np.meshgrid(edges, edges, edges))
     return a, b, c
 
 
-def constructed_ties(rng: np.random.Generator, count: int = 8000, exponents: tuple[int, int] = (-40, 40)) -> Triple:
+def constructed_ties(
+    rng: np.random.Generator, count: int = 8000, exponents: tuple[int, int] = (-40, 40)
+) -> Triple:
     """Products half way between two float32, and an addend too small for float64 that settles the tie.
 
     A product of an odd 12-bit and an odd 13-bit number, where it has 25 bits, is such a tie.
@@ -154,8 +162,8 @@ def values_around(patterns: Float32) -> Float32:
     with np.errstate(invalid="ignore"):
         beside = [np.nextafter(values, side) for values in (ties, patterns) for side in sides]
     beyond = np.float32([np.inf, -np.inf, np.nan, 3.4028235e38, -3.4028235e38, 65519.996, 65520, 1e-45, -0.0])
-    with np.errstate(all="ignore"):
-        return np.concatenate([patterns, ties, *beside, beyond]).astype(np.float32)
+    nan = np.uint32([0x7F800001, 0x7F800FFF, 0x7FFFFFFF, 0xFFFFFFFF]).view(np.float32)
+    return np.concatenate([patterns, ties, *beside, beyond, nan])
 
 
 def same_half_bits(actual: NDArray[np.uint16], expected: torch.Tensor) -> bool:

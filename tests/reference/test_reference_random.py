@@ -26,7 +26,12 @@ KNOWN_ANSWERS = (
 
 MAX_ULP = 2.0
 EDGE_WORDS = sorted(
-    {(base + offset) % 2**32 for bit in range(33) for base in (2**bit, 2**32 - 2**bit) for offset in range(-3, 4)}
+    {
+        (base + offset) % 2**32
+        for bit in range(33)
+        for base in (2**bit, 2**32 - 2**bit)
+        for offset in range(-3, 4)
+    }
 )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from denoisers import ELEMENTS, SHAPE, by_hand, elementwise, elementwise_pair
 from helpers import DTYPES, assert_same_bits
 
-from gmmkernel import DDIMSampler, Mixture, gaussian_mixture, noise_schedule, standard_normal
+from gmmkernel import Column, DDIMSampler, Mixture, gaussian_mixture, noise_schedule, standard_normal
 
 SCHEDULE = noise_schedule()
 STEPS = 4
@@ -179,3 +181,17 @@ def test_a_pair_is_extrapolated(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
     alone = plain.sample(elementwise, SEEDS, SHAPE, progress=False).sample
     assert not torch.allclose(ours, alone, rtol=0.1, atol=0.1)
+
+
+def test_square_roots_are_correctly_rounded() -> None:
+    """Math libraries' own vector routines may be off by a bit, and differ between machines."""
+    sampler = DDIMSampler(SCHEDULE, 1000, eta=1.0, prediction_type="v_prediction", dtype=torch.float64)
+    alphas = SCHEDULE.alphas_cumprod.tolist()[::-1]
+    assert sampler.coefficients[:, Column.X0_SAMPLE].tolist() == [math.sqrt(a) for a in alphas]
+    assert sampler.coefficients[:, Column.X0_OUTPUT].tolist() == [-math.sqrt(1 - a) for a in alphas]
+    assert sampler.coefficients[:-1, Column.X0].tolist() == [math.sqrt(a) for a in alphas[1:]]
+    mixture = gaussian_mixture("ortho", elements=1000, n_components=2, scale=0.1)
+    tables = mixture.bind(sampler.coefficients[:3])
+    for std, sigma in zip(tables.std, sampler.coefficients[:3, Column.SIGMA].tolist(), strict=True):
+        variances = [sigma * sigma - r for r in mixture.reductions[0, 0].tolist()]
+        assert std[0].tolist() == [math.sqrt(max(variance, 0)) for variance in variances]

@@ -15,6 +15,7 @@ from gmmkernel import (
     Column,
     DDIMSampler,
     StepState,
+    backends,
     gaussian_mixture,
     noise_schedule,
     seeds_from_generator,
@@ -273,7 +274,7 @@ START = torch.zeros(5, *SHAPE)
         ({"shape": (3, -5)}, ValueError, "shape: expected sizes of at least 0, got (3, -5)"),
         ({"model": elementwise_pair}, TypeError, "model_output: expected one tensor, got a tuple of 2"),
         ({"model": lambda x, t: x[:, :1]}, ValueError, "model_output: expected the sample's shape (5, 3, 5), got"),
-        ({"model": lambda x, t: x.double()}, TypeError, "model_output: expected torch.bfloat16, torch.float16"),
+        ({"model": lambda x, t: x.double()}, TypeError, "beside a torch.float32 sample, got torch.float64"),
     ],
 )  # fmt: skip
 def test_runs_that_cannot_be_done(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -299,6 +300,15 @@ def test_guidance_needs_a_pair(model: Any, got: str) -> None:
     message = f"model_output: expected a pair (unconditional, conditional), got {got}"
     with pytest.raises(TypeError, match=re.escape(message)):
         make(guidance_scale=1.0).sample(model, SEEDS, SHAPE, progress=False)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_the_backend_asked_for_does_all_the_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    load = backends.load
+    monkeypatch.setattr(backends, "load", lambda wanted: used.append(wanted) or load(wanted))
+    run(make(backend=name, eta=1.0, mixture=MIXTURE))
+    assert used == [name] * (1 + STEPS)  # the first noise, and every step
 
 
 def test_backends_that_are_not_there() -> None:
