@@ -100,8 +100,14 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
   }
   const int64_t tiles = (elements + 1023) / 1024;
   const std::unique_ptr<double[]> partial(new (std::nothrow) double[tiles * row_count]);
-  if (partial == nullptr) return fail(GMM_OUT_OF_MEMORY, "rows: no memory for %lld partial sums", (long long)tiles);
+  const std::unique_ptr<double[]> before(new (std::nothrow) double[row_count]);
+  if (partial == nullptr || before == nullptr) return fail(GMM_OUT_OF_MEMORY, "rows: no memory for %lld partial sums", (long long)tiles);
   const ExactFloatEnvironment environment;
+  const auto norm_of = [&](int64_t k) {
+    const double* row = rows + k * elements;
+    return std::sqrt(kernels->dot(row, row, elements, partial.get() + k * tiles));
+  };
+  for (int64_t k = 0; k < row_count; ++k) before[k] = norm_of(k);
 
   // A few finished rows at a time are taken out of every later row, so that they are still in cache when used.
   constexpr int64_t block = 8;
@@ -118,9 +124,9 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
     for (int64_t k = first; k < last; ++k) {
       double* row = rows + k * elements;
       remove(first, k);
-      const double norm = std::sqrt(kernels->dot(row, row, elements, partial.get() + k * tiles));
-      if (!(norm > 0 && std::isfinite(norm))) {
-        return fail(GMM_INVALID_ARGUMENT, "rows: expected linearly independent finite rows, row %lld has norm %g",
+      const double norm = norm_of(k);
+      if (!(norm > before[k] * 0x1p-40 && std::isfinite(norm))) {
+        return fail(GMM_INVALID_ARGUMENT, "rows: expected linearly independent finite rows, row %lld has norm %g left",
                     (long long)k, norm);
       }
       for (int64_t i = 0; i < elements; ++i) row[i] /= norm;

@@ -94,7 +94,7 @@ def resolve(device_type: str, backend: str | None = None) -> str:
     if wanted is None:
         known = sorted({entry.device_type for entry in _ENTRIES.values()})
         raise ValueError(
-            f"sample: no backend computes on {device_type!r} tensors; devices supported: {known}"
+            f"device: no backend computes on {device_type!r} tensors; devices supported: {known}"
         )
     if wanted not in _ENTRIES:
         raise ValueError(f"backend: expected one of {list(_ENTRIES)}, got {wanted!r}")

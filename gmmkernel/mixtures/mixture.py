@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
 from gmmkernel.ops.tables import MixtureTables
 
@@ -133,7 +134,7 @@ def _deviation(level: Tensor, reduction: Tensor) -> Tensor:
     sigma, weight = level
     variance = sigma * sigma - (weight * weight) * reduction
     clipped = variance <= 0
-    return torch.where(clipped, 0.0, torch.where(clipped, 1.0, variance).sqrt())
+    return torch.where(clipped, 0.0, square_root(torch.where(clipped, 1.0, variance)))
 
 
 def thresholds(weights: Tensor) -> Tensor:

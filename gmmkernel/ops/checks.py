@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column
 from gmmkernel.ops.tables import MixtureTables
@@ -34,6 +35,10 @@ def check_tensor(value: object, name: str) -> Tensor:
 
 def check_no_gradient(tensors: Sequence[Tensor | None]) -> None:
     """Refuse inputs that ask for gradients: the op has none, and dropping them silently would be wrong."""
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
     if not torch.is_grad_enabled():
         return
     for tensor in tensors:
@@ -80,8 +85,9 @@ def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
 
 def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor]:
     """Check the stored predictions of a multistep sampler."""
-    if isinstance(history, Tensor):
-        raise TypeError("history: expected a sequence of tensors, got one tensor")
+    if isinstance(history, Tensor) or not isinstance(history, Sequence):
+        got = "one tensor" if isinstance(history, Tensor) else type(history).__name__
+        raise TypeError(f"history: expected a sequence of tensors, got {got}")
     if len(history) > MAX_HISTORY:
         raise ValueError(f"history: expected at most {MAX_HISTORY} tensors, got {len(history)}")
     for j, stored in enumerate(history):
@@ -138,7 +144,8 @@ def check_index(index: int | Tensor, name: str, batch: int, last: int, device: t
         check_device(index, name, device, "sample")
         return contiguous(index if index.dim() == 1 else index.reshape(1))
     if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
-        raise TypeError(f"{name}: expected an int or an int64 tensor, got {type(index).__name__}")
+        kind = f"{type(index).__module__}.{type(index).__name__}"
+        raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
     if not 0 <= index <= last:
         raise IndexError(f"{name}: expected 0 to {last}, got {index}")
     return torch.full((1,), index, dtype=torch.int64, device=device)
@@ -214,31 +221,20 @@ def check_out(out: Tensor, expected_shape: Sequence[int], dtype: torch.dtype, de
     if out.dtype != dtype:
         raise TypeError(f"out: expected {dtype}, got {out.dtype}")
     check_device(out, "out", device, "the inputs")
-    if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError("out: expected a tensor whose elements are distinct in memory, got an expanded one")
+    if _shares_elements(out):
+        raise ValueError(
+            f"out: expected a tensor whose elements are distinct in memory, got strides {out.stride()}"
+        )
+    if out.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("out: expected a tensor that requires no gradient; it would not get one")
 
 
-def check_out_overlap(out: Tensor, inputs: Sequence[tuple[str, Tensor | None]]) -> None:
-    """Refuse an `out` that shares memory with an input, unless it is exactly that input's memory.
-
-    A step reads each element before it writes it, so working in place is right; a shifted overlap is not.
-    """
-    if torch.compiler.is_compiling():
-        return
-    storage = out.untyped_storage().data_ptr()
-    for name, tensor in inputs:
-        if tensor is None or tensor.untyped_storage().data_ptr() != storage or tensor.numel() == 0:
-            continue
-        same = tensor.data_ptr() == out.data_ptr() and tensor.stride() == out.stride()
-        if same and tensor.dtype == out.dtype and tensor.shape == out.shape:
-            continue
-        begin, end = _span(tensor)
-        out_begin, out_end = _span(out)
-        if begin < out_end and out_begin < end:
-            raise ValueError(f"out: overlaps {name} in memory without being the same tensor")
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """Return the addresses between which a tensor's elements lie."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+def _shares_elements(tensor: Tensor) -> bool:
+    """Whether two indices may lead to one place: each stride must clear all that the smaller ones reach."""
+    reached = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reached:
+                return True
+            reached += (size - 1) * stride
+    return False

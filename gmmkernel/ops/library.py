@@ -12,6 +12,7 @@ from torch import Tensor
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction, Stream
 from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.ops.memory import check_overlap
 
 _STEP_INPUTS = (
     "Tensor sample, Tensor model_output, Tensor? model_output_uncond, Tensor[] history, Tensor coefficients, "
@@ -76,6 +77,24 @@ def _gmm_step_fake(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
 def _gmm_step_out(*arguments: object, out: Tensor) -> tuple[Tensor, Tensor]:
     inputs = StepInputs(*arguments[:11])  # type: ignore[arg-type]
     kind, return_components, backend = arguments[11:]
+    check_overlap(
+        out,
+        in_place=[
+            ("sample", inputs.sample),
+            ("model_output", inputs.model_output),
+            ("model_output_uncond", inputs.model_output_uncond),
+            *((f"history[{j}]", stored) for j, stored in enumerate(inputs.history)),
+        ],
+        tables=[
+            ("coefficients", inputs.coefficients),
+            ("row", inputs.row),
+            ("step", inputs.step),
+            ("seeds", inputs.seeds),
+            ("mixture.thresholds", inputs.thresholds),
+            ("mixture.offsets", inputs.offsets),
+            ("mixture.std", inputs.std),
+        ],
+    )
     prediction, components = _extras(inputs, kind, return_components)  # type: ignore[arg-type]
     _run_step(inputs, out, prediction, kind, components, return_components, backend)  # type: ignore[arg-type]
     return prediction, components

@@ -107,20 +107,13 @@ def gmm_step(
     step_index = row_index if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample, elements)
-    if prediction not in _PREDICTIONS:
+    if prediction not in (None, "x0", "epsilon", "model_output"):
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     checks.check_no_gradient(
         [sample, model_output, model_output_uncond, *stored, coefficients, *(tables or ())],
     )
     if out is not None:
         checks.check_out(out, sample.shape, sample.dtype, device)
-        named = [
-            ("sample", sample),
-            ("model_output", model_output),
-            ("model_output_uncond", model_output_uncond),
-            *((f"history[{j}]", tensor) for j, tensor in enumerate(stored)),
-        ]
-        checks.check_out_overlap(out, named)
 
     thresholds, offsets, std = tables if tables is not None else (None, None, None)
     arguments = (

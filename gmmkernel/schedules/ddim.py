@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel._checks import check_choice, check_flag, check_number
+from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import Column
 from gmmkernel.schedules.noise import NoiseSchedule
 
@@ -92,8 +93,8 @@ def ddim_coefficients(
     _check_alphas(a_t, a_s, timesteps, prediction_type)
     variance, direction = _split_noise(a_t, a_s, eta, timesteps)
 
-    signal_t, noise_t = a_t.sqrt(), (1 - a_t).sqrt()
-    signal_s = a_s.sqrt()
+    signal_t, noise_t = square_root(a_t), square_root(1 - a_t)
+    signal_s = square_root(a_s)
     zero, one = torch.zeros_like(a_t), torch.ones_like(a_t)
     if prediction_type == "epsilon":
         x0_sample, x0_output = 1 / signal_t, -noise_t / signal_t
@@ -118,7 +119,7 @@ def ddim_coefficients(
         rows[:, Column.OUTPUT] = direction * eps_output
         rows[:, Column.X0] = signal_s
     rows[:, Column.GUIDANCE] = guidance_scale
-    rows[:, Column.SIGMA] = variance.sqrt()
+    rows[:, Column.SIGMA] = square_root(variance)
     rows[:-1, Column.OFFSET] = 1
     rows[:, Column.EPS_SAMPLE] = eps_sample
     rows[:, Column.EPS_OUTPUT] = eps_output
@@ -138,7 +139,7 @@ def _split_noise(a_t: Tensor, a_s: Tensor, eta: float, timesteps: Tensor) -> tup
             f"{float((1 - a_s[row]) * (1 - fresh[row])):.3g} at row {row} (timestep {int(timesteps[row])})"
         )
     kept = (1 - fresh).clamp(min=0)  # below 0 by rounding only, where all of the noise is fresh
-    return (1 - a_s) * fresh, ((1 - a_s) * kept).sqrt()
+    return (1 - a_s) * fresh, square_root((1 - a_s) * kept)
 
 
 def _check_timesteps(timesteps: Tensor, total: int) -> None:

@@ -79,7 +79,6 @@ def test_flush_to_zero_changes_no_sum(flush_to_zero: Callable[[bool], None]) -> 
     assert_same_bits(actual, expected)
 
 
-@pytest.mark.xfail(reason="NumPy flushes too", strict=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_flush_to_zero_changes_nothing_in_the_reference_either(
     dtype: torch.dtype, flush_to_zero: Callable[[bool], None]
@@ -92,7 +91,6 @@ def test_flush_to_zero_changes_nothing_in_the_reference_either(
     assert_same_output(actual, expected)
 
 
-@pytest.mark.xfail(reason="only some of the reference's arithmetic is guarded", strict=True)
 def test_numpys_error_settings_change_nothing() -> None:
     case = random_case(1, shape=(200,), dtype=torch.float32, guidance=True, special=True)
     expected = case.run(backend="cpu")

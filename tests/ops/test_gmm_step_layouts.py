@@ -229,7 +229,6 @@ def test_an_out_whose_elements_share_memory_is_refused(backend: str) -> None:
     assert_same_bits(memory, torch.full((3, 1), 9.0))
 
 
-@pytest.mark.xfail(reason="only expanded outputs are recognised", strict=True)
 def test_an_out_whose_samples_overlap_is_refused(backend: str) -> None:
     case = case_of(shape=(40,))
     memory = torch.full((100,), 9.0)
@@ -237,7 +236,6 @@ def test_an_out_whose_samples_overlap_is_refused(backend: str) -> None:
         case.run(out=memory.as_strided((3, 40), (20, 1)), backend=backend)
 
 
-@pytest.mark.xfail(reason="only tensors of one storage are compared", strict=True)
 def test_an_out_that_overlaps_an_input_of_another_storage_is_refused(backend: str) -> None:
     case = case_of(shape=(40,), output_dtype=torch.float32)
     memory = np.zeros((4, 40), np.float32)
@@ -246,7 +244,6 @@ def test_an_out_that_overlaps_an_input_of_another_storage_is_refused(backend: st
         replace(case, sample=sample).run(out=out, backend=backend)
 
 
-@pytest.mark.xfail(reason="only tensors shaped like the sample are compared with out", strict=True)
 def test_an_out_that_shares_memory_with_a_table_is_refused(backend: str) -> None:
     case = case_of(shape=(40,), rows=10)
     with pytest.raises(ValueError, match="out: overlaps coefficients"):

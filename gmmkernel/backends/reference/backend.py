@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,21 @@ from gmmkernel.backends.constants import Prediction, Stream
 from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.backends.reference import arithmetic, normal, sums
 from gmmkernel.backends.reference.transition import choose_component, transition
+
+
+@contextmanager
+def _exact_environment() -> Iterator[None]:
+    """Keep subnormals, and no floating-point error handling, whatever the caller has set."""
+    tiny = np.array([2.0**-149], dtype=np.float32)
+    flushed = not np.any(tiny * np.float32(1))
+    if flushed:
+        torch.set_flush_denormal(False)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        if flushed:
+            torch.set_flush_denormal(True)
 
 
 def _read(tensor: Tensor, dtype: type[Any]) -> NDArray[Any]:
@@ -50,6 +67,7 @@ def _table_row(table: Tensor, row: int) -> Tensor:
     return table[0 if table.shape[0] == 1 else row]
 
 
+@_exact_environment()
 def gmm_step(
     inputs: StepInputs,
     result: Tensor,
@@ -94,6 +112,7 @@ def gmm_step(
         _write(result[b], made.sample)
 
 
+@_exact_environment()
 def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
     """Fill `result` [B, ...] with each sample's noise."""
     steps = _per_sample(step, result.shape[0], 2**32, "step")
@@ -111,6 +130,7 @@ def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tens
         result[b] = choose_component(seed, steps[b], thresholds[rows[b]].numpy())
 
 
+@_exact_environment()
 def orthonormalize(rows: Tensor) -> None:
     """Make the rows of a float64 [K, D] tensor orthonormal in place."""
     sums.orthonormalize(rows.numpy())

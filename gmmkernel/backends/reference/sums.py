@@ -13,6 +13,9 @@ from gmmkernel.backends.reference.arithmetic import Array
 
 TILE = 1024
 
+DEPENDENT = 2.0**-40
+"""A row of which less is left counts as a combination of those before it: the rest is rounding."""
+
 
 def tree_sum(values: Array) -> Array:
     """Sum over the last axis.
@@ -50,12 +53,15 @@ def orthonormalize(rows: NDArray[np.float64]) -> None:
         rows: float64 [K, D], K <= D, linearly independent.
 
     Raises:
-        ValueError: a row has a zero or non-finite norm.
+        ValueError: a row is not finite, or no more than 2^-40 of it is left beside the rows before it.
     """
+    before = np.sqrt(tree_sum(rows * rows))
     for k in range(rows.shape[0]):
         norm = np.sqrt(tree_sum(rows[k] * rows[k]))
-        if not (norm > 0 and np.isfinite(norm)):
-            raise ValueError(f"rows: expected linearly independent finite rows, row {k} has norm {norm}")
+        if not (norm > before[k] * DEPENDENT and np.isfinite(norm)):
+            raise ValueError(
+                f"rows: expected linearly independent finite rows, row {k} has norm {norm:g} left"
+            )
         rows[k] /= norm
         rest = rows[k + 1 :]
         rest -= tree_sum(rest * rows[k])[:, None] * rows[k]

@@ -1,0 +1,53 @@
+"""Where tensors lie in memory: which inputs an output may share it with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+
+def check_overlap(
+    out: Tensor, in_place: Iterable[tuple[str, Tensor | None]], tables: Iterable[tuple[str, Tensor | None]]
+) -> None:
+    """Refuse an `out` that shares memory with an input.
+
+    Args:
+        out: the tensor to write.
+        in_place: inputs of which each element is read before the same element of `out` is written; they may be
+            exactly `out`'s memory.
+        tables: inputs that are read at other places too.
+
+    Raises:
+        ValueError: `out` shares memory with one of them; the message names it.
+    """
+    begin, end = _span(out)
+    for name, tensor in in_place:
+        if tensor is not None and _meets(tensor, begin, end) and not _is_same(tensor, out):
+            raise ValueError(f"out: overlaps {name} in memory without being the same tensor")
+    for name, tensor in tables:
+        if tensor is not None and _meets(tensor, begin, end):
+            raise ValueError(f"out: overlaps {name} in memory")
+
+
+def _meets(tensor: Tensor, begin: int, end: int) -> bool:
+    first, last = _span(tensor)
+    return first < end and begin < last
+
+
+def _is_same(tensor: Tensor, out: Tensor) -> bool:
+    return (
+        tensor.data_ptr() == out.data_ptr()
+        and tensor.stride() == out.stride()
+        and tensor.shape == out.shape
+        and tensor.dtype == out.dtype
+    )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses between which a tensor's elements lie; an empty tensor lies nowhere."""
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()
