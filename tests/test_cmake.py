@@ -93,9 +93,8 @@ def test_accuracy_tool(tmp_path: Path) -> None:
     tool = tmp_path / "csrc" / "tools" / "normal_accuracy"
     printed = _run(tool, "--words", "1048576", "--pairs", "200000", "--threads", "2")
     rows = [line.split() for line in printed.splitlines()]
-    worst = {
-        row[0]: float(row[2]) for row in rows if len(row) > 2 and row[1].isdigit()
-    }  # the rest is progress
+    table = [row for row in rows if len(row) > 2 and row[1].isdigit()]  # the rest is progress
+    worst = {row[0]: float(row[2]) for row in table}
     assert set(worst) == {"radius", "cosine", "sine", "normal"}
     assert 0.5 < max(worst["radius"], worst["cosine"], worst["sine"]) < 2
     assert 0.5 < worst["normal"] < 5

@@ -17,7 +17,9 @@ bool has_f16c() {
 
 bool has_avx2() {
 #if defined(GMM_X86)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  // Asked once: a virtual machine may take microseconds to answer CPUID.
+  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  return has;
 #else
   return false;
 #endif

@@ -45,9 +45,9 @@ def _is_same(tensor: Tensor, out: Tensor) -> bool:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """Return the addresses between which a tensor's elements lie; an empty tensor lies nowhere."""
+    """Return the addresses between which a tensor's elements lie."""
     begin = tensor.data_ptr()
-    if tensor.numel() == 0:
-        return begin, begin
+    if tensor.is_contiguous():
+        return begin, begin + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begin, begin + (last + 1) * tensor.element_size()

@@ -26,15 +26,20 @@ GMM_INLINE float fused_multiply_add(float a, float b, float c) {
 #elif defined(__FMA__) || defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, c);
 #else
-  // The product is exact in double. TwoSum gives the rounded sum and what it lost. Cutting the sum towards zero and
-  // setting its last bit where anything was lost (rounding to odd) makes the final rounding to float decide as on the
-  // exact sum. Infinities and NaN lose a NaN, which compares false: they pass through.
+  // The product is exact in double. Rounding its sum with c to double and then to float is right unless the double lies
+  // just halfway between two floats, or below the normal floats, where halfway is elsewhere.
   const double product = static_cast<double>(a) * b;
   const double sum = product + c;
+  int64_t bits;
+  __builtin_memcpy(&bits, &sum, sizeof bits);
+  const bool halfway = (bits & 0x1FFFFFFF) == 0x10000000;
+  const bool small = (bits & INT64_MAX) < 0x3810000000000000;  // 2^-126
+  if (__builtin_expect(!halfway && !small, 1)) return static_cast<float>(sum);
+  // There, TwoSum gives what the sum lost. Cutting the sum towards zero and setting its last bit where anything was
+  // lost (rounding to odd) makes the final rounding decide as on the exact sum.
   const double c_part = sum - product;
   const double lost = (product - (sum - c_part)) + (c - c_part);
-  int64_t bits, lost_bits;
-  __builtin_memcpy(&bits, &sum, sizeof bits);
+  int64_t lost_bits;
   __builtin_memcpy(&lost_bits, &lost, sizeof lost_bits);
   const int64_t inexact = (lost < 0) | (lost > 0);
   const int64_t rounded_away = inexact & ((bits ^ lost_bits) < 0);
