@@ -281,6 +281,25 @@ GMM_INLINE int group_size(int64_t elements, int64_t first) {
   return static_cast<int>(elements - first < group ? elements - first : group);
 }
 
+// Ask for the cache lines of one group: memory then works while noise is computed.
+GMM_INLINE void prefetch(const void* data, int32_t dtype, int64_t first) {
+  if (data == nullptr) return;
+  const int64_t size = bytes_of(dtype);
+  const char* begin = static_cast<const char*>(data) + first * size;
+  for (int64_t byte = 0; byte < group * size; byte += 64) __builtin_prefetch(begin + byte);
+}
+
+template <class T>
+GMM_INLINE void prefetch_group(const SampleStep<T>& s, int64_t first) {
+  constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
+  prefetch(s.x.data, s.x.dtype, first);
+  prefetch(s.result.data, s.result.dtype, first);
+  prefetch(s.output.data, s.output.dtype, first);
+  prefetch(s.uncond.data, s.uncond.dtype, first);
+  prefetch(s.offset, table_dtype, first);
+  if (first < s.std_elements) prefetch(s.std, table_dtype, first);
+}
+
 template <class T>
 void step(const gmm_step_arguments& a, int64_t first_group, int64_t last_group) {
   const int64_t per_sample = (a.elements + group - 1) / group;
@@ -294,7 +313,10 @@ void step(const gmm_step_arguments& a, int64_t first_group, int64_t last_group) 
       const int64_t first = (g - sample * per_sample) * group;
       const int ahead = static_cast<int>(end - g < noise_groups ? end - g : noise_groups);
       if (s.noise) {
-        for (int i = 0; i < ahead; ++i) draw_normals(s.keys, first + i * group, s.step, noise + i * group);
+        for (int i = 0; i < ahead; ++i) {
+          prefetch_group(s, first + i * group);
+          draw_normals(s.keys, first + i * group, s.step, noise + i * group);
+        }
       }
       for (int i = 0; i < ahead; ++i) {
         const int64_t begin = first + i * group;
