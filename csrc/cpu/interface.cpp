@@ -101,7 +101,8 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
   const int64_t tiles = (elements + 1023) / 1024;
   const std::unique_ptr<double[]> partial(new (std::nothrow) double[tiles * row_count]);
   const std::unique_ptr<double[]> before(new (std::nothrow) double[row_count]);
-  if (partial == nullptr || before == nullptr) return fail(GMM_OUT_OF_MEMORY, "rows: no memory for %lld partial sums", (long long)tiles);
+  if (partial == nullptr || before == nullptr)
+    return fail(GMM_OUT_OF_MEMORY, "rows: no memory for %lld partial sums", (long long)tiles);
   const ExactFloatEnvironment environment;
   const auto norm_of = [&](int64_t k) {
     const double* row = rows + k * elements;
