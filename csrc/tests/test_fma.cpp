@@ -18,21 +18,24 @@ struct Triples {
   }
 };
 
-// Where double is not enough: (1 + i e)(1 - i e) = 1 - i^2 e^2 with e = 2^-23 is half a last place of c = 2^24 m, less
-// (or, with the signs changed, more) a trifle that a double sum drops; scaled also to where results are subnormal.
-Triples constructed_ties() {
+// Where double is not enough: (1 + i e)(1 - i e) = 1 - i^2 e^2 with e = 2^-23 is half a last place of an integer c less
+// (or, with the signs changed, more) a trifle that a double sum drops. All is scaled, to results of every size; those
+// that are subnormal have their last place at 2^-149 however few bits they have, and so their own ties.
+Triples constructed_ties(bool subnormal) {
   Triples triples;
   TestRandom random(6);
   for (int n = 0; n < 400000; ++n) {
     const int i = static_cast<int>(random.word() % 1000) + 1;
     const float a = 1 + static_cast<float>(i) * 0x1p-23f;
     const float b = 1 - static_cast<float>(i) * 0x1p-23f;
-    const float odd = static_cast<float>((random.word() & 0x7fffff) | 0x800000 | (random.word() & 1));
-    const int scale = static_cast<int>(random.word() % 270) - 150;
+    const uint32_t fraction = random.word() & 0x7fffff;
+    const float integer = static_cast<float>(subnormal ? fraction : fraction | 0x800000);
+    const int last_place = subnormal ? -149 : static_cast<int>(random.word() % 250) - 149;
     const float product_sign = (random.word() & 1) != 0 ? 1.0f : -1.0f;
     const float sign = (random.word() & 1) != 0 ? 1.0f : -1.0f;
-    const int half = scale / 2;
-    triples.add(product_sign * std::ldexp(a, half), std::ldexp(b, scale - half), sign * std::ldexp(odd, scale + 1));
+    const int half = (last_place - 1) / 2;
+    triples.add(product_sign * std::ldexp(a, half), std::ldexp(b, last_place - 1 - half),
+                sign * std::ldexp(integer, last_place));
   }
   return triples;
 }
@@ -82,12 +85,15 @@ int64_t test(const LaneFunctions& lanes, Triples triples) {
 }  // namespace
 
 int main() {
-  const Triples ties = constructed_ties(), random = random_triples();
-  for (const LaneFunctions* lanes : available_lane_functions()) {
-    const int64_t telling = test(*lanes, ties);
-    CHECK(telling > 10000, "only %lld of the constructed ties tell an exact fma from a naive one",
-          static_cast<long long>(telling));
-    test(*lanes, random);
+  const Triples random = random_triples();
+  for (const bool subnormal : {false, true}) {
+    const Triples ties = constructed_ties(subnormal);
+    for (const LaneFunctions* lanes : available_lane_functions()) {
+      const int64_t telling = test(*lanes, ties);
+      CHECK(telling > 10000, "only %lld of the constructed ties tell an exact fma from a naive one",
+            static_cast<long long>(telling));
+    }
   }
+  for (const LaneFunctions* lanes : available_lane_functions()) test(*lanes, random);
   return check_report();
 }

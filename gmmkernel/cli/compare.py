@@ -91,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print("steps   eta  method                  distance          difference from DDIM, same seeds")
     print("\n".join(lines))
+    print("Where the mixture adds no variance (see `moment_report`), the control is DDIM itself: +0.00.")
     mixture = f"{arguments.variant.upper()} K = {arguments.components}, s = {arguments.scale:g}"
     write_panels(
         arguments.output,
