@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction, Stream
@@ -20,7 +21,7 @@ _STEP_INPUTS = (
     "int prediction_kind, bool return_components, str backend"
 )
 
-_library = torch.library.Library("gmmkernel", "DEF")
+_library = torch_library.Library("gmmkernel", "DEF")
 for _schema in (
     f"gmm_step({_STEP_INPUTS}) -> (Tensor, Tensor, Tensor)",
     f"gmm_step_out({_STEP_INPUTS}, *, Tensor(a!) out) -> (Tensor, Tensor)",
@@ -146,7 +147,7 @@ for _name, _implementation, _fake in (
     ("draw_components", _draw_components, _draw_components_fake),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
+    torch_library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
 
 gmm_step = torch.ops.gmmkernel.gmm_step.default
 gmm_step_out = torch.ops.gmmkernel.gmm_step_out.default

@@ -152,7 +152,7 @@ class DDIMSampler:
         Args:
             model: called as `model(sample, timestep)` with the samples [B, ...] and a timestep int64 []; returns the
                 prediction [B, ...], or with `guidance_scale` a pair (unconditional, conditional).
-            seeds: int64 [N].
+            seeds: int64 [N], on any device; copied to the sampler's.
             shape: shape of one sample.
             initial: [N, *shape] of the sampler's dtype, where to start; None: standard normal noise from the seeds.
             first_step: index of the first step to do; later than 0 needs `initial` (image to image). The noise of a

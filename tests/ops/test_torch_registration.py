@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import StepCase, assert_same_bits, assert_same_output, random_case
+from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -54,39 +55,39 @@ by_case = pytest.mark.parametrize("name", CASES)
 
 @by_case
 def test_opcheck_of_the_step(name: str) -> None:
-    torch.library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
+    torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
 
 
 @pytest.mark.parametrize("name", ["everything", "bare", "empty"])
 def test_opcheck_of_the_step_into_a_tensor(name: str) -> None:
     out = torch.zeros_like(CASES[name].sample)
-    torch.library.opcheck(OPS.gmm_step_out.default, raw_arguments(CASES[name]), {"out": out})
+    torch_library.opcheck(OPS.gmm_step_out.default, raw_arguments(CASES[name]), {"out": out})
 
 
 def test_opcheck_of_strided_tensors() -> None:
     case = random_case(7, shape=(2, 3, 4), components=2, history=1)
     strided = case.map_samples(lambda tensor: tensor.contiguous(memory_format=torch.channels_last))
-    torch.library.opcheck(OPS.gmm_step.default, raw_arguments(strided))
+    torch_library.opcheck(OPS.gmm_step.default, raw_arguments(strided))
     out = torch.zeros_like(strided.sample)
     assert not out.is_contiguous()
-    torch.library.opcheck(OPS.gmm_step_out.default, raw_arguments(strided), {"out": out})
+    torch_library.opcheck(OPS.gmm_step_out.default, raw_arguments(strided), {"out": out})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_opcheck_of_noise(dtype: torch.dtype) -> None:
     seeds, step = torch.arange(3), torch.tensor([4, 5, 6])
-    torch.library.opcheck(
+    torch_library.opcheck(
         OPS.standard_normal.default, (seeds, [2, 5], step, int(Stream.INITIAL), dtype, "cpu")
     )
     out = torch.zeros(3, 2, 5, dtype=dtype)
-    torch.library.opcheck(OPS.standard_normal_out.default, (seeds, step[:1], 0, "cpu"), {"out": out})
+    torch_library.opcheck(OPS.standard_normal_out.default, (seeds, step[:1], 0, "cpu"), {"out": out})
 
 
 def test_opcheck_of_components() -> None:
     thresholds = torch.tensor([[2**30, 2**31]])
     for seeds in (torch.arange(4), torch.arange(8)[::2], torch.arange(0)):
         arguments = (seeds.contiguous(), thresholds, torch.tensor([0]), torch.tensor([3]), "reference")
-        torch.library.opcheck(OPS.draw_components.default, arguments)
+        torch_library.opcheck(OPS.draw_components.default, arguments)
 
 
 def test_kinds_of_prediction_are_as_numbered_here() -> None:
