@@ -1,5 +1,6 @@
 #include "cpu/parallel.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <algorithm>
@@ -93,8 +94,12 @@ Pool* pool = nullptr;
 std::once_flag pool_once;
 
 // A forked child has none of its parent's workers, and perhaps a mutex that one of them held: it starts a new pool
-// and leaves the old one behind.
-void after_fork_in_child() { pool = new Pool; }
+// and leaves the old one behind. OpenMP's threads are lost too, and its runtime may wait for them for ever.
+bool forked = false;
+void after_fork_in_child() {
+  pool = new Pool;
+  forked = true;
+}
 
 Pool& shared_pool() {
   std::call_once(pool_once, [] {
@@ -107,6 +112,17 @@ Pool& shared_pool() {
 // Made while the program is loaded, so that no fork can find it half made.
 [[maybe_unused]] Pool& made_at_load = shared_pool();
 
+// Runs body(data) on `threads` threads and returns when all have finished: the entry point that compilers call for
+// `#pragma omp parallel`, in GNU's runtime and, under the same name, in LLVM's and Intel's.
+using OpenMPRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+
+// The OpenMP runtime that the process already has (PyTorch brings one), or null. Its threads spin for some milliseconds
+// after each region: threads of our own would have to share the processors with them.
+OpenMPRegion openmp_region() {
+  static const auto region = reinterpret_cast<OpenMPRegion>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked ? nullptr : region;
+}
+
 }  // namespace
 
 void parallel_for(int64_t items, int64_t piece, int threads, const std::function<void(int64_t, int64_t)>& body) {
@@ -114,6 +130,9 @@ void parallel_for(int64_t items, int64_t piece, int threads, const std::function
   Job job{&body, items, piece, static_cast<int>(std::min<int64_t>(threads, pieces)) - 1};
   if (job.seats <= 0) {
     job.work();
+  } else if (const OpenMPRegion region = openmp_region()) {
+    // Always the caller's count, even for fewer pieces: a smaller team would make the runtime end threads it keeps.
+    region([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads), 0);
   } else {
     shared_pool().run(job);
   }

@@ -1,5 +1,6 @@
 // Calls from several threads at once, with any number of threads of their own, and from forked children.
 
+#include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,16 @@ StepOptions large() {
   options.std_elements = 1000;
   return options;
 }
+
+#if defined(_OPENMP)
+// Only a program that uses OpenMP has its threads.
+int openmp_threads() {
+  int count = 0;
+#pragma omp parallel num_threads(3) reduction(+ : count)
+  ++count;
+  return count;
+}
+#endif
 
 bool right(const StepCase& expected, int32_t threads) {
   StepCase got(expected.options, 1);
@@ -94,6 +105,9 @@ void test_fork_under_way(const StepCase& expected) {
 }  // namespace
 
 int main() {
+#if defined(_OPENMP)
+  CHECK(openmp_threads() >= 1 && dlsym(RTLD_DEFAULT, "GOMP_parallel") != nullptr, "no OpenMP in this program");
+#endif
   StepCase expected(large(), 1);
   CHECK(expected.run(1, GMM_PORTABLE) == GMM_SUCCESS, "%s", gmm_last_error());
   test_counts(expected);
