@@ -112,7 +112,9 @@ GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t s
 
 // ---- what a step needs of one sample, gathered before its groups ----
 
-GMM_INLINE int64_t at(const gmm_index& index, int64_t sample) { return index.data[sample * index.stride]; }
+GMM_INLINE int64_t at(const gmm_index& index, int64_t sample) {
+  return index.data == nullptr ? index.value : index.data[sample * index.stride];
+}
 
 GMM_INLINE int64_t bytes_of(int32_t dtype) { return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2; }
 
@@ -246,6 +248,77 @@ GMM_INLINE void step_group(const SampleStep<float>& s, int32_t prediction_kind, 
   store(s.result.data, s.result.dtype, first, count, y);
 }
 
+// ---- the same for the common steps: one type, no history, no prediction; its branches are the compiler's ----
+
+template <int32_t dtype>
+GMM_INLINE F load_vector(const void* data, int64_t i) {
+  if constexpr (dtype == GMM_BFLOAT16) {
+    return Lanes::load_bfloat16(static_cast<const uint16_t*>(data) + i);
+  } else if constexpr (dtype == GMM_FLOAT16) {
+    return Lanes::load_float16(static_cast<const uint16_t*>(data) + i);
+  } else {
+    return Lanes::load(static_cast<const float*>(data) + i);
+  }
+}
+
+template <int32_t dtype>
+GMM_INLINE void store_vector(void* data, int64_t i, F v) {
+  if constexpr (dtype == GMM_BFLOAT16) {
+    Lanes::store_bfloat16(static_cast<uint16_t*>(data) + i, v);
+  } else if constexpr (dtype == GMM_FLOAT16) {
+    Lanes::store_float16(static_cast<uint16_t*>(data) + i, v);
+  } else {
+    Lanes::store(static_cast<float*>(data) + i, v);
+  }
+}
+
+// Whole vectors, from element `first` to `end`. The std is read at `std`, `std_step` elements further for each element:
+// 0 where one vector of the row's sigma serves all.
+template <int32_t dtype, bool guided, bool shifted, bool noisy>
+void step_vectors(const SampleStep<float>& s, const float* noise, const float* std, int64_t std_step, int64_t first,
+                  int64_t end) {
+  const Row<float> row = s.row;
+  for (int64_t i = first; i < end; i += Lanes::width) {
+    const F x = load_vector<dtype>(s.x.data, i);
+    F o = load_vector<dtype>(s.output.data, i);
+    if constexpr (guided) o = guide<Lanes>(row, load_vector<dtype>(s.uncond.data, i), o);
+    F y = predict_mean<Lanes>(row, x, o, predict_x0<Lanes>(row, x, o));
+    if constexpr (shifted) y = Lanes::fma(Lanes::splat(row.offset), Lanes::load(s.offset + i), y);
+    if constexpr (noisy) {
+      const int64_t inside = i - first;
+      y = Lanes::fma(Lanes::load(std + inside * std_step), Lanes::load(noise + inside), y);
+    }
+    store_vector<dtype>(s.result.data, i, y);
+  }
+}
+
+using StepVectors = void (*)(const SampleStep<float>&, const float*, const float*, int64_t, int64_t, int64_t);
+
+template <int32_t dtype>
+StepVectors step_vectors_of(const SampleStep<float>& s) {
+  constexpr StepVectors all[2][2][2] = {
+      {{step_vectors<dtype, false, false, false>, step_vectors<dtype, false, false, true>},
+       {step_vectors<dtype, false, true, false>, step_vectors<dtype, false, true, true>}},
+      {{step_vectors<dtype, true, false, false>, step_vectors<dtype, true, false, true>},
+       {step_vectors<dtype, true, true, false>, step_vectors<dtype, true, true, true>}}};
+  return all[s.uncond.data != nullptr][s.offset != nullptr][s.noise];
+}
+
+// The loop for this step, or nullptr: then every group goes through `step_group`.
+StepVectors step_vectors_for(const SampleStep<float>& s, int32_t prediction_kind) {
+  const int32_t dtype = s.x.dtype;
+  const bool one_type = s.output.dtype == dtype && (s.uncond.data == nullptr || s.uncond.dtype == dtype);
+  if (!one_type || s.history_count > 0 || prediction_kind != GMM_PREDICTION_NONE) return nullptr;
+  switch (dtype) {
+    case GMM_BFLOAT16:
+      return step_vectors_of<GMM_BFLOAT16>(s);
+    case GMM_FLOAT16:
+      return step_vectors_of<GMM_FLOAT16>(s);
+    default:
+      return step_vectors_of<GMM_FLOAT32>(s);
+  }
+}
+
 // ---- the step, float64 arithmetic with the same float32 noise ----
 
 GMM_INLINE double load_double(const Source& source, int64_t i) {
@@ -300,30 +373,54 @@ GMM_INLINE void prefetch_group(const SampleStep<T>& s, int64_t first) {
   if (first < s.std_elements) prefetch(s.std, table_dtype, first);
 }
 
+// Elements first .. end - 1 of a sample, whose noise has been drawn.
+void step_block(const SampleStep<float>& s, StepVectors vectors_of_step, int32_t prediction_kind, const float* noise,
+                int64_t first, int64_t end) {
+  const int64_t whole = first + (end - first) / group * group;
+  int64_t done = first;
+  const bool all_from_table = s.std_elements >= whole, all_sigma = s.std_elements <= first;
+  if (vectors_of_step != nullptr && (all_from_table || all_sigma)) {
+    float sigma[Lanes::width];
+    Lanes::store(sigma, Lanes::splat(s.row.sigma));
+    vectors_of_step(s, noise, all_sigma ? sigma : s.std + first, all_sigma ? 0 : 1, first, whole);
+    done = whole;
+  }
+  for (; done < end; done += group) step_group(s, prediction_kind, noise + (done - first), done, group_size(end, done));
+}
+
+void step_block(const SampleStep<double>& s, StepVectors, int32_t prediction_kind, const float* noise, int64_t first,
+                int64_t end) {
+  for (int64_t done = first; done < end; done += group) {
+    step_group(s, prediction_kind, noise + (done - first), done, group_size(end, done));
+  }
+}
+
+GMM_INLINE StepVectors step_vectors_for(const SampleStep<double>&, int32_t) { return nullptr; }
+
 template <class T>
 void step(const gmm_step_arguments& a, int64_t first_group, int64_t last_group) {
   const int64_t per_sample = (a.elements + group - 1) / group;
   for (int64_t g = first_group; g < last_group;) {
     const int64_t sample = g / per_sample;
-    const int64_t end = (sample + 1) * per_sample < last_group ? (sample + 1) * per_sample : last_group;
+    const int64_t stop = (sample + 1) * per_sample < last_group ? (sample + 1) * per_sample : last_group;
+    const int64_t last =
+        (stop - sample * per_sample) * group < a.elements ? (stop - sample * per_sample) * group : a.elements;
     const SampleStep<T> s = gather<T>(a, sample);
-    while (g < end) {
-      // Noise for some groups, then the groups: each of the two loops keeps its own constants in registers.
-      float noise[noise_groups * group];
-      const int64_t first = (g - sample * per_sample) * group;
-      const int ahead = static_cast<int>(end - g < noise_groups ? end - g : noise_groups);
+    const StepVectors vectors_of_step = step_vectors_for(s, a.prediction_kind);
+    // Noise for a block, then the block: each of the two loops keeps its own constants in registers.
+    constexpr int64_t block = noise_groups * group;
+    for (int64_t first = (g - sample * per_sample) * group; first < last; first += block) {
+      const int64_t end = first + block < last ? first + block : last;
+      float noise[block];
       if (s.noise) {
-        for (int i = 0; i < ahead; ++i) {
-          prefetch_group(s, first + i * group);
-          draw_normals(s.keys, first + i * group, s.step, noise + i * group);
+        for (int64_t i = first; i < end; i += group) {
+          prefetch_group(s, i);
+          draw_normals(s.keys, i, s.step, noise + (i - first));
         }
       }
-      for (int i = 0; i < ahead; ++i) {
-        const int64_t begin = first + i * group;
-        step_group(s, a.prediction_kind, noise + i * group, begin, group_size(a.elements, begin));
-      }
-      g += ahead;
+      step_block(s, vectors_of_step, a.prediction_kind, noise, first, end);
     }
+    g = stop;
   }
 }
 
