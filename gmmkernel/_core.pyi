@@ -6,7 +6,7 @@ PREDICTIONS: dict[str, int]
 COLUMNS: dict[str, int]
 
 _Tensor = tuple[int, int, int]  # address, batch stride in elements, dtype; address 0: absent
-_Index = tuple[int, int]  # address, stride
+_Index = tuple[int, int, int]  # address, stride, value; address 0: the value for all samples
 
 def step(
     batch: int,

@@ -51,7 +51,10 @@ int check_sizes(int64_t batch, int64_t elements) {
 // An index entry for every sample within 0 .. last.
 int check_index(const gmm_index& index, int64_t batch, int64_t last, const char* name) {
   if (batch == 0) return GMM_SUCCESS;
-  if (index.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: no data", name);
+  if (index.data == nullptr) {
+    if (index.value >= 0 && index.value <= last) return GMM_SUCCESS;
+    return fail(GMM_OUT_OF_RANGE, "%s: expected 0 to %lld, got %lld", name, (long long)last, (long long)index.value);
+  }
   if (index.stride != 0 && index.stride != 1) {
     return fail(GMM_INVALID_ARGUMENT, "%s: stride 0 or 1, got %lld", name, (long long)index.stride);
   }

@@ -35,7 +35,9 @@ int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
   return GMM_SUCCESS;
 }
 
-int64_t index_at(const gmm_index& index, int64_t sample) { return index.data[sample * index.stride]; }
+int64_t index_at(const gmm_index& index, int64_t sample) {
+  return index.data == nullptr ? index.value : index.data[sample * index.stride];
+}
 
 void draw_components(const gmm_component_arguments& a) {
   for (int64_t b = 0; b < a.batch; ++b) {

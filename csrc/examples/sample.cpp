@@ -66,10 +66,9 @@ int main() {
   std::vector<float> x(batch * elements), eps(batch * elements);
   std::vector<int64_t> seeds(batch);
   for (int64_t b = 0; b < batch; ++b) seeds[b] = b;
-  const int64_t zero = 0;
   const gmm_cpu_options options = {2, GMM_BEST};
-  const gmm_normal_arguments initial = {batch,        elements,   {x.data(), elements, GMM_FLOAT32},
-                                        seeds.data(), {&zero, 0}, GMM_STREAM_INITIAL};
+  const gmm_normal_arguments initial = {batch,        elements,        {x.data(), elements, GMM_FLOAT32},
+                                        seeds.data(), {nullptr, 0, 0}, GMM_STREAM_INITIAL};
   check(gmm_cpu_standard_normal(&initial, &options));
 
   double mean = 0, variance = 1;  // the closed form, step by step
@@ -86,8 +85,8 @@ int main() {
     step.result = {x.data(), elements, GMM_FLOAT32};  // in place
     step.coefficients = coefficients.data();
     step.coefficient_rows = steps;
-    step.row = {&s, 0};   // stride 0: one row for the whole batch
-    step.step = {&s, 0};  // the noise counter's step
+    step.row = {nullptr, 0, s};   // one row for the whole batch
+    step.step = {nullptr, 0, s};  // the noise counter's step
     step.seeds = seeds.data();
     step.mixture = {2, &threshold, 1, offsets.data(), steps, std.data(), steps, 1, elements};
     check(gmm_cpu_step(&step, &options));

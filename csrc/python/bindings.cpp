@@ -46,9 +46,10 @@ gmm_output output(const py::tuple& t) {
   return {pointer<void>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>(), t[2].cast<int>()};
 }
 
-// An index arrives as (address, stride).
+// An index arrives as (address, stride, value).
 gmm_index index(const py::tuple& t) {
-  return {pointer<const std::int64_t>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>()};
+  return {pointer<const std::int64_t>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>(),
+          t[2].cast<std::int64_t>()};
 }
 
 void step(std::int64_t batch, std::int64_t elements, const py::tuple& sample, const py::tuple& model_output,

@@ -179,8 +179,13 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
     step.push_back(random.word());
     seeds.push_back(static_cast<int64_t>(random.next()));
   }
-  a.row = {row.data(), o.one_row ? 0 : 1};
-  a.step = {step.data(), o.one_step ? 0 : 1};
+  // One for all comes from memory or, here and there, as a value.
+  const auto index_of = [&](const std::vector<int64_t>& values, bool one) -> gmm_index {
+    if (one && o.batch > 0 && values[0] % 2 == 0) return {nullptr, 0, values[0]};
+    return {values.data(), one ? 0 : 1, 0};
+  };
+  a.row = index_of(row, o.one_row);
+  a.step = index_of(step, o.one_step);
   a.seeds = seeds.data();
 
   if (o.components == 0) return;

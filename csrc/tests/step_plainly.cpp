@@ -19,8 +19,8 @@ void step_in(StepCase& c) {
   const gmm_step_arguments& a = c.arguments;
   const gmm_mixture& m = a.mixture;
   for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t row = a.row.data[a.row.stride * b];
-    const int64_t step = a.step.data[a.step.stride * b];
+    const int64_t row = a.row.data == nullptr ? a.row.value : a.row.data[a.row.stride * b];
+    const int64_t step = a.step.data == nullptr ? a.step.value : a.step.data[a.step.stride * b];
     const auto column = [&](int name) { return static_cast<T>(c.coefficients.get(row, name)); };
 
     int64_t k = 0;

@@ -46,12 +46,13 @@ const BadStep bad_steps[] = {
     {GMM_INVALID_ARGUMENT, "coefficients: ", [](StepCase& c) { c.arguments.coefficients = nullptr; }},
     {GMM_INVALID_ARGUMENT, "coefficients: ", [](StepCase& c) { c.arguments.coefficient_rows = 0; }},
     {GMM_INVALID_ARGUMENT, "seeds: ", [](StepCase& c) { c.arguments.seeds = nullptr; }},
-    {GMM_INVALID_ARGUMENT, "row: ", [](StepCase& c) { c.arguments.row.data = nullptr; }},
+    {GMM_OUT_OF_RANGE, "row: ", [](StepCase& c) { c.arguments.row = {nullptr, 0, 3}; }},
+    {GMM_OUT_OF_RANGE, "row: ", [](StepCase& c) { c.arguments.row = {nullptr, 0, -1}; }},
     {GMM_INVALID_ARGUMENT, "row: ", [](StepCase& c) { c.arguments.row.stride = 2; }},
     {GMM_OUT_OF_RANGE, "row: ", [](StepCase& c) { c.row[1] = 3; }},
     {GMM_OUT_OF_RANGE, "row: ", [](StepCase& c) { c.row[0] = -1; }},
     {GMM_OUT_OF_RANGE, "row: ", [](StepCase& c) { c.row[0] = std::numeric_limits<int64_t>::min(); }},
-    {GMM_INVALID_ARGUMENT, "step: ", [](StepCase& c) { c.arguments.step.data = nullptr; }},
+    {GMM_OUT_OF_RANGE, "step: ", [](StepCase& c) { c.arguments.step = {nullptr, 0, int64_t{1} << 32}; }},
     {GMM_INVALID_ARGUMENT, "step: ", [](StepCase& c) { c.arguments.step.stride = -1; }},
     {GMM_OUT_OF_RANGE, "step: ", [](StepCase& c) { c.step[1] = -1; }},
     {GMM_OUT_OF_RANGE, "step: ", [](StepCase& c) { c.step[1] = int64_t{1} << 32; }},
@@ -127,14 +128,14 @@ void test_standard_normal() {
       {GMM_INVALID_ARGUMENT, "seeds: ", [](gmm_normal_arguments& a) { a.seeds = nullptr; }},
       {GMM_INVALID_ARGUMENT, "stream: ", [](gmm_normal_arguments& a) { a.stream = 6; }},
       {GMM_INVALID_ARGUMENT, "stream: ", [](gmm_normal_arguments& a) { a.stream = -1; }},
-      {GMM_INVALID_ARGUMENT, "step: ", [](gmm_normal_arguments& a) { a.step.data = nullptr; }},
+      {GMM_OUT_OF_RANGE, "step: ", [](gmm_normal_arguments& a) { a.step = {nullptr, 0, -1}; }},
       {GMM_OUT_OF_RANGE, "step: ", [](gmm_normal_arguments& a) { a.step.data = &negative; }},
   };
   const int64_t seeds[] = {1, 2}, step = 2;
   gmm_cpu_options options = {1, GMM_BEST};
   for (const Case& bad : cases) {
     Tensor result(GMM_FLOAT32, 2, 5, 0, poison);
-    gmm_normal_arguments a = {2, 5, {result.data(), 5, GMM_FLOAT32}, seeds, {&step, 0}, GMM_STREAM_INITIAL};
+    gmm_normal_arguments a = {2, 5, {result.data(), 5, GMM_FLOAT32}, seeds, {&step, 0, 0}, GMM_STREAM_INITIAL};
     bad.spoil(a);
     expect(gmm_cpu_standard_normal(&a, &options), bad.status, bad.named);
     CHECK(result.bytes_are(poison), "%s: something was written", bad.named);
@@ -161,14 +162,14 @@ void test_draw_components() {
       {GMM_INVALID_ARGUMENT, "components: ", [](gmm_component_arguments& a) { a.components = 1025; }},
       {GMM_INVALID_ARGUMENT, "thresholds: ", [](gmm_component_arguments& a) { a.thresholds = nullptr; }},
       {GMM_INVALID_ARGUMENT, "threshold_rows: ", [](gmm_component_arguments& a) { a.threshold_rows = 0; }},
-      {GMM_INVALID_ARGUMENT, "row: ", [](gmm_component_arguments& a) { a.row.data = nullptr; }},
+      {GMM_OUT_OF_RANGE, "row: ", [](gmm_component_arguments& a) { a.row = {nullptr, 0, 2}; }},
       {GMM_OUT_OF_RANGE, "row: ", [](gmm_component_arguments& a) { a.row.data = two; }},
-      {GMM_INVALID_ARGUMENT, "step: ", [](gmm_component_arguments& a) { a.step.data = nullptr; }},
+      {GMM_OUT_OF_RANGE, "step: ", [](gmm_component_arguments& a) { a.step = {nullptr, 0, -1}; }},
   };
   const int64_t seeds[] = {1, 2}, row[] = {0, 1}, step = 0, thresholds[] = {5, 6};
   for (const Case& bad : cases) {
     int64_t result[] = {-1, -1};
-    gmm_component_arguments a = {2, result, seeds, {row, 1}, {&step, 0}, 2, thresholds, 2};
+    gmm_component_arguments a = {2, result, seeds, {row, 1, 0}, {&step, 0, 0}, 2, thresholds, 2};
     bad.spoil(a);
     expect(gmm_cpu_draw_components(&a), bad.status, bad.named);
     CHECK(result[0] == -1 && result[1] == -1, "%s: something was written", bad.named);

@@ -28,8 +28,8 @@ void test_standard_normal() {
       for (const int32_t set : available_instruction_sets()) {
         for (const int32_t threads : {1, 3}) {
           Tensor got(dtype, batch, elements, padding, 0x5A);
-          const gmm_normal_arguments arguments = {batch,        elements,          {got.data(), got.stride(), dtype},
-                                                  seeds.data(), {steps.data(), 1}, stream};
+          const gmm_normal_arguments arguments = {
+              batch, elements, {got.data(), got.stride(), dtype}, seeds.data(), {steps.data(), 1, 0}, stream};
           const gmm_cpu_options options = {threads, set};
           CHECK(gmm_cpu_standard_normal(&arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
           CHECK(got.same_as(expected) && got.padding_is(0x5A), "set %d, %d threads, %lld elements, dtype %d, stream %d",
@@ -45,8 +45,8 @@ void test_moments() {
   constexpr int64_t count = 1 << 20;
   Tensor normal(GMM_FLOAT32, 1, count, 0, poison);
   const int64_t seed = 1, step = 0;
-  const gmm_normal_arguments arguments = {1,     count,      {normal.data(), count, GMM_FLOAT32},
-                                          &seed, {&step, 0}, GMM_STREAM_INITIAL};
+  const gmm_normal_arguments arguments = {1,     count,         {normal.data(), count, GMM_FLOAT32},
+                                          &seed, {&step, 0, 0}, GMM_STREAM_INITIAL};
   const gmm_cpu_options options = {1, GMM_BEST};
   CHECK(gmm_cpu_standard_normal(&arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
   double mean = 0, second = 0, fourth = 0;
@@ -93,7 +93,8 @@ void test_draw_components() {
       std::sort(ascending.begin(), ascending.end());
       thresholds.insert(thresholds.end(), ascending.begin(), ascending.end());
     }
-    const std::vector<int64_t> drawn = draw(seeds, {row.data(), 1}, {step.data(), 1}, components, thresholds, rows);
+    const std::vector<int64_t> drawn =
+        draw(seeds, {row.data(), 1, 0}, {step.data(), 1, 0}, components, thresholds, rows);
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t expected =
           component_plainly(seeds[b], step[b], thresholds.data() + row[b] * (components - 1), components);
@@ -101,7 +102,7 @@ void test_draw_components() {
             static_cast<long long>(b), static_cast<long long>(drawn[b]));
     }
     // One table for all: the row is not read.
-    CHECK(draw(seeds, {nullptr, 0}, {step.data(), 0}, components, thresholds, 1).front() >= 0, "one table");
+    CHECK(draw(seeds, {nullptr, 0, 0}, {step.data(), 0, 0}, components, thresholds, 1).front() >= 0, "one table");
   }
 }
 
@@ -112,10 +113,10 @@ void test_threshold_edges() {
   uint32_t words[4];
   words_plainly(seeds[0], 0, step, GMM_STREAM_COMPONENT, words);
   const int64_t word = words[0];
-  const gmm_index steps = {&step, 0};
+  const gmm_index steps = {&step, 0, 0};
   const auto with = [&](std::vector<int64_t> thresholds) {
     const int64_t components = static_cast<int64_t>(thresholds.size()) + 1;
-    return draw(seeds, {nullptr, 0}, steps, components, thresholds, 1)[0];
+    return draw(seeds, {nullptr, 0, 0}, steps, components, thresholds, 1)[0];
   };
   CHECK(with({word}) == 1, "reached");
   CHECK(with({word + 1}) == 0, "not reached");

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.constants import Prediction, Stream
+from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
@@ -69,23 +69,25 @@ def _describe(tensor: Tensor) -> tuple[int, int, int]:
     return tensor.data_ptr(), tensor.stride(0), _DTYPES[tensor.dtype]
 
 
-def _index(tensor: Tensor) -> tuple[int, int]:
-    return tensor.data_ptr(), 0 if tensor.numel() == 1 else 1
+def _index(index: int | Tensor) -> tuple[int, int, int]:
+    if isinstance(index, Tensor):
+        return index.data_ptr(), 0 if index.numel() == 1 else 1, 0
+    return 0, 0, index
 
 
 def gmm_step(
     inputs: StepInputs,
     result: Tensor,
-    prediction: Tensor | None,
-    prediction_kind: Prediction,
-    components: Tensor | None,
+    prediction: Tensor | None = None,
+    prediction_kind: int = Prediction.NONE,
+    components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    batch = inputs.sample.shape[0]
     sample, model_output = _by_sample(inputs.sample), _by_sample(inputs.model_output)
     uncond = None if inputs.model_output_uncond is None else _by_sample(inputs.model_output_uncond)
     history = [_by_sample(stored) for stored in inputs.history]
     target = _by_sample(result)
+    batch = sample.shape[0]
     mixture: tuple[Any, ...] = ()
     if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
         mixture = (
@@ -99,7 +101,7 @@ def gmm_step(
         )
     _core.step(
         batch,
-        math.prod(sample.shape[1:]),
+        sample.numel() // batch if batch else math.prod(sample.shape[1:]),
         _describe(sample),
         _describe(model_output),
         _ABSENT if uncond is None else _describe(uncond),
@@ -121,7 +123,7 @@ def gmm_step(
         result.copy_(target)
 
 
-def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
+def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
     """Fill `result` [B, ...] with each sample's noise."""
     batch = result.shape[0]
     target = _by_sample(result)
@@ -134,7 +136,9 @@ def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream)
         result.copy_(target)
 
 
-def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor) -> None:
+def draw_components(
+    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+) -> None:
     """Fill `result` int64 [B] with component numbers."""
     _core.draw_components(
         result.shape[0],

@@ -1,17 +1,18 @@
 """What a backend provides: the same few functions on tensors that the ops have already checked.
 
 Every function writes into tensors it is given. Samples, outputs and histories are [B, ...] with any strides; `row`
-and `step` have one entry or B; tables are contiguous. An index outside its table raises IndexError before anything
-is written where the values are on the CPU.
+and `step` are an int for all samples or a tensor with one entry or B; tables are contiguous. An index outside its
+table raises IndexError before anything is written where the values are on the CPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from gmmkernel.backends.constants import Prediction, Stream
+from gmmkernel.backends.constants import Prediction
 
 
 class StepInputs(NamedTuple):
@@ -19,15 +20,15 @@ class StepInputs(NamedTuple):
 
     sample: Tensor
     model_output: Tensor
-    model_output_uncond: Tensor | None
-    history: list[Tensor]
     coefficients: Tensor
-    row: Tensor
-    step: Tensor
     seeds: Tensor
-    thresholds: Tensor | None
-    offsets: Tensor | None
-    std: Tensor | None
+    row: int | Tensor
+    step: int | Tensor
+    model_output_uncond: Tensor | None = None
+    history: Sequence[Tensor] = ()
+    thresholds: Tensor | None = None
+    offsets: Tensor | None = None
+    std: Tensor | None = None
 
 
 class Backend(Protocol):
@@ -37,18 +38,20 @@ class Backend(Protocol):
     def gmm_step(
         inputs: StepInputs,
         result: Tensor,
-        prediction: Tensor | None,
-        prediction_kind: Prediction,
-        components: Tensor | None,
+        prediction: Tensor | None = None,
+        prediction_kind: int = Prediction.NONE,
+        components: Tensor | None = None,
     ) -> None:
         """Write the next sample, and on request a prediction and the components drawn."""
 
     @staticmethod
-    def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
+    def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
         """Fill `result` [B, ...] with each sample's noise."""
 
     @staticmethod
-    def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor) -> None:
+    def draw_components(
+        result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+    ) -> None:
         """Fill `result` int64 [B] with component numbers."""
 
     @staticmethod

@@ -6,6 +6,7 @@ device synchronisation; the values of indices are checked by the backends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,6 +27,9 @@ DTYPES_BESIDE = {
 """Types of model output and history allowed beside a sample of each type."""
 
 
+_COLUMNS = len(Column)
+
+
 def check_tensor(value: object, name: str) -> Tensor:
     """Return `value` if it is a tensor."""
     if not isinstance(value, Tensor):
@@ -33,20 +37,20 @@ def check_tensor(value: object, name: str) -> Tensor:
     return value
 
 
-def check_no_gradient(tensors: Sequence[Tensor | None]) -> None:
+def check_no_gradient(*inputs: Tensor | Sequence[Tensor] | None) -> None:
     """Refuse inputs that ask for gradients: the op has none, and dropping them silently would be wrong."""
-    if forward_ad._current_level >= 0:
-        for tensor in tensors:
-            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
-    if not torch.is_grad_enabled():
+    forward_mode = forward_ad._current_level >= 0
+    if not (forward_mode or torch.is_grad_enabled()):
         return
-    for tensor in tensors:
-        if tensor is not None and tensor.requires_grad:
-            raise RuntimeError(
-                "gmm_step: an input requires a gradient, which this version does not compute; detach the "
-                "inputs or call it under torch.no_grad()"
-            )
+    for given in inputs:
+        for tensor in (given,) if isinstance(given, Tensor) else given or ():
+            if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
+            if tensor.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    "gmm_step: an input requires a gradient, which this version does not compute; detach the "
+                    "inputs or call it under torch.no_grad()"
+                )
 
 
 def contiguous(tensor: Tensor) -> Tensor:
@@ -83,8 +87,10 @@ def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
     check_device(tensor, name, sample.device, "sample")
 
 
-def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor]:
-    """Check the stored predictions of a multistep sampler."""
+def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor] | None:
+    """Check the stored predictions of a multistep sampler; None where there are none."""
+    if isinstance(history, (tuple, list)) and not history:
+        return None
     if isinstance(history, Tensor) or not isinstance(history, Sequence):
         got = "one tensor" if isinstance(history, Tensor) else type(history).__name__
         raise TypeError(f"history: expected a sequence of tensors, got {got}")
@@ -103,9 +109,9 @@ def arithmetic_dtype(sample: Tensor) -> torch.dtype:
 def check_coefficients(coefficients: Tensor, sample: Tensor) -> Tensor:
     """Check a table of coefficient rows; returns it contiguous."""
     check_tensor(coefficients, "coefficients")
-    if coefficients.dim() != 2 or coefficients.shape[1] != len(Column) or coefficients.shape[0] < 1:
-        shape = tuple(coefficients.shape)
-        raise ValueError(f"coefficients: expected shape [S, {len(Column)}] with S >= 1, got {shape}")
+    shape = coefficients.shape
+    if len(shape) != 2 or shape[1] != _COLUMNS or shape[0] < 1:
+        raise ValueError(f"coefficients: expected shape [S, {_COLUMNS}] with S >= 1, got {tuple(shape)}")
     expected = arithmetic_dtype(sample)
     if coefficients.dtype != expected:
         raise TypeError(
@@ -134,25 +140,27 @@ def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device) -> Ten
     return seeds
 
 
-def check_index(index: int | Tensor, name: str, batch: int, last: int, device: torch.device) -> Tensor:
-    """Return an index as an int64 tensor with 1 or B entries; a Python integer is checked against its range."""
+def check_index(
+    index: int | Tensor, name: str, batch: int, last: int, device: torch.device
+) -> tuple[int, Tensor | None]:
+    """Return an index as (int, None), within its range, or as (0, int64 tensor with 1 or B entries)."""
     if isinstance(index, Tensor):
         if index.dtype != torch.int64:
             raise TypeError(f"{name}: expected an int or an int64 tensor, got {index.dtype}")
         if index.dim() > 1 or index.numel() not in (1, batch):
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
         check_device(index, name, device, "sample")
-        return contiguous(index if index.dim() == 1 else index.reshape(1))
+        return 0, contiguous(index if index.dim() == 1 else index.reshape(1))
     if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
         kind = f"{type(index).__module__}.{type(index).__name__}"
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
     if not 0 <= index <= last:
         raise IndexError(f"{name}: expected 0 to {last}, got {index}")
-    return torch.full((1,), index, dtype=torch.int64, device=device)
+    return index, None
 
 
-def check_step(step: int | Tensor, batch: int, device: torch.device) -> Tensor:
-    """Return the noise counter's step as an int64 tensor with 1 or B entries."""
+def check_step(step: int | Tensor, batch: int, device: torch.device) -> tuple[int, Tensor | None]:
+    """Return the noise counter's step in the forms of `check_index`."""
     return check_index(step, "step", batch, MAX_STEP, device)
 
 
@@ -170,9 +178,7 @@ def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
     return contiguous(thresholds)
 
 
-def check_mixture(
-    mixture: MixtureTables, coefficients: Tensor, sample: Tensor, elements: int
-) -> MixtureTables:
+def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) -> MixtureTables:
     """Check a mixture's tables against the coefficient rows and the sample; returns them contiguous."""
     if not isinstance(mixture, MixtureTables):
         raise TypeError(f"mixture: expected MixtureTables or None, got {type(mixture).__name__}")
@@ -180,6 +186,7 @@ def check_mixture(
     offsets = _check_table(mixture.offsets, "mixture.offsets", coefficients)
     std = _check_table(mixture.std, "mixture.std", coefficients)
     components, rows = thresholds.shape[1] + 1, coefficients.shape[0]
+    elements = math.prod(sample.shape[1:])
     for table, name in (
         (thresholds, "mixture.thresholds"),
         (offsets, "mixture.offsets"),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 
 def check_overlap(
-    out: Tensor, in_place: Iterable[tuple[str, Tensor | None]], tables: Iterable[tuple[str, Tensor | None]]
+    out: Tensor,
+    *,
+    in_place: Iterable[tuple[str, Tensor | None]] = (),
+    tables: Iterable[tuple[str, Tensor | None]] = (),
 ) -> None:
     """Refuse an `out` that shares memory with an input.
+
+    Tensors without memory of their own (fake ones, or any under torch.compile, which keeps reads before writes by
+    itself) are let through.
 
     Args:
         out: the tensor to write.
@@ -21,6 +28,8 @@ def check_overlap(
     Raises:
         ValueError: `out` shares memory with one of them; the message names it.
     """
+    if torch.compiler.is_compiling() or type(out) is not Tensor:
+        return
     begin, end = _span(out)
     for name, tensor in in_place:
         if tensor is not None and _meets(tensor, begin, end) and not _is_same(tensor, out):

@@ -10,6 +10,7 @@ from torch import Tensor
 from gmmkernel import backends
 from gmmkernel.backends.constants import MAX_STEP, Stream
 from gmmkernel.ops import checks, library
+from gmmkernel.ops.memory import check_overlap
 
 
 def standard_normal(
@@ -50,14 +51,15 @@ def standard_normal(
     sizes = list(shape)
     if any(size < 0 for size in sizes):
         raise ValueError(f"shape: expected sizes of at least 0, got {tuple(sizes)}")
-    step_index = checks.check_step(step, seeds.shape[0], seeds.device)
+    step, steps = checks.check_step(step, seeds.shape[0], seeds.device)
     purpose = int(check_stream(stream))
     name = backends.resolve(seeds.device.type, backend)
     if out is None:
-        result: Tensor = library.standard_normal(seeds, sizes, step_index, purpose, dtype, name)
-        return result
-    checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
-    library.standard_normal_out(seeds, step_index, purpose, name, out=out)
+        out = torch.empty((seeds.shape[0], *sizes), dtype=dtype, device=seeds.device)
+    else:
+        checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
+        check_overlap(out, tables=(("seeds", seeds), ("step", steps)))
+    library.standard_normal(out, seeds, step, purpose, name, steps)
     return out
 
 
@@ -94,10 +96,11 @@ def draw_components(
     checks.check_device(thresholds, "thresholds", seeds.device, "seeds")
     batch = seeds.shape[0]
     last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else MAX_STEP
-    row_index = checks.check_index(row, "row", batch, last, seeds.device)
-    step_index = row_index if step is None else checks.check_step(step, batch, seeds.device)
+    row, rows = checks.check_index(row, "row", batch, last, seeds.device)
+    step, steps = (row, rows) if step is None else checks.check_step(step, batch, seeds.device)
     name = backends.resolve(seeds.device.type, backend)
-    result: Tensor = library.draw_components(seeds, thresholds, row_index, step_index, name)
+    result = torch.empty_like(seeds, memory_format=torch.contiguous_format)
+    library.draw_components(result, seeds, thresholds, row, step, name, rows, steps)
     return result
 
 

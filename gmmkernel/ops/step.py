@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.ops import checks, library
+from gmmkernel.ops.memory import check_overlap
 from gmmkernel.ops.tables import MixtureTables
 
 PredictionName = Literal["x0", "epsilon", "model_output"]
 
 _PREDICTIONS = {
-    None: Prediction.NONE,
-    "x0": Prediction.X0,
-    "epsilon": Prediction.EPSILON,
-    "model_output": Prediction.MODEL_OUTPUT,
+    None: int(Prediction.NONE),
+    "x0": int(Prediction.X0),
+    "epsilon": int(Prediction.EPSILON),
+    "model_output": int(Prediction.MODEL_OUTPUT),
 }
+_NO_TABLES = (None, None, None)
 
 
 class GMMStepOutput(NamedTuple):
@@ -97,44 +99,49 @@ def gmm_step(
     """
     checks.check_sample(sample)
     batch, device = sample.shape[0], sample.device
-    elements = math.prod(sample.shape[1:])
     checks.check_like_sample(model_output, "model_output", sample)
     if model_output_uncond is not None:
         checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
     stored = checks.check_history(history, sample)
     coefficients = checks.check_coefficients(coefficients, sample)
-    row_index = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
-    step_index = row_index if step is None else checks.check_step(step, batch, device)
+    row, rows = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
+    step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
-    tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample, elements)
-    if prediction not in (None, "x0", "epsilon", "model_output"):
+    tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
+    if prediction not in _PREDICTIONS:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
-    checks.check_no_gradient(
-        [sample, model_output, model_output_uncond, *stored, coefficients, *(tables or ())],
-    )
-    if out is not None:
-        checks.check_out(out, sample.shape, sample.dtype, device)
-
-    thresholds, offsets, std = tables if tables is not None else (None, None, None)
-    arguments = (
-        sample,
-        model_output,
-        model_output_uncond,
-        stored,
-        coefficients,
-        row_index,
-        step_index,
-        seeds,
-        thresholds,
-        offsets,
-        std,
-        int(_PREDICTIONS[prediction]),
-        return_components,
-        backends.resolve(device.type, backend),
-    )
+    checks.check_no_gradient(sample, model_output, model_output_uncond, coefficients, stored, tables)
+    name = backends.resolve(device.type, backend)
     if out is None:
-        result, made, components = library.gmm_step(*arguments)
+        out = torch.empty_like(sample, memory_format=torch.contiguous_format)
     else:
-        result = out
-        made, components = library.gmm_step_out(*arguments, out=out)
-    return GMMStepOutput(result, made if prediction else None, components if return_components else None)
+        checks.check_out(out, sample.shape, sample.dtype, device)
+        check_overlap(
+            out,
+            in_place=(
+                ("sample", sample),
+                ("model_output", model_output),
+                ("model_output_uncond", model_output_uncond),
+                *((f"history[{j}]", tensor) for j, tensor in enumerate(history)),
+            ),
+            tables=(
+                ("coefficients", coefficients),
+                ("row", rows),
+                ("step", steps),
+                ("seeds", seeds),
+                *((f"mixture.{name}", table) for name, table in (tables._asdict() if tables else {}).items()),
+            ),
+        )
+
+    needed = (out, sample, model_output, coefficients, seeds, row, step, name)
+    made = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
+    components = seeds.new_empty(batch) if return_components else None
+    no_inputs = (
+        rows is None and steps is None and model_output_uncond is None and stored is None and tables is None
+    )
+    if no_inputs and made is None and components is None:
+        library.gmm_step(*needed)
+    else:
+        inputs = (rows, steps, model_output_uncond, stored, *(tables or _NO_TABLES))
+        library.gmm_step(*needed, *inputs, made, components, _PREDICTIONS[prediction])
+    return GMMStepOutput(out, made, components)

@@ -16,6 +16,16 @@ from gmmkernel import GMMStepOutput, draw_components, gmm_step, standard_normal
 
 
 @pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """As the other tests' fixture, which the compiler cannot trace, by PyTorch's own means."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield

@@ -20,24 +20,29 @@ PREDICTION_KINDS = {None: 0, "x0": 1, "epsilon": 2, "model_output": 3}
 
 
 def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
-    """Arguments of the raw op: indices as tensors, tables apart."""
+    """Arguments of the raw op: tensors to write, numbers and tensors of indices, tables apart."""
 
-    def index(value: Any) -> torch.Tensor:
-        return value if isinstance(value, torch.Tensor) else torch.tensor([value])
+    def index(value: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
+        return (0, value.reshape(-1)) if isinstance(value, torch.Tensor) else (value, None)
 
+    (row, rows), (step, steps) = index(case.row), index(case.row if case.step is None else case.step)
     return (
+        torch.zeros_like(case.sample),
         case.sample,
         case.model_output,
+        case.coefficients,
+        case.seeds,
+        row,
+        step,
+        backend,
+        rows,
+        steps,
         case.model_output_uncond,
         case.history,
-        case.coefficients,
-        index(case.row),
-        index(case.row if case.step is None else case.step),
-        case.seeds,
         *(case.mixture or (None, None, None)),
+        None if case.prediction is None else torch.zeros_like(case.sample),
+        torch.zeros_like(case.seeds),
         PREDICTION_KINDS[case.prediction],
-        True,
-        backend,
     )
 
 
@@ -58,35 +63,37 @@ def test_opcheck_of_the_step(name: str) -> None:
     torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
 
 
-@pytest.mark.parametrize("name", ["everything", "bare", "empty"])
-def test_opcheck_of_the_step_into_a_tensor(name: str) -> None:
-    out = torch.zeros_like(CASES[name].sample)
-    torch_library.opcheck(OPS.gmm_step_out.default, raw_arguments(CASES[name]), {"out": out})
+def test_opcheck_of_the_step_with_nothing_optional() -> None:
+    torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES["bare"])[:8])
 
 
 def test_opcheck_of_strided_tensors() -> None:
     case = random_case(7, shape=(2, 3, 4), components=2, history=1)
     strided = case.map_samples(lambda tensor: tensor.contiguous(memory_format=torch.channels_last))
-    torch_library.opcheck(OPS.gmm_step.default, raw_arguments(strided))
-    out = torch.zeros_like(strided.sample)
-    assert not out.is_contiguous()
-    torch_library.opcheck(OPS.gmm_step_out.default, raw_arguments(strided), {"out": out})
+    arguments = raw_arguments(strided)
+    assert not arguments[0].is_contiguous()
+    torch_library.opcheck(OPS.gmm_step.default, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_opcheck_of_noise(dtype: torch.dtype) -> None:
-    seeds, step = torch.arange(3), torch.tensor([4, 5, 6])
-    torch_library.opcheck(
-        OPS.standard_normal.default, (seeds, [2, 5], step, int(Stream.INITIAL), dtype, "cpu")
-    )
-    out = torch.zeros(3, 2, 5, dtype=dtype)
-    torch_library.opcheck(OPS.standard_normal_out.default, (seeds, step[:1], 0, "cpu"), {"out": out})
+    out, seeds = torch.zeros(3, 2, 5, dtype=dtype), torch.arange(3)
+    torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 7, int(Stream.INITIAL), "cpu"))
+    steps = torch.tensor([4, 5, 6])
+    torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 0, 0, "cpu", steps))
 
 
 def test_opcheck_of_components() -> None:
     thresholds = torch.tensor([[2**30, 2**31]])
     for seeds in (torch.arange(4), torch.arange(8)[::2], torch.arange(0)):
-        arguments = (seeds.contiguous(), thresholds, torch.tensor([0]), torch.tensor([3]), "reference")
+        arguments = (
+            torch.zeros(len(seeds), dtype=torch.int64),
+            seeds.contiguous(),
+            thresholds,
+            0,
+            3,
+            "reference",
+        )
         torch_library.opcheck(OPS.draw_components.default, arguments)
 
 

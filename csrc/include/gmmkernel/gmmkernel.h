@@ -90,10 +90,11 @@ typedef struct gmm_output {
   int32_t dtype;
 } gmm_output;
 
-/* One int64 for each sample, or (stride 0) one for all. */
+/* An index for each sample (stride 1), or one for all: read from memory (stride 0), or, where data is NULL, `value`. */
 typedef struct gmm_index {
   const int64_t* data;
   int64_t stride;
+  int64_t value;
 } gmm_index;
 
 /* A mixture bound to the coefficient rows. Tables with one row serve every step; otherwise they have as many rows as
@@ -117,7 +118,8 @@ typedef struct gmm_step_arguments {
   gmm_input model_output;        /* float32 or the sample's type; float16 or bfloat16 beside a float32 sample */
   gmm_input model_output_uncond; /* optional: the unconditional half of a guidance pair */
   gmm_input history[GMM_MAX_HISTORY];
-  gmm_output result;     /* the sample's type; may be the sample itself */
+  /* The sample's type. It may be exactly the memory of a sample, model output or history, but overlap no input else. */
+  gmm_output result;
   gmm_output prediction; /* the sample's type; optional, kind below */
   int32_t prediction_kind;
   int64_t* components;      /* [batch], optional: the component drawn for each sample */

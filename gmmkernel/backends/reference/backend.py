@@ -54,9 +54,9 @@ def _write(tensor: Tensor, array: NDArray[Any]) -> None:
     tensor.copy_(flat.reshape(tensor.shape))
 
 
-def _per_sample(index: Tensor, batch: int, size: int, name: str) -> list[int]:
+def _per_sample(index: int | Tensor, batch: int, size: int, name: str) -> list[int]:
     """Return the index of every sample, checked against its table."""
-    values: list[int] = index.expand(batch).tolist()
+    values: list[int] = index.expand(batch).tolist() if isinstance(index, Tensor) else [index] * batch
     for sample, value in enumerate(values):
         if not 0 <= value < size:
             raise IndexError(f"{name}: expected 0 to {size - 1}, got {value} for sample {sample}")
@@ -71,9 +71,9 @@ def _table_row(table: Tensor, row: int) -> Tensor:
 def gmm_step(
     inputs: StepInputs,
     result: Tensor,
-    prediction: Tensor | None,
-    prediction_kind: Prediction,
-    components: Tensor | None,
+    prediction: Tensor | None = None,
+    prediction_kind: int = Prediction.NONE,
+    components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     batch = inputs.sample.shape[0]
@@ -105,7 +105,7 @@ def gmm_step(
                 Prediction.X0: made.x0,
                 Prediction.EPSILON: made.epsilon,
                 Prediction.MODEL_OUTPUT: made.model_output,
-            }[prediction_kind]
+            }[Prediction(prediction_kind)]
             _write(prediction[b], chosen)
         if components is not None:
             components[b] = k
@@ -113,14 +113,16 @@ def gmm_step(
 
 
 @_exact_environment()
-def standard_normal(result: Tensor, seeds: Tensor, step: Tensor, stream: Stream) -> None:
+def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
     """Fill `result` [B, ...] with each sample's noise."""
     steps = _per_sample(step, result.shape[0], 2**32, "step")
     for b, seed in enumerate(seeds.tolist()):
-        _write(result[b], normal.standard_normal(seed, steps[b], stream, result[b].numel()))
+        _write(result[b], normal.standard_normal(seed, steps[b], Stream(stream), result[b].numel()))
 
 
-def draw_components(result: Tensor, seeds: Tensor, thresholds: Tensor, row: Tensor, step: Tensor) -> None:
+def draw_components(
+    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+) -> None:
     """Fill `result` int64 [B] with component numbers."""
     batch = result.shape[0]
     steps = _per_sample(step, batch, 2**32, "step")
