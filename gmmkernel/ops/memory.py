@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
 def check_overlap(
-    out: Tensor,
-    *,
-    in_place: Iterable[tuple[str, Tensor | None]] = (),
-    tables: Iterable[tuple[str, Tensor | None]] = (),
+    out: Tensor, *, in_place: Mapping[str, Tensor | None], tables: Mapping[str, Tensor | None]
 ) -> None:
     """Refuse an `out` that shares memory with an input.
 
@@ -30,18 +27,19 @@ def check_overlap(
     """
     if torch.compiler.is_compiling() or type(out) is not Tensor:
         return
-    begin, end = _span(out)
-    for name, tensor in in_place:
+    begin = out.data_ptr()
+    end = begin + _extent(out)
+    for name, tensor in in_place.items():
         if tensor is not None and _meets(tensor, begin, end) and not _is_same(tensor, out):
             raise ValueError(f"out: overlaps {name} in memory without being the same tensor")
-    for name, tensor in tables:
+    for name, tensor in tables.items():
         if tensor is not None and _meets(tensor, begin, end):
             raise ValueError(f"out: overlaps {name} in memory")
 
 
 def _meets(tensor: Tensor, begin: int, end: int) -> bool:
-    first, last = _span(tensor)
-    return first < end and begin < last
+    first = tensor.data_ptr()
+    return first < end and begin < first + _extent(tensor)
 
 
 def _is_same(tensor: Tensor, out: Tensor) -> bool:
@@ -53,10 +51,9 @@ def _is_same(tensor: Tensor, out: Tensor) -> bool:
     )
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """Return the addresses between which a tensor's elements lie."""
-    begin = tensor.data_ptr()
+def _extent(tensor: Tensor) -> int:
+    """Return the bytes from a tensor's first element to the end of its last."""
     if tensor.is_contiguous():
-        return begin, begin + tensor.nbytes
+        return tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return begin, begin + (last + 1) * tensor.element_size()
+    return (last + 1) * tensor.element_size()

@@ -58,7 +58,7 @@ def standard_normal(
         out = torch.empty((seeds.shape[0], *sizes), dtype=dtype, device=seeds.device)
     else:
         checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
-        check_overlap(out, tables=(("seeds", seeds), ("step", steps)))
+        check_overlap(out, in_place={}, tables={"seeds": seeds, "step": steps})
     library.standard_normal(out, seeds, step, purpose, name, steps)
     return out
 

@@ -108,6 +108,7 @@ def gmm_step(
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
+    thresholds, offsets, std = tables or _NO_TABLES
     if prediction not in _PREDICTIONS:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     checks.check_no_gradient(sample, model_output, model_output_uncond, coefficients, stored, tables)
@@ -118,19 +119,21 @@ def gmm_step(
         checks.check_out(out, sample.shape, sample.dtype, device)
         check_overlap(
             out,
-            in_place=(
-                ("sample", sample),
-                ("model_output", model_output),
-                ("model_output_uncond", model_output_uncond),
-                *((f"history[{j}]", tensor) for j, tensor in enumerate(history)),
-            ),
-            tables=(
-                ("coefficients", coefficients),
-                ("row", rows),
-                ("step", steps),
-                ("seeds", seeds),
-                *((f"mixture.{name}", table) for name, table in (tables._asdict() if tables else {}).items()),
-            ),
+            in_place={
+                "sample": sample,
+                "model_output": model_output,
+                "model_output_uncond": model_output_uncond,
+                **{f"history[{j}]": tensor for j, tensor in enumerate(stored or ())},
+            },
+            tables={
+                "coefficients": coefficients,
+                "row": rows,
+                "step": steps,
+                "seeds": seeds,
+                "mixture.thresholds": thresholds,
+                "mixture.offsets": offsets,
+                "mixture.std": std,
+            },
         )
 
     needed = (out, sample, model_output, coefficients, seeds, row, step, name)
@@ -142,6 +145,6 @@ def gmm_step(
     if no_inputs and made is None and components is None:
         library.gmm_step(*needed)
     else:
-        inputs = (rows, steps, model_output_uncond, stored, *(tables or _NO_TABLES))
+        inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std)
         library.gmm_step(*needed, *inputs, made, components, _PREDICTIONS[prediction])
     return GMMStepOutput(out, made, components)
