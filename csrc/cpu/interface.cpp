@@ -4,7 +4,7 @@
 #include <memory>
 #include <new>
 
-#include "cpu/checks.h"
+#include "common/checks.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
 #include "cpu/parallel.h"
@@ -62,7 +62,7 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
   const gmm_step_arguments& a = *arguments;
   const Kernels* kernels = nullptr;
   if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a)) return status;
+  if (const int status = check(a, Memory::host)) return status;
 
   if (a.components != nullptr) {
     const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
@@ -79,7 +79,7 @@ int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu
   const gmm_normal_arguments& a = *arguments;
   const Kernels* kernels = nullptr;
   if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a)) return status;
+  if (const int status = check(a, Memory::host)) return status;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
                options->threads, [&](int64_t first, int64_t last) { kernels->standard_normal(a, first, last); });
   return GMM_SUCCESS;
@@ -87,7 +87,7 @@ int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu
 
 int gmm_cpu_draw_components(const gmm_component_arguments* arguments) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  if (const int status = check(*arguments)) return status;
+  if (const int status = check(*arguments, Memory::host)) return status;
   draw_components(*arguments);
   return GMM_SUCCESS;
 }

@@ -33,7 +33,8 @@ typedef enum gmm_status {
   GMM_INVALID_ARGUMENT = 1, /* a missing pointer, a size or a type that is not allowed */
   GMM_OUT_OF_RANGE = 2,     /* a row or step index outside its table */
   GMM_UNAVAILABLE = 3,      /* an instruction set that this processor or build does not have */
-  GMM_OUT_OF_MEMORY = 4
+  GMM_OUT_OF_MEMORY = 4,
+  GMM_CUDA_ERROR = 5 /* the CUDA runtime refused a call; the message is its own */
 } gmm_status;
 
 typedef enum gmm_dtype { GMM_FLOAT32 = 0, GMM_BFLOAT16 = 1, GMM_FLOAT16 = 2, GMM_FLOAT64 = 3 } gmm_dtype;
@@ -173,6 +174,24 @@ GMM_API int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elem
 
 /* The instruction set that GMM_BEST stands for here. */
 GMM_API int gmm_cpu_best_instruction_set(void);
+
+/* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
+ *
+ * One kernel launch on the given stream, no allocation, no synchronisation: legal while the stream is being captured
+ * into a graph. All pointers are to memory that the device can read. Indices in that memory are not checked here: a
+ * sample whose row or step is out of range is filled with NaN, its component is -1.
+ */
+typedef struct gmm_cuda_options {
+  int32_t device;
+  void* stream; /* cudaStream_t */
+} gmm_cuda_options;
+
+GMM_API int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options);
+
+/* The number of devices; GMM_CUDA_ERROR where there is no driver, or none that fits. */
+GMM_API int gmm_cuda_device_count(int32_t* count);
 
 GMM_API const char* gmm_version(void);
 GMM_API const char* gmm_last_error(void);

@@ -1,4 +1,4 @@
-#include "cpu/checks.h"
+#include "common/checks.h"
 
 #include <cstdarg>
 #include <cstdio>
@@ -49,7 +49,7 @@ int check_sizes(int64_t batch, int64_t elements) {
 }
 
 // An index entry for every sample within 0 .. last.
-int check_index(const gmm_index& index, int64_t batch, int64_t last, const char* name) {
+int check_index(const gmm_index& index, int64_t batch, int64_t last, const char* name, Memory memory) {
   if (batch == 0) return GMM_SUCCESS;
   if (index.data == nullptr) {
     if (index.value >= 0 && index.value <= last) return GMM_SUCCESS;
@@ -58,6 +58,7 @@ int check_index(const gmm_index& index, int64_t batch, int64_t last, const char*
   if (index.stride != 0 && index.stride != 1) {
     return fail(GMM_INVALID_ARGUMENT, "%s: stride 0 or 1, got %lld", name, (long long)index.stride);
   }
+  if (memory == Memory::device) return GMM_SUCCESS;
   for (int64_t b = 0; b < (index.stride == 0 ? 1 : batch); ++b) {
     if (index.data[b] < 0 || index.data[b] > last) {
       return fail(GMM_OUT_OF_RANGE, "%s: expected 0 to %lld, got %lld for sample %lld", name, (long long)last,
@@ -114,7 +115,7 @@ int fail(gmm_status status, const char* format, ...) {
 
 const char* last_error() { return message; }
 
-int check(const gmm_step_arguments& a) {
+int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
   const bool empty = a.batch == 0 || a.elements == 0;
   if (!is_dtype(a.sample.dtype)) return fail(GMM_INVALID_ARGUMENT, "sample: unknown dtype %d", a.sample.dtype);
@@ -140,12 +141,12 @@ int check(const gmm_step_arguments& a) {
     return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
   }
   if (a.batch > 0 && a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
-  if (const int status = check_index(a.row, a.batch, a.coefficient_rows - 1, "row")) return status;
-  if (const int status = check_index(a.step, a.batch, max_step, "step")) return status;
+  if (const int status = check_index(a.row, a.batch, a.coefficient_rows - 1, "row", memory)) return status;
+  if (const int status = check_index(a.step, a.batch, max_step, "step", memory)) return status;
   return check_mixture(a.mixture, a.elements, a.coefficient_rows);
 }
 
-int check(const gmm_normal_arguments& a) {
+int check(const gmm_normal_arguments& a, Memory memory) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
   if (a.batch == 0 || a.elements == 0) return GMM_SUCCESS;
   if (!is_dtype(a.result.dtype)) return fail(GMM_INVALID_ARGUMENT, "result: unknown dtype %d", a.result.dtype);
@@ -154,10 +155,10 @@ int check(const gmm_normal_arguments& a) {
   if (a.stream < GMM_STREAM_TRANSITION || a.stream > GMM_STREAM_OFFSETS) {
     return fail(GMM_INVALID_ARGUMENT, "stream: expected 0 to %d, got %d", GMM_STREAM_OFFSETS, a.stream);
   }
-  return check_index(a.step, a.batch, max_step, "step");
+  return check_index(a.step, a.batch, max_step, "step", memory);
 }
 
-int check(const gmm_component_arguments& a) {
+int check(const gmm_component_arguments& a, Memory memory) {
   if (const int status = check_sizes(a.batch, 0)) return status;
   if (a.batch == 0) return GMM_SUCCESS;
   if (a.result == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
@@ -165,9 +166,9 @@ int check(const gmm_component_arguments& a) {
   if (const int status = check_components(a.components, a.thresholds)) return status;
   if (a.threshold_rows < 1) return fail(GMM_INVALID_ARGUMENT, "threshold_rows: expected at least 1");
   if (a.threshold_rows > 1) {
-    if (const int status = check_index(a.row, a.batch, a.threshold_rows - 1, "row")) return status;
+    if (const int status = check_index(a.row, a.batch, a.threshold_rows - 1, "row", memory)) return status;
   }
-  return check_index(a.step, a.batch, max_step, "step");
+  return check_index(a.step, a.batch, max_step, "step", memory);
 }
 
 }  // namespace gmmkernel

@@ -10,8 +10,11 @@ int fail(gmm_status status, const char* format, ...) __attribute__((format(print
 
 const char* last_error();
 
-int check(const gmm_step_arguments& arguments);
-int check(const gmm_normal_arguments& arguments);
-int check(const gmm_component_arguments& arguments);
+// Where the arguments' pointers lead: indices in a device's memory are not read, a kernel looks at them.
+enum class Memory { host, device };
+
+int check(const gmm_step_arguments& arguments, Memory memory);
+int check(const gmm_normal_arguments& arguments, Memory memory);
+int check(const gmm_component_arguments& arguments, Memory memory);
 
 }  // namespace gmmkernel

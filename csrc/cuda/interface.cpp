@@ -1,0 +1,125 @@
+// The C interface on CUDA devices: check, choose the device, launch. Nothing is allocated, read back or waited for.
+
+#include <cuda_runtime_api.h>
+
+#include <atomic>
+
+#include "common/checks.h"
+#include "cuda/kernels.h"
+#include "gmmkernel/gmmkernel.h"
+
+namespace gmmkernel {
+namespace {
+
+int fail(cudaError_t error) {
+  cudaGetLastError();  // the error has been reported: do not leave it for the next caller
+  return fail(GMM_CUDA_ERROR, "CUDA: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+// Makes a device current for a call, and puts back the one that was.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    status_ = cudaGetDevice(&before_);
+    if (status_ == cudaSuccess && before_ != device) {
+      status_ = cudaSetDevice(device);
+      changed_ = status_ == cudaSuccess;
+    }
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  cudaError_t status() const { return status_; }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  cudaError_t status_;
+};
+
+constexpr int known_devices = 64;
+
+// Asked of the driver once for each device.
+cudaError_t multiprocessors_of(int device, int& count) {
+  static std::atomic<int> known[known_devices] = {};
+  count = device < known_devices ? known[device].load(std::memory_order_relaxed) : 0;
+  if (count > 0) return cudaSuccess;
+  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (error == cudaSuccess && device < known_devices) known[device].store(count, std::memory_order_relaxed);
+  return error;
+}
+
+// Call launch(multiprocessors, stream) with the device current.
+template <class Launch>
+int on_device(const gmm_cuda_options& options, Launch&& launch) {
+  const DeviceGuard guard(options.device);
+  int multiprocessors = 0;
+  cudaError_t error = guard.status();
+  if (error == cudaSuccess) error = multiprocessors_of(options.device, multiprocessors);
+  if (error == cudaSuccess) error = launch(multiprocessors, static_cast<cudaStream_t>(options.stream));
+  return error == cudaSuccess ? GMM_SUCCESS : fail(error);
+}
+
+int check_options(const gmm_cuda_options* options) {
+  if (options == nullptr) return fail(GMM_INVALID_ARGUMENT, "options: missing");
+  if (options->device < 0) return fail(GMM_INVALID_ARGUMENT, "device: expected at least 0, got %d", options->device);
+  return GMM_SUCCESS;
+}
+
+}  // namespace
+}  // namespace gmmkernel
+
+using namespace gmmkernel;
+
+int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_step_arguments& a = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(a, Memory::device)) return status;
+  if (a.batch == 0) return GMM_SUCCESS;
+  if (a.elements == 0) {
+    if (a.components == nullptr) return GMM_SUCCESS;
+    const int64_t components = a.mixture.components > 0 ? a.mixture.components : 1;
+    const gmm_component_arguments drawn = {a.batch,
+                                           a.components,
+                                           a.seeds,
+                                           a.row,
+                                           a.step,
+                                           components,
+                                           a.mixture.thresholds,
+                                           components > 1 ? a.mixture.threshold_rows : 1};
+    return gmm_cuda_draw_components(&drawn, options);
+  }
+  return on_device(*options,
+                   [&](int multiprocessors, cudaStream_t stream) { return launch_step(a, multiprocessors, stream); });
+}
+
+int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_normal_arguments& a = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(a, Memory::device)) return status;
+  if (a.batch == 0 || a.elements == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
+    return launch_standard_normal(a, multiprocessors, stream);
+  });
+}
+
+int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(*arguments, Memory::device)) return status;
+  if (arguments->batch == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int, cudaStream_t stream) { return launch_draw_components(*arguments, stream); });
+}
+
+int gmm_cuda_device_count(int32_t* count) {
+  if (count == nullptr) return fail(GMM_INVALID_ARGUMENT, "count: missing");
+  int found = 0;
+  const cudaError_t error = cudaGetDeviceCount(&found);
+  if (error != cudaSuccess) return fail(error);
+  *count = found;
+  return GMM_SUCCESS;
+}

@@ -1,0 +1,102 @@
+// The kernels: bodies of step_body.h and noise_body.h over a grid of blocks; and their launches.
+
+#include "cuda/kernels.h"
+#include "cuda/noise_body.h"
+#include "cuda/step_body.h"
+
+namespace gmmkernel {
+namespace {
+
+__device__ __forceinline__ Place here() { return {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x}; }
+
+// The first warp gathers; false: the grid has more blocks than the batch has samples.
+template <class T>
+__device__ __forceinline__ bool prepare(const gmm_step_arguments& a, const Tiling& tiling, StepTile<T>& tile) {
+  const Place place = here();
+  if (place.sample() >= a.batch) return false;
+  if (place.thread < gathering_lanes) gather(a, tiling, place, tile);
+  __syncthreads();
+  return true;
+}
+
+template <int32_t dtype, bool guided>
+__global__ void __launch_bounds__(block_threads, guided ? 2 : 4)
+    step_common_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
+  __shared__ StepTile<float> tile;
+  if (prepare(a, tiling, tile)) step_common<dtype, guided>(a, tile, threadIdx.x);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads)
+    step_any_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
+  __shared__ StepTile<T> tile;
+  if (prepare(a, tiling, tile)) step_any(a, tile, threadIdx.x);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    standard_normal_kernel(const __grid_constant__ gmm_normal_arguments a, const __grid_constant__ Tiling tiling) {
+  __shared__ PhiloxKeys keys;
+  const Place place = here();
+  if (place.sample() >= a.batch) return;
+  if (place.thread == 0) keys = philox_keys(static_cast<uint64_t>(a.seeds[place.sample()]));
+  __syncthreads();
+  standard_normal_body(a, tiling, place, keys);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    draw_components_kernel(const __grid_constant__ gmm_component_arguments a) {
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  if (sample < a.batch) draw_component_body(a, sample);
+}
+
+cudaError_t launch(const void* kernel, int64_t batch, const Tiling& tiling, const void* arguments,
+                   cudaStream_t stream) {
+  const int64_t tiles = (tiling.elements + tiling.tile_elements - 1) / tiling.tile_elements;
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(batch < largest_grid_y ? batch : largest_grid_y),
+                  static_cast<unsigned>((batch + largest_grid_y - 1) / largest_grid_y));
+  void* parameters[] = {const_cast<void*>(arguments), const_cast<Tiling*>(&tiling)};
+  return cudaLaunchKernel(kernel, grid, dim3(block_threads), parameters, 0, stream);
+}
+
+template <int32_t dtype>
+const void* common_kernel(bool guided) {
+  return guided ? reinterpret_cast<const void*>(step_common_kernel<dtype, true>)
+                : reinterpret_cast<const void*>(step_common_kernel<dtype, false>);
+}
+
+const void* kernel_for(const gmm_step_arguments& a) {
+  const bool guided = a.model_output_uncond.data != nullptr;
+  if (is_common(a)) {
+    switch (a.sample.dtype) {
+      case GMM_BFLOAT16:
+        return common_kernel<GMM_BFLOAT16>(guided);
+      case GMM_FLOAT16:
+        return common_kernel<GMM_FLOAT16>(guided);
+      default:
+        return common_kernel<GMM_FLOAT32>(guided);
+    }
+  }
+  return a.sample.dtype == GMM_FLOAT64 ? reinterpret_cast<const void*>(step_any_kernel<double>)
+                                       : reinterpret_cast<const void*>(step_any_kernel<float>);
+}
+
+}  // namespace
+
+cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream) {
+  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors), &a,
+                stream);
+}
+
+cudaError_t launch_standard_normal(const gmm_normal_arguments& a, int multiprocessors, cudaStream_t stream) {
+  const Tiling tiling = tiling_of(a.batch, a.elements, 4 * block_threads, multiprocessors);
+  return launch(reinterpret_cast<const void*>(standard_normal_kernel), a.batch, tiling, &a, stream);
+}
+
+cudaError_t launch_draw_components(const gmm_component_arguments& a, cudaStream_t stream) {
+  void* parameters[] = {const_cast<gmm_component_arguments*>(&a)};
+  const dim3 grid(static_cast<unsigned>((a.batch + block_threads - 1) / block_threads));
+  return cudaLaunchKernel(reinterpret_cast<const void*>(draw_components_kernel), grid, dim3(block_threads), parameters,
+                          0, stream);
+}
+
+}  // namespace gmmkernel

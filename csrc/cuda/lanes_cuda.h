@@ -1,0 +1,48 @@
+// One CUDA thread's lanes: ScalarLanes with cheaper instructions where they give the same bits. Compiled for the host,
+// the same functions in plain C++, so that kernels can be run and tested without a GPU.
+#pragma once
+
+#include "gmmkernel/lanes_scalar.h"
+
+namespace gmmkernel {
+
+// The square root from an estimate of its reciprocal: what the compiler makes of sqrt.rn for arguments from 2^-101 on,
+// without its branch for the others; the radius' are in [2^-31, 45). csrc/tests/test_cuda_square_root.cpp tries every
+// estimate that rsqrt.approx.ftz may return.
+GMM_INLINE float square_root_from_estimate(float a, float estimate) {
+  const float root = a * estimate;
+  const float half = 0.5f * estimate;
+  const float error = fused_multiply_add(-root, root, a);
+  return fused_multiply_add(error, half, root);
+}
+
+struct CudaLanes : ScalarLanes {
+#if defined(__CUDA_ARCH__)
+  // The bit by itself, out of the compiler's sight: it would make two instructions of the test below, not one.
+  using mask = uint32_t;
+  GMM_INLINE mask bit30(u32 word) {
+    uint32_t bit;
+    asm("and.b32 %0, %1, 0x40000000;" : "=r"(bit) : "r"(word));
+    return bit;
+  }
+  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m != 0 ? yes : no; }
+  GMM_INLINE f32 sqrt(f32 a) {
+    float estimate;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
+    return square_root_from_estimate(a, estimate);
+  }
+  // As ScalarLanes for bounds that are neither NaN nor zero (of two zeros the larger is +0 here, the value there).
+  GMM_INLINE f32 at_least(f32 value, f32 low) {
+    float result;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(low));
+    return result;
+  }
+  GMM_INLINE f32 at_most(f32 value, f32 high) {
+    float result;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(high));
+    return result;
+  }
+#endif
+};
+
+}  // namespace gmmkernel

@@ -1,0 +1,43 @@
+// The bodies of the noise and component kernels, as functions of a place in the grid.
+#pragma once
+
+#include "cuda/step_body.h"
+
+namespace gmmkernel {
+
+GMM_INLINE void standard_normal_body(const gmm_normal_arguments& a, const Tiling& tiling, const Place& place,
+                                     const PhiloxKeys& keys) {
+  const int64_t sample = place.sample(), first = place.first(tiling);
+  const uint32_t count = place.count(tiling);
+  const int64_t step = index_at(a.step, sample);
+  const bool valid = step >= 0 && step <= 0xFFFFFFFF;
+  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  void* result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
+  for (uint32_t i = 4 * place.thread; i < count; i += 4 * block_threads) {
+    float z[4] = {bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000)};
+    if (valid) {
+      draw_normals(keys, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(step),
+                   static_cast<Stream>(a.stream), i, z);
+    }
+    if (a.result.dtype == GMM_FLOAT64) {
+      const double wide[4] = {z[0], z[1], z[2], z[3]};
+      store_four(result, a.result.dtype, i, count, wide);
+    } else {
+      store_four(result, a.result.dtype, i, count, z);
+    }
+  }
+}
+
+// The component of one sample; -1 where its row or step is out of range.
+GMM_INLINE void draw_component_body(const gmm_component_arguments& a, int64_t sample) {
+  const int64_t row = a.threshold_rows == 1 ? 0 : index_at(a.row, sample), step = index_at(a.step, sample);
+  const bool valid = row >= 0 && row < a.threshold_rows && step >= 0 && step <= 0xFFFFFFFF;
+  int64_t component = valid ? 0 : -1;
+  if (valid && a.components > 1) {
+    component = choose_component(philox_keys(static_cast<uint64_t>(a.seeds[sample])), static_cast<uint32_t>(step),
+                                 a.thresholds + row * (a.components - 1), a.components);
+  }
+  a.result[sample] = component;
+}
+
+}  // namespace gmmkernel

@@ -1,0 +1,444 @@
+// The step kernels' bodies, as functions of a place in the grid: a GPU runs them for all threads at once, the tests on
+// the host one after another. One warp gathers what the tile's sample needs in `StepTile` (shared memory); after a
+// barrier every thread goes over elements of the tile.
+#pragma once
+
+#include "cuda/formats.h"
+#include "cuda/lanes_cuda.h"
+#include "cuda/tile.h"
+#include "gmmkernel/normal.h"
+#include "gmmkernel/transition.h"
+
+namespace gmmkernel {
+
+// What is asked of every vector of a tile, where it is the same for all of them.
+enum class TileKind : uint32_t {
+  invalid,   // the sample's row or step is out of range
+  mixture,   // offset, noise with a std from the table
+  gaussian,  // no offset, noise with the row's sigma
+  mixed,     // anything else
+};
+
+// What a step needs of one sample; pointers lead to the tile's first element.
+template <class T>
+struct alignas(16) StepTile {
+  PhiloxKeys keys;  // in shared memory, lest the compiler work them out again for every element
+  uint32_t block_low, block_high;
+  uint32_t step;
+  TileKind kind;
+  Row<T> row;
+  const void* x;
+  const void* output;
+  void* result;
+  const T* offset;  // nullptr: no mixture, or switched off by the row
+  const T* std;
+  const void* uncond;
+  int64_t sample, first;  // the tile's sample, and its first element of it
+  uint32_t count;         // elements of the tile
+  uint32_t std_count;     // of these, from the first, how many have a std in the table
+  bool noise, plain_bounds;
+};
+
+GMM_INLINE const void* advance(const void* data, int64_t elements, int32_t dtype) {
+  return static_cast<const char*>(data) + elements * size_of(dtype);
+}
+
+GMM_INLINE void* advance(void* data, int64_t elements, int32_t dtype) {
+  return static_cast<char*>(data) + elements * size_of(dtype);
+}
+
+// ---- the first warp ----
+
+#if defined(__CUDA_ARCH__)
+constexpr uint32_t gathering_lanes = 32;
+#else
+constexpr uint32_t gathering_lanes = 1;
+#endif
+
+// Number of thresholds that the word reaches, counted by all lanes together.
+GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* thresholds, uint32_t count, uint32_t word, uint32_t lane) {
+  uint32_t reached = 0;
+  for (uint32_t k = lane; k < count; k += gathering_lanes) {
+    reached += static_cast<int64_t>(word) >= thresholds[k] ? 1 : 0;
+  }
+#if defined(__CUDA_ARCH__)
+  reached = __reduce_add_sync(0xFFFFFFFF, reached);
+#endif
+  return reached;
+}
+
+template <class T>
+GMM_INLINE bool is_plain_bound(T bound) {
+  return bound < 0 || bound > 0;
+}
+
+template <class T>
+GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const Place& place, StepTile<T>& tile) {
+  const uint32_t lane = place.thread;
+  const int64_t sample = place.sample(), first = place.first(tiling);
+  const uint32_t count = place.count(tiling);
+  const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
+  const bool valid = row_index >= 0 && row_index < a.coefficient_rows && step >= 0 && step <= 0xFFFFFFFF;
+  const gmm_mixture& m = a.mixture;
+  int64_t component = valid ? 0 : -1;
+  if (valid) {
+    const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
+    const T* columns = static_cast<const T*>(a.coefficients) + row_index * row_columns;
+    for (uint32_t c = lane; c < row_columns; c += gathering_lanes) reinterpret_cast<T*>(&tile.row)[c] = columns[c];
+    if (m.components > 1) {
+      uint32_t words[4];
+      random_words<ScalarLanes>(keys, 0, static_cast<uint32_t>(step), Stream::component, words);
+      const uint32_t thresholds = static_cast<uint32_t>(m.components) - 1;
+      component = count_reached_by_lanes(m.thresholds + table_row(m.threshold_rows, row_index) * thresholds, thresholds,
+                                         words[0], lane);
+    }
+    if (lane == 0) {
+      const Row<T>& row = *reinterpret_cast<const Row<T>*>(columns);
+      tile.keys = keys;
+      const bool plain_bounds = is_plain_bound(row.clip_min) && is_plain_bound(row.clip_max);
+      const bool shifted = m.components > 0 && row.offset != 0;
+      uint32_t std_count = 0;
+      tile.offset = nullptr;
+      tile.std = nullptr;
+      if (m.components > 0) {
+        const int64_t std_k = m.std_components == 1 ? 0 : component;
+        const int64_t left = m.std_elements - first;
+        std_count = left <= 0 ? 0 : left < count ? static_cast<uint32_t>(left) : count;
+        tile.std = static_cast<const T*>(m.std) +
+                   (table_row(m.std_rows, row_index) * m.std_components + std_k) * m.std_elements + first;
+      }
+      if (shifted) {
+        tile.offset = static_cast<const T*>(m.offsets) +
+                      (table_row(m.offset_rows, row_index) * m.components + component) * a.elements + first;
+      }
+      const bool noise = (m.components > 0 && m.std_elements > 0) || row.sigma != 0;
+      tile.std_count = std_count;
+      tile.noise = noise;
+      tile.plain_bounds = plain_bounds;
+      tile.kind = !(noise && plain_bounds)        ? TileKind::mixed
+                  : shifted && std_count == count ? TileKind::mixture
+                  : !shifted && std_count == 0    ? TileKind::gaussian
+                                                  : TileKind::mixed;
+    }
+  }
+  if (lane != 0) return;
+  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  tile.block_low = static_cast<uint32_t>(block);
+  tile.block_high = static_cast<uint32_t>(block >> 32);
+  tile.step = static_cast<uint32_t>(step);
+  tile.sample = sample;
+  tile.first = first;
+  tile.count = count;
+  tile.x = advance(a.sample.data, sample * a.sample.batch_stride + first, a.sample.dtype);
+  tile.output = advance(a.model_output.data, sample * a.model_output.batch_stride + first, a.model_output.dtype);
+  tile.uncond = a.model_output_uncond.data == nullptr
+                    ? nullptr
+                    : advance(a.model_output_uncond.data, sample * a.model_output_uncond.batch_stride + first,
+                              a.model_output_uncond.dtype);
+  tile.result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
+  if (!valid) tile.kind = TileKind::invalid;
+  if (a.components != nullptr && place.tile == 0) a.components[sample] = component;
+}
+
+// ---- then every thread ----
+
+// Four normals for elements i .. i + 3 of the tile.
+GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
+                             Stream stream, uint32_t i, float (&z)[4]) {
+  uint32_t words[4] = {block_low + i / 4, block_high, step, static_cast<uint32_t>(stream)};
+  philox<CudaLanes>(keys, words);
+  normals_from_words<CudaLanes>(words, z);
+}
+
+template <int32_t dtype>
+GMM_INLINE Bits128 load128(const void* data, uint32_t i) {
+  return read_bits<Bits128>(static_cast<const typename Format<dtype>::storage*>(data) + i);
+}
+
+template <int32_t dtype>
+GMM_INLINE void store128(void* data, uint32_t i, const Bits128& bits) {
+  write_bits(static_cast<typename Format<dtype>::storage*>(data) + i, bits);
+}
+
+// ---- the common steps: one type, everything aligned to 16 bytes, no history, no prediction ----
+
+template <int32_t dtype, bool guided>
+GMM_INLINE void predict_vector(const Row<float>& row, bool plain_bounds, const void* x_at, const void* output_at,
+                               const void* uncond_at, uint32_t i, float* y) {
+  constexpr int n = Format<dtype>::count;
+  float x[n], o[n];
+  Format<dtype>::unpack(load128<dtype>(x_at, i), x);
+  Format<dtype>::unpack(load128<dtype>(output_at, i), o);
+  if constexpr (guided) {
+    float u[n];
+    Format<dtype>::unpack(load128<dtype>(uncond_at, i), u);
+    for (int j = 0; j < n; ++j) o[j] = guide<CudaLanes>(row, u[j], o[j]);
+  }
+  if (plain_bounds) {
+    for (int j = 0; j < n; ++j) y[j] = predict_x0<CudaLanes>(row, x[j], o[j]);
+  } else {
+    for (int j = 0; j < n; ++j) y[j] = predict_x0<ScalarLanes>(row, x[j], o[j]);
+  }
+  for (int j = 0; j < n; ++j) y[j] = predict_mean<CudaLanes>(row, x[j], o[j], y[j]);
+}
+
+// y += std * noise for the vector at element i.
+template <int n>
+GMM_INLINE void add_noise(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step, uint32_t i,
+                          const float* std, float* y) {
+  for (int j = 0; j < n; j += 4) {
+    float z[4];
+    draw_normals(keys, block_low, block_high, step, Stream::transition, i + j, z);
+    for (int e = 0; e < 4; ++e) y[j + e] = CudaLanes::fma(std[j + e], z[e], y[j + e]);
+  }
+}
+
+// All vectors of a tile of kind `mixture` or `gaussian`.
+template <int32_t dtype, bool guided, bool mixture>
+GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) {
+  constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
+  constexpr int unroll = (guided ? 8 : 16) / n;
+  const Row<float> row = tile.row;
+  const PhiloxKeys keys = tile.keys;
+  const uint32_t block_low = tile.block_low, block_high = tile.block_high, step = tile.step, count = tile.count;
+  uint32_t i = n * thread;
+  using Storage = typename Format<dtype>::storage;
+  const Storage* x = static_cast<const Storage*>(tile.x) + i;
+  const Storage* output = static_cast<const Storage*>(tile.output) + i;
+  const Storage* uncond = guided ? static_cast<const Storage*>(tile.uncond) + i : nullptr;
+  Storage* result = static_cast<Storage*>(tile.result) + i;
+  const float* offset = mixture ? tile.offset + i : nullptr;
+  const float* std = mixture ? tile.std + i : nullptr;
+
+  const auto one = [&](uint32_t ahead) {
+    float y[n], spread[n];
+    predict_vector<dtype, guided>(row, true, x, output, uncond, ahead, y);
+    if constexpr (mixture) {
+      float delta[n];
+      for (uint32_t j = 0; j < n; j += 4) {
+        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(offset, ahead + j), delta + j);
+        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(std, ahead + j), spread + j);
+      }
+      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(row.offset, delta[j], y[j]);
+    } else {
+      for (uint32_t j = 0; j < n; ++j) spread[j] = row.sigma;
+    }
+    add_noise<n>(keys, block_low, block_high, step, i + ahead, spread, y);
+    store128<dtype>(result, ahead, Format<dtype>::pack(y));
+  };
+  const auto go_on = [&](uint32_t by) {
+    i += by;
+    x += by;
+    output += by;
+    if constexpr (guided) uncond += by;
+    result += by;
+    if constexpr (mixture) {
+      offset += by;
+      std += by;
+    }
+  };
+  for (; i + (unroll - 1) * stride < count; go_on(unroll * stride)) {
+    GMM_UNROLL(4)
+    for (int u = 0; u < unroll; ++u) one(u * stride);
+  }
+  for (; i < count; go_on(stride)) one(0);
+}
+
+// All vectors of a tile of kind `mixed`.
+template <int32_t dtype, bool guided>
+GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread) {
+  constexpr uint32_t n = Format<dtype>::count;
+  for (uint32_t i = n * thread; i < tile.count; i += n * block_threads) {
+    float y[n], other[n];
+    predict_vector<dtype, guided>(tile.row, tile.plain_bounds, tile.x, tile.output, tile.uncond, i, y);
+    if (tile.offset != nullptr) {
+      for (uint32_t j = 0; j < n; j += 4) {
+        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(tile.offset, i + j), other + j);
+      }
+      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
+    }
+    if (tile.noise) {
+      for (uint32_t j = 0; j < n; ++j) other[j] = i + j < tile.std_count ? tile.std[i + j] : tile.row.sigma;
+      add_noise<n>(tile.keys, tile.block_low, tile.block_high, tile.step, i, other, y);
+    }
+    store128<dtype>(tile.result, i, Format<dtype>::pack(y));
+  }
+}
+
+// ---- any step: each operand's type and alignment are looked at as it is read ----
+
+template <class T>
+GMM_INLINE T load_element(const void* data, int32_t dtype, uint32_t i) {
+  switch (dtype) {
+    case GMM_BFLOAT16:
+      return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
+    case GMM_FLOAT16:
+      return Format<GMM_FLOAT16>::widen(static_cast<const uint16_t*>(data)[i]);
+    case GMM_FLOAT64:
+      return static_cast<T>(static_cast<const double*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
+}
+
+// Elements i .. i + 3 of the tile, zero beyond `count`.
+template <class T>
+GMM_INLINE void load_four(const void* data, int32_t dtype, uint32_t i, uint32_t count, T (&values)[4]) {
+  if (i + 4 <= count && dtype == GMM_FLOAT32 && is_aligned(data, 16)) {
+    const Bits128 bits = load128<GMM_FLOAT32>(data, i);
+    for (int j = 0; j < 4; ++j) values[j] = bits_float(bits.word[j]);
+  } else if (i + 4 <= count && dtype == GMM_FLOAT64 && is_aligned(data, 16)) {
+    for (int j = 0; j < 4; j += 2) {
+      const Bits128 bits = read_bits<Bits128>(static_cast<const double*>(data) + i + j);
+      double two[2];
+      __builtin_memcpy(two, &bits, 16);
+      values[j] = static_cast<T>(two[0]);
+      values[j + 1] = static_cast<T>(two[1]);
+    }
+  } else if (i + 4 <= count && size_of(dtype) == 2 && is_aligned(data, 8)) {
+    const Bits64 bits = read_bits<Bits64>(static_cast<const uint16_t*>(data) + i);
+    for (int j = 0; j < 4; ++j) {
+      const uint16_t half = static_cast<uint16_t>(bits.word[j / 2] >> 16 * (j % 2));
+      values[j] = dtype == GMM_BFLOAT16 ? bfloat16_to_float(half) : Format<GMM_FLOAT16>::widen(half);
+    }
+  } else {
+    for (int j = 0; j < 4; ++j) values[j] = i + j < count ? load_element<T>(data, dtype, i + j) : T(0);
+  }
+}
+
+template <class T>
+GMM_INLINE void store_four(void* data, int32_t dtype, uint32_t i, uint32_t count, const T (&values)[4]) {
+  if constexpr (sizeof(T) == 8) {
+    double* to = static_cast<double*>(data) + i;
+    if (i + 4 <= count && is_aligned(data, 16)) {
+      for (int j = 0; j < 4; j += 2) {
+        Bits128 bits;
+        __builtin_memcpy(&bits, values + j, 16);
+        write_bits(to + j, bits);
+      }
+    } else {
+      for (int j = 0; j < 4; ++j)
+        if (i + j < count) to[j] = values[j];
+    }
+  } else if (dtype == GMM_FLOAT32) {
+    if (i + 4 <= count && is_aligned(data, 16)) {
+      store128<GMM_FLOAT32>(data, i, Format<GMM_FLOAT32>::pack(values));
+    } else {
+      for (int j = 0; j < 4; ++j)
+        if (i + j < count) static_cast<float*>(data)[i + j] = values[j];
+    }
+  } else {
+    Bits64 bits;
+    for (int j = 0; j < 2; ++j) {
+      bits.word[j] = dtype == GMM_BFLOAT16 ? Format<GMM_BFLOAT16>::pair(values[2 * j], values[2 * j + 1])
+                                           : Format<GMM_FLOAT16>::pair(values[2 * j], values[2 * j + 1]);
+    }
+    uint16_t* to = static_cast<uint16_t*>(data) + i;
+    if (i + 4 <= count && is_aligned(data, 8)) {
+      write_bits(to, bits);
+    } else {
+      for (int j = 0; j < 4; ++j)
+        if (i + j < count) to[j] = static_cast<uint16_t>(bits.word[j / 2] >> 16 * (j % 2));
+    }
+  }
+}
+
+template <class T>
+struct LanesOf {
+  using type = ScalarLanes;
+};
+template <>
+struct LanesOf<double> {
+  using type = DoubleLanes;
+};
+
+template <class T>
+GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& tile) {
+  return advance(a.prediction.data, tile.sample * a.prediction.batch_stride + tile.first, a.prediction.dtype);
+}
+
+template <class T>
+GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i) {
+  using Lanes = typename LanesOf<T>::type;
+  constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
+  const Row<T>& row = tile.row;
+  T x[4], o[4], x0[4], y[4], other[4];
+  load_four(tile.x, a.sample.dtype, i, tile.count, x);
+  load_four(tile.output, a.model_output.dtype, i, tile.count, o);
+  if (tile.uncond != nullptr) {
+    load_four(tile.uncond, a.model_output_uncond.dtype, i, tile.count, other);
+    for (int j = 0; j < 4; ++j) o[j] = guide<Lanes>(row, other[j], o[j]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    x0[j] = predict_x0<Lanes>(row, x[j], o[j]);
+    y[j] = predict_mean<Lanes>(row, x[j], o[j], x0[j]);
+  }
+  GMM_UNROLL(4)
+  for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
+    const gmm_input& stored = a.history[h];
+    if (stored.data == nullptr || row.history[h] == 0) continue;
+    load_four(advance(stored.data, tile.sample * stored.batch_stride + tile.first, stored.dtype), stored.dtype, i,
+              tile.count, other);
+    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.history[h], other[j], y[j]);
+  }
+  if (tile.offset != nullptr) {
+    load_four(tile.offset, table_dtype, i, tile.count, other);
+    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
+  }
+  if (a.prediction_kind != GMM_PREDICTION_NONE) {
+    if (a.prediction_kind == GMM_PREDICTION_EPSILON) {
+      for (int j = 0; j < 4; ++j) x0[j] = predict_epsilon<Lanes>(row, x[j], o[j]);
+    } else if (a.prediction_kind == GMM_PREDICTION_MODEL_OUTPUT) {
+      for (int j = 0; j < 4; ++j) x0[j] = o[j];
+    }
+    store_four(prediction_at(a, tile), a.prediction.dtype, i, tile.count, x0);
+  }
+  if (tile.noise) {
+    float z[4];
+    draw_normals(tile.keys, tile.block_low, tile.block_high, tile.step, Stream::transition, i, z);
+    load_four(tile.std, table_dtype, i, tile.std_count, other);
+    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
+  }
+  store_four(tile.result, a.result.dtype, i, tile.count, y);
+}
+
+// ---- a whole tile ----
+
+template <class T>
+GMM_INLINE void fill_with_nan(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
+  const T nan = static_cast<T>(bits_float(0x7FC00000));
+  const T values[4] = {nan, nan, nan, nan};
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
+    store_four(tile.result, a.result.dtype, i, tile.count, values);
+    if (a.prediction_kind == GMM_PREDICTION_NONE) continue;
+    store_four(prediction_at(a, tile), a.prediction.dtype, i, tile.count, values);
+  }
+}
+
+template <int32_t dtype, bool guided>
+GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t thread) {
+  switch (tile.kind) {
+    case TileKind::mixture:
+      step_same_vectors<dtype, guided, true>(tile, thread);
+      break;
+    case TileKind::gaussian:
+      step_same_vectors<dtype, guided, false>(tile, thread);
+      break;
+    case TileKind::mixed:
+      step_mixed_vectors<dtype, guided>(tile, thread);
+      break;
+    default:
+      fill_with_nan(a, tile, thread);
+  }
+}
+
+template <class T>
+GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
+  if (tile.kind == TileKind::invalid) {
+    fill_with_nan(a, tile, thread);
+    return;
+  }
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i);
+}
+
+}  // namespace gmmkernel

@@ -1,0 +1,82 @@
+// How a launch is divided: a tile is a run of elements of one sample, one thread block each.
+#pragma once
+
+#include <initializer_list>
+
+#include "gmmkernel/config.h"
+#include "gmmkernel/gmmkernel.h"
+
+namespace gmmkernel {
+
+constexpr int block_threads = 256;
+constexpr int64_t largest_grid_y = 65535;
+
+// The grid is (tiles of a sample, samples mod 65535, samples / 65535). A tile has a power of two of elements, far below
+// 2^32, so that inside it 32-bit offsets do and no Philox block number carries into its upper word.
+struct Tiling {
+  int64_t elements;
+  uint32_t tile_elements;
+};
+
+// Which tile of which sample a block works on, and which of its threads this is.
+struct Place {
+  uint32_t tile, y, z;
+  uint32_t thread;
+
+  GMM_METHOD int64_t sample() const { return z * largest_grid_y + y; }
+  GMM_METHOD int64_t first(const Tiling& tiling) const { return static_cast<int64_t>(tile) * tiling.tile_elements; }
+  GMM_METHOD uint32_t count(const Tiling& tiling) const {
+    const int64_t left = tiling.elements - first(tiling);
+    return left < tiling.tile_elements ? static_cast<uint32_t>(left) : tiling.tile_elements;
+  }
+};
+
+GMM_INLINE int64_t index_at(const gmm_index& index, int64_t sample) {
+  return index.data == nullptr ? index.value : index.data[sample * index.stride];
+}
+
+GMM_INLINE int64_t size_of(int32_t dtype) { return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2; }
+
+GMM_INLINE int64_t table_row(int64_t rows, int64_t row) { return rows == 1 ? 0 : row; }
+
+GMM_INLINE bool is_aligned(const void* data, uint32_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
+
+// ---- decided on the host, once a launch ----
+
+// As many elements a thread as leave each multiprocessor two rounds of blocks, 32 at most: a thread's first element
+// costs about as much as ten more.
+inline Tiling tiling_of(int64_t batch, int64_t elements, uint32_t per_pass, int multiprocessors) {
+  const int64_t wanted = static_cast<int64_t>(multiprocessors) * 8;
+  uint32_t tile = 32 * block_threads;
+  while (tile > per_pass && batch * ((elements + tile - 1) / tile) < wanted) tile /= 2;
+  return {elements, tile};
+}
+
+inline bool is_vector(const void* data, int64_t batch, int64_t batch_stride, int32_t dtype) {
+  return is_aligned(data, 16) && (batch == 1 || batch_stride * size_of(dtype) % 16 == 0);
+}
+
+// Whether a step is one for which there are kernels without branches: one type, everything aligned to 16 bytes, no
+// history, no prediction.
+inline bool is_common(const gmm_step_arguments& a) {
+  const int32_t dtype = a.sample.dtype;
+  if (dtype == GMM_FLOAT64 || a.prediction_kind != GMM_PREDICTION_NONE) return false;
+  for (const gmm_input& stored : a.history) {
+    if (stored.data != nullptr) return false;
+  }
+  for (const gmm_input* input : {&a.sample, &a.model_output, &a.model_output_uncond}) {
+    if (input->data == nullptr) continue;
+    if (input->dtype != dtype || !is_vector(input->data, a.batch, input->batch_stride, dtype)) return false;
+  }
+  if (!is_vector(a.result.data, a.batch, a.result.batch_stride, dtype)) return false;
+  if (a.elements * size_of(dtype) % 16 != 0) return false;
+  const gmm_mixture& m = a.mixture;
+  return m.components == 0 || (is_aligned(m.offsets, 16) && is_aligned(m.std, 16) && m.std_elements % 4 == 0);
+}
+
+// Elements that a block's threads take at once.
+inline uint32_t elements_per_pass(const gmm_step_arguments& a) {
+  return block_threads * (is_common(a) && size_of(a.sample.dtype) == 2 ? 8 : 4);
+}
+
+}  // namespace gmmkernel
