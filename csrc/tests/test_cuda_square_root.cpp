@@ -1,7 +1,7 @@
 // The CUDA lanes' square root is the correctly rounded one for every argument a radius can have and every estimate that
-// rsqrt.approx.ftz may return: its documented error is at most 2^-22.9, relatively. Two pairs of argument and estimate,
-// at the very edge of that promise, are the exception. A GPU cannot return those estimates: the compiler's own sqrt.rn
-// is the same four operations on the same estimate for every argument from 2^-101 on, and is correctly rounded.
+// rsqrt.approx.ftz may return: its documented error is at most 2^-22.9, relatively. Two pairs of argument and estimate
+// are the exception. A GPU cannot return those estimates: the compiler's own sqrt.rn is the same four operations on the
+// same estimate for every argument from 2^-101 on, and is correctly rounded.
 //
 // A factor of 4 in the argument is a factor of 2 in the root and changes no bit of any significand, so the arguments of
 // two neighbouring binades stand for all; the ends of the radius' range are tried besides, unscaled.
@@ -24,9 +24,10 @@ void check_all_estimates(float a) {
   if (estimate < exact * (1 - largest_error)) estimate = std::nextafter(estimate, INFINITY);
   for (; estimate <= exact * (1 + largest_error); estimate = float_of(bits_of(estimate) + 1)) {
     const float got = gmmkernel::square_root_from_estimate(a, estimate);
-    const bool at_the_edge = std::fabs(estimate / exact - 1) > 0.999 * largest_error;
+    const bool known =
+        (a == 0x1.f82294p+0f && estimate == 0x1.6cda12p-1f) || (a == 0x1.dd26e4p+1f && estimate == 0x1.092fp-1f);
     const bool right = bits_of(got) == bits_of(expected);
-    CHECK(right || at_the_edge, "root of %a from %a: %a, expected %a", a, estimate, got, expected);
+    CHECK(right || known, "root of %a from %a: %a, expected %a", a, estimate, got, expected);
     ++tried;
     wrong += right ? 0 : 1;
   }
