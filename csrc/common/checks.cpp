@@ -3,6 +3,9 @@
 #include <cstdarg>
 #include <cstdio>
 
+#define GMM_TEXT(x) #x
+#define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
+
 namespace gmmkernel {
 namespace {
 
@@ -113,8 +116,6 @@ int fail(gmm_status status, const char* format, ...) {
   return status;
 }
 
-const char* last_error() { return message; }
-
 int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
   const bool empty = a.batch == 0 || a.elements == 0;
@@ -172,3 +173,7 @@ int check(const gmm_component_arguments& a, Memory memory) {
 }
 
 }  // namespace gmmkernel
+
+const char* gmm_version(void) { return GMM_VERSION_TEXT(GMM_VERSION_MAJOR, GMM_VERSION_MINOR, GMM_VERSION_PATCH); }
+
+const char* gmm_last_error(void) { return gmmkernel::message; }

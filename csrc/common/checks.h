@@ -8,8 +8,6 @@ namespace gmmkernel {
 // Record a printf-style message for gmm_last_error() and return `status`.
 int fail(gmm_status status, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-const char* last_error();
-
 // Where the arguments' pointers lead: indices in a device's memory are not read, a kernel looks at them.
 enum class Memory { host, device };
 

@@ -11,9 +11,6 @@
 #include "gmmkernel/gmmkernel.h"
 #include "gmmkernel/transition.h"
 
-#define GMM_TEXT(x) #x
-#define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
-
 namespace gmmkernel {
 namespace {
 
@@ -142,7 +139,3 @@ int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, co
 }
 
 int gmm_cpu_best_instruction_set(void) { return best_instruction_set(); }
-
-const char* gmm_version(void) { return GMM_VERSION_TEXT(GMM_VERSION_MAJOR, GMM_VERSION_MINOR, GMM_VERSION_PATCH); }
-
-const char* gmm_last_error(void) { return last_error(); }

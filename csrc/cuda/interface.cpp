@@ -11,7 +11,7 @@
 namespace gmmkernel {
 namespace {
 
-int fail(cudaError_t error) {
+int fail_with(cudaError_t error) {
   cudaGetLastError();  // the error has been reported: do not leave it for the next caller
   return fail(GMM_CUDA_ERROR, "CUDA: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
 }
@@ -59,7 +59,7 @@ int on_device(const gmm_cuda_options& options, Launch&& launch) {
   cudaError_t error = guard.status();
   if (error == cudaSuccess) error = multiprocessors_of(options.device, multiprocessors);
   if (error == cudaSuccess) error = launch(multiprocessors, static_cast<cudaStream_t>(options.stream));
-  return error == cudaSuccess ? GMM_SUCCESS : fail(error);
+  return error == cudaSuccess ? GMM_SUCCESS : fail_with(error);
 }
 
 int check_options(const gmm_cuda_options* options) {
@@ -119,7 +119,7 @@ int gmm_cuda_device_count(int32_t* count) {
   if (count == nullptr) return fail(GMM_INVALID_ARGUMENT, "count: missing");
   int found = 0;
   const cudaError_t error = cudaGetDeviceCount(&found);
-  if (error != cudaSuccess) return fail(error);
+  if (error != cudaSuccess) return fail_with(error);
   *count = found;
   return GMM_SUCCESS;
 }

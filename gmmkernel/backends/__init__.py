@@ -1,6 +1,7 @@
 """Backends and the choice between them.
 
-`cpu` is the compiled C++ core and `reference` the NumPy specification; both take CPU tensors and give the same bits.
+`cpu` is the compiled C++ core and `reference` the NumPy specification, both for CPU tensors; `cuda` are the compiled
+kernels for CUDA tensors. All give the same bits.
 A backend is chosen by the tensors' device, the first available one in the order of `available_backends`; ask for
 another with the `backend` argument of an op, or with `use`.
 """
@@ -42,6 +43,7 @@ class _Entry(NamedTuple):
 _ENTRIES = {
     "cpu": _Entry("gmmkernel.backends.cpu", "cpu"),
     "reference": _Entry("gmmkernel.backends.reference.backend", "cpu"),
+    "cuda": _Entry("gmmkernel.backends.cuda", "cuda"),
 }
 
 _loaded: dict[str, Backend] = {}
@@ -50,7 +52,7 @@ for _name, _entry in _ENTRIES.items():
     try:
         _loaded[_name] = cast(Backend, import_module(_entry.module))
     except ImportError as error:
-        _missing[_name] = f"{type(error).__name__}: {error}"
+        _missing[_name] = str(error)
 
 _preferred: dict[str, str] = {}
 for _name in _loaded:
@@ -60,12 +62,16 @@ _requested: str | None = None
 
 
 def available_backends() -> list[BackendStatus]:
-    """Return every backend, in order of preference, with what it runs on or why it is not there."""
+    """Return every backend, in order of preference, with what it runs on or why it is not there.
+
+    It looks for devices, which starts their drivers: not something to do before a fork.
+    """
     statuses = []
     for name, entry in _ENTRIES.items():
-        describe = getattr(_loaded.get(name), "describe", None)
-        detail = _missing.get(name) or (describe() if describe else "the NumPy specification")
-        statuses.append(BackendStatus(name, entry.device_type, name in _loaded, detail))
+        missing = _missing.get(name) or _loaded[name].why_unusable()
+        statuses.append(
+            BackendStatus(name, entry.device_type, missing is None, missing or _loaded[name].describe())
+        )
     return statuses
 
 
@@ -88,7 +94,9 @@ def resolve(device_type: str, backend: str | None = None) -> str:
         ValueError: the name is unknown, or no backend computes on that device.
         RuntimeError: the backend asked for is not available here; the message says why.
     """
-    wanted = _requested if backend is None else backend
+    wanted = backend
+    if backend is None and _requested is not None and _ENTRIES[_requested].device_type == device_type:
+        wanted = _requested
     if wanted is None and device_type in _preferred:
         return _preferred[device_type]
     if wanted is None:
@@ -108,7 +116,9 @@ def resolve(device_type: str, backend: str | None = None) -> str:
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Use a backend for every op in a block that does not name one itself; process-wide, like torch's defaults.
+    """Use a backend for every op in a block that does not name one itself, on tensors of the backend's device type.
+
+    Process-wide, like torch's defaults.
 
     Args:
         name: a backend's name.

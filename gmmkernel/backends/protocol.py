@@ -57,3 +57,11 @@ class Backend(Protocol):
     @staticmethod
     def orthonormalize(rows: Tensor) -> None:
         """Make the rows of a contiguous float64 [K, D] CPU tensor orthonormal in place."""
+
+    @staticmethod
+    def why_unusable() -> str | None:
+        """Return why no tensor can be given to this backend here, or None where it can."""
+
+    @staticmethod
+    def describe() -> str:
+        """Return one line on what it runs on here; only where it is usable."""

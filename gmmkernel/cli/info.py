@@ -24,12 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"gmmkernel {gmmkernel.__version__}, torch {torch.__version__}, numpy {numpy.__version__}")
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     print()
-    for status in backends.available_backends():
+    statuses = backends.available_backends()
+    for status in statuses:
         print(f"{status.name:10s} {'available' if status.available else 'missing':10s} {status.detail}")
     print()
     for device_type in ("cpu", "cuda"):
-        try:
-            print(f"{device_type} tensors use: {backends.resolve(device_type)}")
-        except ValueError:
-            print(f"{device_type} tensors: no backend")
+        usable = [
+            status.name for status in statuses if status.available and status.device_type == device_type
+        ]
+        print(f"{device_type} tensors use: {usable[0]}" if usable else f"{device_type} tensors: no backend")
     return 0

@@ -35,8 +35,12 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_both_cpu_backends_are_here_and_say_what_they_are() -> None:
     found = {status.name: status for status in backends.available_backends()}
-    assert list(found) == ["cpu", "reference"]
-    assert all(status.available and status.device_type == "cpu" for status in found.values())
+    assert list(found) == ["cpu", "reference", "cuda"]
+    for name in ("cpu", "reference"):
+        assert found[name].available
+        assert found[name].device_type == "cpu"
+    assert found["cuda"].device_type == "cuda"
+    assert found["cuda"].detail
     assert all(name in found["cpu"].detail for name in cpu.instruction_sets())
     assert f"{torch.get_num_threads()} of " in found["cpu"].detail
 
@@ -62,13 +66,23 @@ def test_use_ends_with_its_block_whatever_happens_in_it(used: list[str]) -> None
     assert used == ["cpu"]
 
 
-@pytest.mark.parametrize("name", ["cuda", "CPU", "", 3])
+def test_a_backend_in_use_leaves_tensors_of_other_devices_alone(used: list[str]) -> None:
+    if "cuda" not in backends._loaded:
+        pytest.skip("built without CUDA")
+    with backends.use("cuda"):
+        standard_normal(SEEDS, (4,))
+    assert used == ["cpu"]
+    with pytest.raises(ValueError, match="backend: 'cuda' computes on 'cuda' tensors, got 'cpu'"):
+        standard_normal(SEEDS, (4,), backend="cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "", 3])
 def test_an_unknown_backend_is_named_with_those_there_are(name: object) -> None:
-    message = re.escape(f"backend: expected one of ['cpu', 'reference'], got {name!r}")
+    message = re.escape(f"backend: expected one of ['cpu', 'reference', 'cuda'], got {name!r}")
     with pytest.raises(ValueError, match=message):
         random_case(0).run(backend=name)
     with pytest.raises(
-        ValueError, match=re.escape(f"name: expected one of ['cpu', 'reference'], got {name!r}")
+        ValueError, match=re.escape(f"name: expected one of ['cpu', 'reference', 'cuda'], got {name!r}")
     ):
         backends.use(name).__enter__()
 
@@ -103,7 +117,7 @@ except RuntimeError as error:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
     status, chosen, noise, error = result.stdout.splitlines()
-    assert status == "[('cpu', False), ('reference', True)]"
+    assert status == "[('cpu', False), ('reference', True), ('cuda', False)]"
     assert chosen == "reference"
     assert noise == str(standard_normal(torch.tensor([1]), (2,)).tolist())
     assert error.startswith("backend: 'cpu' is not available here: ")
@@ -114,7 +128,7 @@ def test_tensors_on_a_device_that_no_backend_serves_are_refused() -> None:
     case = random_case(0, components=0, per_sample=False).map_samples(lambda tensor: tensor.to("meta"))
     elsewhere = {"coefficients": case.coefficients.to("meta"), "seeds": case.seeds.to("meta")}
     with pytest.raises(
-        ValueError, match=r"no backend computes on 'meta' tensors; devices supported: \['cpu'\]"
+        ValueError, match=r"no backend computes on 'meta' tensors; devices supported: \['cpu', 'cuda'\]"
     ):
         case.run(row=0, step=0, **elsewhere)
     with pytest.raises(ValueError, match="backend: 'cpu' computes on 'cpu' tensors, got 'meta'"):

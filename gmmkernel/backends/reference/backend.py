@@ -136,3 +136,12 @@ def draw_components(
 def orthonormalize(rows: Tensor) -> None:
     """Make the rows of a float64 [K, D] tensor orthonormal in place."""
     sums.orthonormalize(rows.numpy())
+
+
+def why_unusable() -> None:
+    """Return None: NumPy is always there."""
+
+
+def describe() -> str:
+    """Return one line on what this is."""
+    return f"the specification, NumPy {np.__version__}"

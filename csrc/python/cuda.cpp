@@ -1,0 +1,57 @@
+// The extension of the CUDA kernels: device pointers in as integers, launches on a stream. Loading it touches no
+// driver.
+
+#include "arguments.h"
+
+namespace {
+
+using arguments::pointer;
+using arguments::run;
+
+gmm_cuda_options on(int device, std::uintptr_t stream) { return {device, pointer<void>(stream)}; }
+
+void step(std::int64_t batch, std::int64_t elements, const py::tuple& sample, const py::tuple& model_output,
+          const py::tuple& model_output_uncond, const py::list& history, const py::tuple& result,
+          const py::tuple& prediction, int prediction_kind, std::uintptr_t components, std::uintptr_t coefficients,
+          std::int64_t coefficient_rows, const py::tuple& row, const py::tuple& step, std::uintptr_t seeds,
+          const py::tuple& mixture, int device, std::uintptr_t stream) {
+  const gmm_step_arguments a =
+      arguments::step(batch, elements, sample, model_output, model_output_uncond, history, result, prediction,
+                      prediction_kind, components, coefficients, coefficient_rows, row, step, seeds, mixture);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_step(&a, &options); });
+}
+
+void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
+                     const py::tuple& step, int purpose, int device, std::uintptr_t stream) {
+  const gmm_normal_arguments a = arguments::standard_normal(batch, elements, result, seeds, step, purpose);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_standard_normal(&a, &options); });
+}
+
+void draw_components(std::int64_t batch, std::uintptr_t result, std::uintptr_t seeds, const py::tuple& row,
+                     const py::tuple& step, std::int64_t components, std::uintptr_t thresholds,
+                     std::int64_t threshold_rows, int device, std::uintptr_t stream) {
+  const gmm_component_arguments a =
+      arguments::draw_components(batch, result, seeds, row, step, components, thresholds, threshold_rows);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_draw_components(&a, &options); });
+}
+
+int device_count() {
+  std::int32_t count = 0;
+  run([&] { return gmm_cuda_device_count(&count); });
+  return count;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "The CUDA kernels of gmmkernel; gmmkernel.backends.cuda is their only caller.";
+  m.attr("version") = gmm_version();
+  m.attr("architectures") = GMM_CUDA_ARCHITECTURES;
+  m.def("step", &step);
+  m.def("standard_normal", &standard_normal);
+  m.def("draw_components", &draw_components);
+  m.def("device_count", &device_count);
+}

@@ -1,0 +1,118 @@
+"""What the compiled backends share: tensors as the addresses and numbers that their extensions take."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmmkernel import _core
+from gmmkernel.backends.protocol import StepInputs
+
+_DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
+_ABSENT = (0, 0, 0)
+
+
+def by_sample(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy of it, such that each sample is contiguous."""
+    if tensor.is_contiguous():
+        return tensor
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return tensor.contiguous()
+        expected *= size
+    return tensor
+
+
+def describe(tensor: Tensor) -> tuple[int, int, int]:
+    """Return a tensor's address, elements from one sample to the next, and dtype."""
+    return tensor.data_ptr(), tensor.stride(0), _DTYPES[tensor.dtype]
+
+
+def describe_index(index: int | Tensor) -> tuple[int, int, int]:
+    """Return an index's address, stride and, without an address, its value for all samples."""
+    if isinstance(index, Tensor):
+        return index.data_ptr(), 0 if index.numel() == 1 else 1, 0
+    return 0, 0, index
+
+
+def step_arguments(
+    inputs: StepInputs,
+    target: Tensor,
+    prediction: Tensor | None,
+    prediction_kind: int,
+    components: Tensor | None,
+) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """Return what an extension's `step` takes, and the tensors that must live until it has been called.
+
+    Args:
+        inputs: a step's inputs.
+        target: the tensor to write, as `by_sample` returns it.
+        prediction: where to write a prediction, contiguous, or None.
+        prediction_kind: which one.
+        components: int64 [B], where to write the components drawn, or None.
+
+    Returns:
+        The positional arguments up to and with the mixture, and copies that were made of strided inputs.
+    """
+    sample, model_output = by_sample(inputs.sample), by_sample(inputs.model_output)
+    uncond = None if inputs.model_output_uncond is None else by_sample(inputs.model_output_uncond)
+    history = [by_sample(stored) for stored in inputs.history]
+    batch = sample.shape[0]
+    mixture: tuple[Any, ...] = ()
+    if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
+        mixture = (
+            inputs.offsets.shape[1],
+            inputs.thresholds.data_ptr(),
+            inputs.thresholds.shape[0],
+            inputs.offsets.data_ptr(),
+            inputs.offsets.shape[0],
+            inputs.std.data_ptr(),
+            *inputs.std.shape,
+        )
+    arguments = (
+        batch,
+        sample.numel() // batch if batch else math.prod(sample.shape[1:]),
+        describe(sample),
+        describe(model_output),
+        _ABSENT if uncond is None else describe(uncond),
+        [describe(stored) for stored in history],
+        describe(target),
+        _ABSENT if prediction is None else describe(prediction),
+        prediction_kind,
+        0 if components is None else components.data_ptr(),
+        inputs.coefficients.data_ptr(),
+        inputs.coefficients.shape[0],
+        describe_index(inputs.row),
+        describe_index(inputs.step),
+        inputs.seeds.data_ptr(),
+        mixture,
+    )
+    alive = [sample, model_output, *history]
+    return arguments, alive if uncond is None else [*alive, uncond]
+
+
+def normal_arguments(target: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> tuple[Any, ...]:
+    """Return what an extension's `standard_normal` takes to fill `target`, as `by_sample` returns it."""
+    batch = target.shape[0]
+    elements = target.numel() // max(batch, 1)
+    return batch, elements, describe(target), seeds.data_ptr(), describe_index(step), stream
+
+
+def component_arguments(
+    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+) -> tuple[Any, ...]:
+    """Return what an extension's `draw_components` takes."""
+    return (
+        result.shape[0],
+        result.data_ptr(),
+        seeds.data_ptr(),
+        describe_index(row),
+        describe_index(step),
+        thresholds.shape[1] + 1,
+        thresholds.data_ptr(),
+        thresholds.shape[0],
+    )
