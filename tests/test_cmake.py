@@ -19,6 +19,21 @@ add_executable(from_cpp sample.cpp)
 target_link_libraries(from_cpp PRIVATE gmmkernel::gmmkernel)
 add_executable(from_c header_in_c.c)
 target_link_libraries(from_c PRIVATE gmmkernel::gmmkernel)
+if(TARGET gmmkernel::gmmkernel_cuda)
+  add_executable(from_c_with_cuda devices.c)
+  target_link_libraries(from_c_with_cuda PRIVATE gmmkernel::gmmkernel_cuda)
+endif()
+"""
+
+DEVICES = """
+#include <stdio.h>
+#include "gmmkernel/gmmkernel.h"
+int main(void) {
+  int32_t count = 0;
+  const int status = gmm_cuda_device_count(&count);
+  printf("status %d, %d devices: %s\\n", status, count, gmm_last_error());
+  return status == GMM_SUCCESS || status == GMM_CUDA_ERROR ? 0 : 1;
+}
 """
 
 
@@ -41,9 +56,16 @@ def _run(*command: str | Path, directory: Path | None = None) -> str:
     return done.stdout
 
 
-def _configure(source: Path, build: Path, *options: str) -> None:
-    ninja = _tool("ninja")
-    _run(_tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options)
+def _configure(source: Path, build: Path, *options: str) -> str:
+    """Configure a build; of the CUDA architectures one, to be quick (building the package itself takes them all)."""
+    common = (
+        "-G",
+        "Ninja",
+        f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}",
+        "-DGMM_CUDA_ARCHITECTURES=90",
+        "--no-warn-unused-cli",
+    )
+    return _run(_tool("cmake"), "-S", source, "-B", build, *common, *options)
 
 
 def _ctest(build: Path) -> str:
@@ -72,15 +94,39 @@ def test_build_test_install_and_use(tmp_path: Path) -> None:
     (consumer / "CMakeLists.txt").write_text(CONSUMER)
     shutil.copy(ROOT / "csrc" / "examples" / "sample.cpp", consumer)
     shutil.copy(ROOT / "csrc" / "tests" / "header_in_c.c", consumer)
+    (consumer / "devices.c").write_text(DEVICES)
     _configure(consumer, consumer / "build", f"-DCMAKE_PREFIX_PATH={moved}")
     _run(_tool("cmake"), "--build", consumer / "build")
     assert "variance" in _run(consumer / "build" / "from_cpp")
     _run(consumer / "build" / "from_c")
+    if (moved / "lib" / "libgmmkernel_cuda.a").exists():
+        assert "status" in _run(consumer / "build" / "from_c_with_cuda")
+
+
+def test_the_cuda_library_can_be_left_out(tmp_path: Path) -> None:
+    assert "CUDA" not in _configure(ROOT, tmp_path, "-DGMM_CUDA=OFF")
+    assert "gmmkernel_cuda" not in (tmp_path / "build.ninja").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-DGMM_NVCC=/nowhere/nvcc",), "does not run"),
+        (("-DGMM_CUDA_ARCHITECTURES=90;12345",), "does not know 12345"),
+    ],
+)
+def test_cuda_options_that_cannot_be_met_are_errors(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    if "12345" in message and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    with pytest.raises(AssertionError, match=message):
+        _configure(ROOT, tmp_path, "-DGMM_CUDA=ON", *options)
 
 
 @pytest.mark.slow
 def test_sanitizers(tmp_path: Path) -> None:
-    _configure(ROOT, tmp_path, "-DGMM_SANITIZE=ON")
+    _configure(ROOT, tmp_path, "-DGMM_SANITIZE=ON", "-DGMM_CUDA=OFF")
     _run(_tool("cmake"), "--build", tmp_path)
     assert "100% tests passed" in _ctest(tmp_path)
 
@@ -88,7 +134,7 @@ def test_sanitizers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_accuracy_tool(tmp_path: Path) -> None:
     """A short run of the long check: every figure within what docs/exactness.md promises for all words."""
-    _configure(ROOT, tmp_path, "-DGMM_TESTS=OFF", "-DGMM_TOOLS=ON")
+    _configure(ROOT, tmp_path, "-DGMM_TESTS=OFF", "-DGMM_TOOLS=ON", "-DGMM_CUDA=OFF")
     _run(_tool("cmake"), "--build", tmp_path)
     tool = tmp_path / "csrc" / "tools" / "normal_accuracy"
     printed = _run(tool, "--words", "1048576", "--pairs", "200000", "--threads", "2")

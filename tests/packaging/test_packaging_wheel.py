@@ -23,7 +23,8 @@ from gmmkernel import DDIMSampler, noise_schedule
 from gmmkernel.digits import IMAGE_SHAPE, load_unet
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
-    "OMP_NUM_THREADS": "1"
+    "OMP_NUM_THREADS": "1",
+    "GMM_CUDA_ARCHITECTURES": "90",  # one is quicker
 }
 
 

@@ -13,7 +13,7 @@
 #endif
 
 #define GMM_PRAGMA(text) _Pragma(#text)
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDACC__)
 #define GMM_UNROLL(count) GMM_PRAGMA(unroll)
 #else
 #define GMM_UNROLL(count) GMM_PRAGMA(GCC unroll count)

@@ -1,0 +1,70 @@
+// The CUDA functions without a device: arguments are checked first, then the runtime's own words say what is missing.
+
+#include <cstring>
+
+#include "step_case.h"
+
+namespace {
+
+bool has_device() {
+  int32_t count = -1;
+  const int status = gmm_cuda_device_count(&count);
+  CHECK(status == GMM_SUCCESS || status == GMM_CUDA_ERROR, "status %d", status);
+  CHECK(status == GMM_SUCCESS || std::strstr(gmm_last_error(), "CUDA: ") == gmm_last_error(), "%s", gmm_last_error());
+  return status == GMM_SUCCESS && count > 0;
+}
+
+void expect(int status, int expected, const char* named) {
+  CHECK(status == expected && std::strstr(gmm_last_error(), named) == gmm_last_error(), "status %d: %s, expected %s",
+        status, gmm_last_error(), named);
+}
+
+void test_bad_arguments() {
+  const gmm_cuda_options good = {0, nullptr}, bad_device = {-1, nullptr};
+  StepOptions options;
+  options.components = 8;
+  StepCase c(options, 1, 0x5A);
+  expect(gmm_cuda_step(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_step(&c.arguments, nullptr), GMM_INVALID_ARGUMENT, "options: ");
+  expect(gmm_cuda_step(&c.arguments, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  const auto spoilt = [&](auto&& spoil, const char* named, int expected = GMM_INVALID_ARGUMENT) {
+    gmm_step_arguments a = c.arguments;
+    spoil(a);
+    expect(gmm_cuda_step(&a, &good), expected, named);
+  };
+  spoilt([](gmm_step_arguments& a) { a.sample.data = nullptr; }, "sample: ");
+  spoilt([](gmm_step_arguments& a) { a.model_output.dtype = GMM_FLOAT64; }, "model_output: ");
+  spoilt([](gmm_step_arguments& a) { a.mixture.components = 1025; }, "components: ");
+  spoilt([](gmm_step_arguments& a) { a.row = {nullptr, 0, 3}; }, "row: ", GMM_OUT_OF_RANGE);
+  spoilt([](gmm_step_arguments& a) { a.step = {nullptr, 0, -1}; }, "step: ", GMM_OUT_OF_RANGE);
+  expect(gmm_cuda_standard_normal(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_draw_components(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_device_count(nullptr), GMM_INVALID_ARGUMENT, "count: ");
+  CHECK(c.result.bytes_are(0x5A), "something was written");
+}
+
+// Nothing to do is done without a device.
+void test_empty_batches() {
+  const gmm_cuda_options options = {0, nullptr};
+  StepOptions empty;
+  empty.batch = 0;
+  StepCase c(empty, 1);
+  CHECK(gmm_cuda_step(&c.arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
+}
+
+void test_a_missing_device() {
+  if (has_device()) return;
+  const gmm_cuda_options options = {0, nullptr};
+  StepCase c(StepOptions{}, 1, 0x5A);
+  expect(gmm_cuda_step(&c.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
+  CHECK(c.result.bytes_are(0x5A), "something was written");
+}
+
+}  // namespace
+
+int main() {
+  test_bad_arguments();
+  test_empty_batches();
+  test_a_missing_device();
+  return check_report();
+}
