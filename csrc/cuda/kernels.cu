@@ -33,14 +33,27 @@ __global__ void __launch_bounds__(block_threads)
   if (prepare(a, tiling, tile)) step_any(a, tile, threadIdx.x);
 }
 
-__global__ void __launch_bounds__(block_threads)
-    standard_normal_kernel(const __grid_constant__ gmm_normal_arguments a, const __grid_constant__ Tiling tiling) {
-  __shared__ PhiloxKeys keys;
+// The first thread works out the keys; false: as above.
+__device__ __forceinline__ bool prepare(const gmm_normal_arguments& a, PhiloxKeys& keys) {
   const Place place = here();
-  if (place.sample() >= a.batch) return;
+  if (place.sample() >= a.batch) return false;
   if (place.thread == 0) keys = philox_keys(static_cast<uint64_t>(a.seeds[place.sample()]));
   __syncthreads();
-  standard_normal_body(a, tiling, place, keys);
+  return true;
+}
+
+template <int32_t dtype>
+__global__ void __launch_bounds__(block_threads, 4)
+    standard_normal_common_kernel(const __grid_constant__ gmm_normal_arguments a,
+                                  const __grid_constant__ Tiling tiling) {
+  __shared__ PhiloxKeys keys;
+  if (prepare(a, keys)) standard_normal_common<dtype>(a, tiling, here(), keys);
+}
+
+__global__ void __launch_bounds__(block_threads)
+    standard_normal_any_kernel(const __grid_constant__ gmm_normal_arguments a, const __grid_constant__ Tiling tiling) {
+  __shared__ PhiloxKeys keys;
+  if (prepare(a, keys)) standard_normal_any(a, tiling, here(), keys);
 }
 
 __global__ void __launch_bounds__(block_threads)
@@ -64,6 +77,18 @@ const void* common_kernel(bool guided) {
                 : reinterpret_cast<const void*>(step_common_kernel<dtype, false>);
 }
 
+const void* kernel_for(const gmm_normal_arguments& a) {
+  if (!is_common(a)) return reinterpret_cast<const void*>(standard_normal_any_kernel);
+  switch (a.result.dtype) {
+    case GMM_BFLOAT16:
+      return reinterpret_cast<const void*>(standard_normal_common_kernel<GMM_BFLOAT16>);
+    case GMM_FLOAT16:
+      return reinterpret_cast<const void*>(standard_normal_common_kernel<GMM_FLOAT16>);
+    default:
+      return reinterpret_cast<const void*>(standard_normal_common_kernel<GMM_FLOAT32>);
+  }
+}
+
 const void* kernel_for(const gmm_step_arguments& a) {
   const bool guided = a.model_output_uncond.data != nullptr;
   if (is_common(a)) {
@@ -83,13 +108,13 @@ const void* kernel_for(const gmm_step_arguments& a) {
 }  // namespace
 
 cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream) {
-  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors), &a,
-                stream);
+  const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
+  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, per_pass, multiprocessors), &a, stream);
 }
 
 cudaError_t launch_standard_normal(const gmm_normal_arguments& a, int multiprocessors, cudaStream_t stream) {
-  const Tiling tiling = tiling_of(a.batch, a.elements, 4 * block_threads, multiprocessors);
-  return launch(reinterpret_cast<const void*>(standard_normal_kernel), a.batch, tiling, &a, stream);
+  const uint32_t per_pass = elements_per_pass(a, a.result.dtype);
+  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, per_pass, multiprocessors), &a, stream);
 }
 
 cudaError_t launch_draw_components(const gmm_component_arguments& a, cudaStream_t stream) {

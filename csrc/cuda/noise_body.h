@@ -5,8 +5,33 @@
 
 namespace gmmkernel {
 
-GMM_INLINE void standard_normal_body(const gmm_normal_arguments& a, const Tiling& tiling, const Place& place,
-                                     const PhiloxKeys& keys) {
+// Whole vectors of 16 bytes: for results that are aligned to them.
+template <int32_t dtype>
+GMM_INLINE void standard_normal_common(const gmm_normal_arguments& a, const Tiling& tiling, const Place& place,
+                                       const PhiloxKeys& shared_keys) {
+  constexpr uint32_t n = Format<dtype>::count;
+  const PhiloxKeys keys = shared_keys;
+  const int64_t sample = place.sample(), first = place.first(tiling);
+  const uint32_t count = place.count(tiling);
+  const int64_t step = index_at(a.step, sample);
+  const bool valid = step >= 0 && step <= 0xFFFFFFFF;
+  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  void* result = advance(a.result.data, sample * a.result.batch_stride + first, dtype);
+  for (uint32_t i = n * place.thread; i < count; i += n * block_threads) {
+    float z[n];
+    for (uint32_t j = 0; j < n; j += 4) {
+      float four[4];
+      draw_normals(keys, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(step),
+                   static_cast<Stream>(a.stream), i + j, four);
+      for (int e = 0; e < 4; ++e) z[j + e] = valid ? four[e] : bits_float(0x7FC00000);
+    }
+    store128<dtype>(result, i, Format<dtype>::pack(z));
+  }
+}
+
+// Any type, size and alignment.
+GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling& tiling, const Place& place,
+                                    const PhiloxKeys& keys) {
   const int64_t sample = place.sample(), first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t step = index_at(a.step, sample);

@@ -15,6 +15,7 @@ namespace gmmkernel {
 enum class TileKind : uint32_t {
   invalid,   // the sample's row or step is out of range
   mixture,   // offset, noise with a std from the table
+  shifted,   // offset, noise with the row's sigma: behind the elements whose variance VUB reduces
   gaussian,  // no offset, noise with the row's sigma
   mixed,     // anything else
 };
@@ -115,10 +116,11 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
       tile.std_count = std_count;
       tile.noise = noise;
       tile.plain_bounds = plain_bounds;
-      tile.kind = !(noise && plain_bounds)        ? TileKind::mixed
-                  : shifted && std_count == count ? TileKind::mixture
-                  : !shifted && std_count == 0    ? TileKind::gaussian
-                                                  : TileKind::mixed;
+      tile.kind = TileKind::mixed;
+      if (noise && plain_bounds) {
+        if (shifted && std_count == count) tile.kind = TileKind::mixture;
+        if (std_count == 0) tile.kind = shifted ? TileKind::shifted : TileKind::gaussian;
+      }
     }
   }
   if (lane != 0) return;
@@ -160,6 +162,12 @@ GMM_INLINE void store128(void* data, uint32_t i, const Bits128& bits) {
   write_bits(static_cast<typename Format<dtype>::storage*>(data) + i, bits);
 }
 
+// n entries of a row of offsets or std.
+template <int n>
+GMM_INLINE void load_table(const float* row, uint32_t i, float* values) {
+  for (int j = 0; j < n; j += 4) Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(row, i + j), values + j);
+}
+
 // ---- the common steps: one type, everything aligned to 16 bytes, no history, no prediction ----
 
 template <int32_t dtype, bool guided>
@@ -193,8 +201,8 @@ GMM_INLINE void add_noise(const PhiloxKeys& keys, uint32_t block_low, uint32_t b
   }
 }
 
-// All vectors of a tile of kind `mixture` or `gaussian`.
-template <int32_t dtype, bool guided, bool mixture>
+// All vectors of a tile of kind `mixture`, `shifted` or `gaussian`.
+template <int32_t dtype, bool guided, bool shifted, bool table>
 GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) {
   constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
   constexpr int unroll = (guided ? 8 : 16) / n;
@@ -207,23 +215,22 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
   const Storage* output = static_cast<const Storage*>(tile.output) + i;
   const Storage* uncond = guided ? static_cast<const Storage*>(tile.uncond) + i : nullptr;
   Storage* result = static_cast<Storage*>(tile.result) + i;
-  const float* offset = mixture ? tile.offset + i : nullptr;
-  const float* std = mixture ? tile.std + i : nullptr;
+  const float* offset = shifted ? tile.offset + i : nullptr;
+  const float* std = table ? tile.std + i : nullptr;
 
   const auto one = [&](uint32_t ahead) {
-    float y[n], spread[n];
+    float y[n], other[n];
     predict_vector<dtype, guided>(row, true, x, output, uncond, ahead, y);
-    if constexpr (mixture) {
-      float delta[n];
-      for (uint32_t j = 0; j < n; j += 4) {
-        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(offset, ahead + j), delta + j);
-        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(std, ahead + j), spread + j);
-      }
-      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(row.offset, delta[j], y[j]);
-    } else {
-      for (uint32_t j = 0; j < n; ++j) spread[j] = row.sigma;
+    if constexpr (shifted) {
+      load_table<n>(offset, ahead, other);
+      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(row.offset, other[j], y[j]);
     }
-    add_noise<n>(keys, block_low, block_high, step, i + ahead, spread, y);
+    if constexpr (table) {
+      load_table<n>(std, ahead, other);
+    } else {
+      for (uint32_t j = 0; j < n; ++j) other[j] = row.sigma;
+    }
+    add_noise<n>(keys, block_low, block_high, step, i + ahead, other, y);
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
@@ -232,10 +239,8 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
     output += by;
     if constexpr (guided) uncond += by;
     result += by;
-    if constexpr (mixture) {
-      offset += by;
-      std += by;
-    }
+    if constexpr (shifted) offset += by;
+    if constexpr (table) std += by;
   };
   for (; i + (unroll - 1) * stride < count; go_on(unroll * stride)) {
     GMM_UNROLL(4)
@@ -252,9 +257,7 @@ GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread)
     float y[n], other[n];
     predict_vector<dtype, guided>(tile.row, tile.plain_bounds, tile.x, tile.output, tile.uncond, i, y);
     if (tile.offset != nullptr) {
-      for (uint32_t j = 0; j < n; j += 4) {
-        Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(tile.offset, i + j), other + j);
-      }
+      load_table<n>(tile.offset, i, other);
       for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
     }
     if (tile.noise) {
@@ -419,10 +422,13 @@ template <int32_t dtype, bool guided>
 GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t thread) {
   switch (tile.kind) {
     case TileKind::mixture:
-      step_same_vectors<dtype, guided, true>(tile, thread);
+      step_same_vectors<dtype, guided, true, true>(tile, thread);
+      break;
+    case TileKind::shifted:
+      step_same_vectors<dtype, guided, true, false>(tile, thread);
       break;
     case TileKind::gaussian:
-      step_same_vectors<dtype, guided, false>(tile, thread);
+      step_same_vectors<dtype, guided, false, false>(tile, thread);
       break;
     case TileKind::mixed:
       step_mixed_vectors<dtype, guided>(tile, thread);

@@ -74,9 +74,17 @@ inline bool is_common(const gmm_step_arguments& a) {
   return m.components == 0 || (is_aligned(m.offsets, 16) && is_aligned(m.std, 16) && m.std_elements % 4 == 0);
 }
 
+// Whether noise goes out in whole vectors of 16 bytes.
+inline bool is_common(const gmm_normal_arguments& a) {
+  const int32_t dtype = a.result.dtype;
+  return dtype != GMM_FLOAT64 && is_vector(a.result.data, a.batch, a.result.batch_stride, dtype) &&
+         a.elements * size_of(dtype) % 16 == 0;
+}
+
 // Elements that a block's threads take at once.
-inline uint32_t elements_per_pass(const gmm_step_arguments& a) {
-  return block_threads * (is_common(a) && size_of(a.sample.dtype) == 2 ? 8 : 4);
+template <class Arguments>
+uint32_t elements_per_pass(const Arguments& a, int32_t dtype) {
+  return block_threads * (is_common(a) && size_of(dtype) == 2 ? 8 : 4);
 }
 
 }  // namespace gmmkernel

@@ -48,7 +48,7 @@ void emulate_common(const gmm_step_arguments& a, const Tiling& tiling) {
 // What launch_step runs on a device with so many multiprocessors.
 inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
   if (a.batch == 0 || a.elements == 0) return;
-  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.sample.dtype), multiprocessors);
   if (!is_common(a)) {
     if (a.sample.dtype == GMM_FLOAT64) {
       emulate_blocks<double>(a, tiling, [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
@@ -65,10 +65,20 @@ inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
 }
 
 inline void emulate_standard_normal(const gmm_normal_arguments& a, int multiprocessors) {
-  const Tiling tiling = tiling_of(a.batch, a.elements, 4 * block_threads, multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.result.dtype), multiprocessors);
   for_blocks(a.batch, tiling, [&](Place place) {
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[place.sample()]));
-    for (place.thread = 0; place.thread < block_threads; ++place.thread) standard_normal_body(a, tiling, place, keys);
+    for (place.thread = 0; place.thread < block_threads; ++place.thread) {
+      if (!is_common(a)) {
+        standard_normal_any(a, tiling, place, keys);
+      } else if (a.result.dtype == GMM_BFLOAT16) {
+        standard_normal_common<GMM_BFLOAT16>(a, tiling, place, keys);
+      } else if (a.result.dtype == GMM_FLOAT16) {
+        standard_normal_common<GMM_FLOAT16>(a, tiling, place, keys);
+      } else {
+        standard_normal_common<GMM_FLOAT32>(a, tiling, place, keys);
+      }
+    }
   });
 }
 
