@@ -23,12 +23,18 @@ GMM_INLINE P* global(P* data) {
   return data;
 }
 
+// What a GPU does.
+GMM_INLINE void trap_if_misaligned(const void* data, uint32_t bytes) {
+  if (reinterpret_cast<uintptr_t>(data) % bytes != 0) __builtin_trap();
+}
+
 // One access of 8 or 16 bytes, at an address that is a multiple of its size.
 template <class Bits>
 GMM_INLINE Bits read_bits(const void* data) {
 #if defined(__CUDA_ARCH__)
   return *static_cast<const Bits*>(global(data));
 #else
+  trap_if_misaligned(data, sizeof(Bits));
   Bits bits;
   __builtin_memcpy(&bits, data, sizeof bits);
   return bits;
@@ -40,6 +46,7 @@ GMM_INLINE void write_bits(void* data, const Bits& bits) {
 #if defined(__CUDA_ARCH__)
   *static_cast<Bits*>(global(data)) = bits;
 #else
+  trap_if_misaligned(data, sizeof(Bits));
   __builtin_memcpy(data, &bits, sizeof bits);
 #endif
 }

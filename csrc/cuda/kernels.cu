@@ -19,15 +19,22 @@ __device__ __forceinline__ bool prepare(const gmm_step_arguments& a, const Tilin
   return true;
 }
 
+// Blocks that share a multiprocessor: as many as the registers of a loop without spills allow.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int resident_blocks = 4;
+#else
+constexpr int resident_blocks = 3;
+#endif
+
 template <int32_t dtype, bool guided>
-__global__ void __launch_bounds__(block_threads, guided ? 2 : 4)
+__global__ void __launch_bounds__(block_threads, guided ? 2 : resident_blocks)
     step_common_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<float> tile;
   if (prepare(a, tiling, tile)) step_common<dtype, guided>(a, tile, threadIdx.x);
 }
 
 template <class T>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, 2)
     step_any_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<T> tile;
   if (prepare(a, tiling, tile)) step_any(a, tile, threadIdx.x);

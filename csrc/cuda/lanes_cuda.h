@@ -17,21 +17,9 @@ GMM_INLINE float square_root_from_estimate(float a, float estimate) {
 }
 
 struct CudaLanes : ScalarLanes {
+  // Two numbers' larger and smaller, NaN if either is NaN; of two zeros the larger is +0. So these clip as ScalarLanes
+  // do for bounds that are neither NaN nor zero.
 #if defined(__CUDA_ARCH__)
-  // The bit by itself, out of the compiler's sight: it would make two instructions of the test below, not one.
-  using mask = uint32_t;
-  GMM_INLINE mask bit30(u32 word) {
-    uint32_t bit;
-    asm("and.b32 %0, %1, 0x40000000;" : "=r"(bit) : "r"(word));
-    return bit;
-  }
-  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m != 0 ? yes : no; }
-  GMM_INLINE f32 sqrt(f32 a) {
-    float estimate;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
-    return square_root_from_estimate(a, estimate);
-  }
-  // As ScalarLanes for bounds that are neither NaN nor zero (of two zeros the larger is +0 here, the value there).
   GMM_INLINE f32 at_least(f32 value, f32 low) {
     float result;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(low));
@@ -42,6 +30,31 @@ struct CudaLanes : ScalarLanes {
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(high));
     return result;
   }
+#else
+  GMM_INLINE f32 at_least(f32 value, f32 low) {
+    if (value == low) return bits_float(float_bits(value) & float_bits(low));
+    return value != value || value > low ? value : low;
+  }
+  GMM_INLINE f32 at_most(f32 value, f32 high) {
+    if (value == high) return bits_float(float_bits(value) | float_bits(high));
+    return value != value || value < high ? value : high;
+  }
+#endif
+
+#if defined(__CUDA_ARCH__)
+  GMM_INLINE f32 sqrt(f32 a) {
+    float estimate;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
+    return square_root_from_estimate(a, estimate);
+  }
+  // The bit by itself, out of the compiler's sight: it would make two instructions of the test below, not one.
+  using mask = uint32_t;
+  GMM_INLINE mask bit30(u32 word) {
+    uint32_t bit;
+    asm("and.b32 %0, %1, 0x40000000;" : "=r"(bit) : "r"(word));
+    return bit;
+  }
+  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m != 0 ? yes : no; }
 #endif
 };
 
