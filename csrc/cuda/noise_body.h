@@ -16,13 +16,14 @@ GMM_INLINE void standard_normal_common(const gmm_normal_arguments& a, const Tili
   const int64_t step = index_at(a.step, sample);
   const bool valid = step >= 0 && step <= 0xFFFFFFFF;
   const uint64_t block = static_cast<uint64_t>(first) / 4;
+  const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, dtype);
   for (uint32_t i = n * place.thread; i < count; i += n * block_threads) {
     float z[n];
     for (uint32_t j = 0; j < n; j += 4) {
       float four[4];
-      draw_normals(keys, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(step),
-                   static_cast<Stream>(a.stream), i + j, four);
+      draw_normals(keys, block_low + (i + j) / 4, block_high, static_cast<uint32_t>(step),
+                   static_cast<Stream>(a.stream), four);
       for (int e = 0; e < 4; ++e) z[j + e] = valid ? four[e] : bits_float(0x7FC00000);
     }
     store128<dtype>(result, i, Format<dtype>::pack(z));
@@ -37,12 +38,12 @@ GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling&
   const int64_t step = index_at(a.step, sample);
   const bool valid = step >= 0 && step <= 0xFFFFFFFF;
   const uint64_t block = static_cast<uint64_t>(first) / 4;
+  const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
   for (uint32_t i = 4 * place.thread; i < count; i += 4 * block_threads) {
     float z[4] = {bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000)};
     if (valid) {
-      draw_normals(keys, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), static_cast<uint32_t>(step),
-                   static_cast<Stream>(a.stream), i, z);
+      draw_normals(keys, block_low + i / 4, block_high, static_cast<uint32_t>(step), static_cast<Stream>(a.stream), z);
     }
     if (a.result.dtype == GMM_FLOAT64) {
       const double wide[4] = {z[0], z[1], z[2], z[3]};

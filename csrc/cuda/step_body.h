@@ -144,10 +144,10 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
 
 // ---- then every thread ----
 
-// Four normals for elements i .. i + 3 of the tile.
+// The four normals of one Philox block.
 GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
-                             Stream stream, uint32_t i, float (&z)[4]) {
-  uint32_t words[4] = {block_low + i / 4, block_high, step, static_cast<uint32_t>(stream)};
+                             Stream stream, float (&z)[4]) {
+  uint32_t words[4] = {block_low, block_high, step, static_cast<uint32_t>(stream)};
   philox<CudaLanes>(keys, words);
   normals_from_words<CudaLanes>(words, z);
 }
@@ -190,13 +190,13 @@ GMM_INLINE void predict_vector(const Row<float>& row, bool plain_bounds, const v
   for (int j = 0; j < n; ++j) y[j] = predict_mean<CudaLanes>(row, x[j], o[j], y[j]);
 }
 
-// y += std * noise for the vector at element i.
+// y += std * noise for the vector whose noise begins with the given block.
 template <int n>
-GMM_INLINE void add_noise(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step, uint32_t i,
+GMM_INLINE void add_noise(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
                           const float* std, float* y) {
   for (int j = 0; j < n; j += 4) {
     float z[4];
-    draw_normals(keys, block_low, block_high, step, Stream::transition, i + j, z);
+    draw_normals(keys, block_low + j / 4, block_high, step, Stream::transition, z);
     for (int e = 0; e < 4; ++e) y[j + e] = CudaLanes::fma(std[j + e], z[e], y[j + e]);
   }
 }
@@ -208,8 +208,8 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
   constexpr int unroll = (guided ? 8 : 16) / n;
   const Row<float> row = tile.row;
   const PhiloxKeys keys = tile.keys;
-  const uint32_t block_low = tile.block_low, block_high = tile.block_high, step = tile.step, count = tile.count;
-  uint32_t i = n * thread;
+  const uint32_t block_high = tile.block_high, step = tile.step, count = tile.count;
+  uint32_t i = n * thread, block = tile.block_low + i / 4;
   using Storage = typename Format<dtype>::storage;
   const Storage* x = static_cast<const Storage*>(tile.x) + i;
   const Storage* output = static_cast<const Storage*>(tile.output) + i;
@@ -230,11 +230,12 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
     } else {
       for (uint32_t j = 0; j < n; ++j) other[j] = row.sigma;
     }
-    add_noise<n>(keys, block_low, block_high, step, i + ahead, other, y);
+    add_noise<n>(keys, block + ahead / 4, block_high, step, other, y);
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
     i += by;
+    block += by / 4;
     x += by;
     output += by;
     if constexpr (guided) uncond += by;
@@ -262,7 +263,7 @@ GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread)
     }
     if (tile.noise) {
       for (uint32_t j = 0; j < n; ++j) other[j] = i + j < tile.std_count ? tile.std[i + j] : tile.row.sigma;
-      add_noise<n>(tile.keys, tile.block_low, tile.block_high, tile.step, i, other, y);
+      add_noise<n>(tile.keys, tile.block_low + i / 4, tile.block_high, tile.step, other, y);
     }
     store128<dtype>(tile.result, i, Format<dtype>::pack(y));
   }
@@ -398,7 +399,7 @@ GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, 
   }
   if (tile.noise) {
     float z[4];
-    draw_normals(tile.keys, tile.block_low, tile.block_high, tile.step, Stream::transition, i, z);
+    draw_normals(tile.keys, tile.block_low + i / 4, tile.block_high, tile.step, Stream::transition, z);
     load_four(tile.std, table_dtype, i, tile.std_count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
   }
