@@ -9,38 +9,33 @@ namespace {
 
 __device__ __forceinline__ Place here() { return {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x}; }
 
-// The first warp gathers; false: the grid has more blocks than the batch has samples.
-template <class T>
-__device__ __forceinline__ bool prepare(const gmm_step_arguments& a, const Tiling& tiling, StepTile<T>& tile) {
-  const Place place = here();
-  if (place.sample() >= a.batch) return false;
-  if (place.thread < gathering_lanes) gather(a, tiling, place, tile);
+// The first warp gathers what the tile needs.
+template <int32_t dtype, class T>
+__device__ __forceinline__ void prepare(const gmm_step_arguments& a, const Tiling& tiling, StepTile<T>& tile) {
+  if (threadIdx.x < gathering_lanes) gather<dtype>(a, tiling, here(), tile);
   __syncthreads();
-  return true;
 }
 
-// Blocks that share a multiprocessor: as many as the registers of a loop without spills allow.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
-constexpr int resident_blocks = 4;
-#else
+// Blocks that share a multiprocessor: as many as the registers of loops without spills allow on every architecture.
 constexpr int resident_blocks = 3;
-#endif
 
 template <int32_t dtype, bool guided>
 __global__ void __launch_bounds__(block_threads, guided ? 2 : resident_blocks)
     step_common_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<float> tile;
-  if (prepare(a, tiling, tile)) step_common<dtype, guided>(a, tile, threadIdx.x);
+  prepare<dtype>(a, tiling, tile);
+  step_common<dtype, guided>(a, tile, threadIdx.x);
 }
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 2)
     step_any_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<T> tile;
-  if (prepare(a, tiling, tile)) step_any(a, tile, threadIdx.x);
+  prepare<any_dtype>(a, tiling, tile);
+  step_any(a, tile, threadIdx.x);
 }
 
-// The first thread works out the keys; false: as above.
+// The first thread works out the keys; false: the grid has more blocks than the batch has samples.
 __device__ __forceinline__ bool prepare(const gmm_normal_arguments& a, PhiloxKeys& keys) {
   const Place place = here();
   if (place.sample() >= a.batch) return false;

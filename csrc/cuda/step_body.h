@@ -13,6 +13,7 @@ namespace gmmkernel {
 
 // What is asked of every vector of a tile, where it is the same for all of them.
 enum class TileKind : uint32_t {
+  nothing,   // the grid has more blocks than the batch has samples
   invalid,   // the sample's row or step is out of range
   mixture,   // offset, noise with a std from the table
   shifted,   // offset, noise with the row's sigma: behind the elements whose variance VUB reduces
@@ -59,6 +60,7 @@ constexpr uint32_t gathering_lanes = 1;
 // Number of thresholds that the word reaches, counted by all lanes together.
 GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* thresholds, uint32_t count, uint32_t word, uint32_t lane) {
   uint32_t reached = 0;
+  GMM_NO_UNROLL
   for (uint32_t k = lane; k < count; k += gathering_lanes) {
     reached += static_cast<int64_t>(word) >= thresholds[k] ? 1 : 0;
   }
@@ -73,54 +75,68 @@ GMM_INLINE bool is_plain_bound(T bound) {
   return bound < 0 || bound > 0;
 }
 
-template <class T>
+// Types known when compiling are left out of the arithmetic of addresses.
+constexpr int32_t any_dtype = -1;
+
+template <int32_t dtype>
+GMM_INLINE const void* sample_at(const gmm_input& input, int64_t sample, int64_t first) {
+  return advance(input.data, sample * input.batch_stride + first, dtype == any_dtype ? input.dtype : dtype);
+}
+
+template <int32_t dtype, class T>
 GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const Place& place, StepTile<T>& tile) {
   const uint32_t lane = place.thread;
-  const int64_t sample = place.sample(), first = place.first(tiling);
+  const int64_t sample = place.sample();
+  if (sample >= a.batch) {
+    tile.kind = TileKind::nothing;
+    return;
+  }
+  const int64_t first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
   const bool valid = row_index >= 0 && row_index < a.coefficient_rows && step >= 0 && step <= 0xFFFFFFFF;
   const gmm_mixture& m = a.mixture;
+  const uint32_t components = static_cast<uint32_t>(m.components);  // at most 1024
   int64_t component = valid ? 0 : -1;
+  TileKind kind = TileKind::invalid;
   if (valid) {
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
     const T* columns = static_cast<const T*>(a.coefficients) + row_index * row_columns;
     for (uint32_t c = lane; c < row_columns; c += gathering_lanes) reinterpret_cast<T*>(&tile.row)[c] = columns[c];
-    if (m.components > 1) {
+    const Row<T>& row = *reinterpret_cast<const Row<T>*>(columns);
+    if (components > 1) {
       uint32_t words[4];
       random_words<ScalarLanes>(keys, 0, static_cast<uint32_t>(step), Stream::component, words);
-      const uint32_t thresholds = static_cast<uint32_t>(m.components) - 1;
-      component = count_reached_by_lanes(m.thresholds + table_row(m.threshold_rows, row_index) * thresholds, thresholds,
-                                         words[0], lane);
+      const int64_t* thresholds = m.thresholds + table_row(m.threshold_rows, row_index) * (components - 1);
+      component = count_reached_by_lanes(thresholds, components - 1, words[0], lane);
     }
     if (lane == 0) {
-      const Row<T>& row = *reinterpret_cast<const Row<T>*>(columns);
-      tile.keys = keys;
+      const bool shifted = components > 0 && row.offset != 0;
+      const bool noise = (components > 0 && m.std_elements > 0) || row.sigma != 0;
       const bool plain_bounds = is_plain_bound(row.clip_min) && is_plain_bound(row.clip_max);
-      const bool shifted = m.components > 0 && row.offset != 0;
       uint32_t std_count = 0;
       tile.offset = nullptr;
       tile.std = nullptr;
-      if (m.components > 0) {
-        const int64_t std_k = m.std_components == 1 ? 0 : component;
+      if (components > 0) {
+        const int64_t std_row = table_row(m.std_rows, row_index) * static_cast<uint32_t>(m.std_components) +
+                                (m.std_components == 1 ? 0 : component);
         const int64_t left = m.std_elements - first;
         std_count = left <= 0 ? 0 : left < count ? static_cast<uint32_t>(left) : count;
-        tile.std = static_cast<const T*>(m.std) +
-                   (table_row(m.std_rows, row_index) * m.std_components + std_k) * m.std_elements + first;
+        tile.std = static_cast<const T*>(m.std) + std_row * m.std_elements + first;
       }
       if (shifted) {
-        tile.offset = static_cast<const T*>(m.offsets) +
-                      (table_row(m.offset_rows, row_index) * m.components + component) * a.elements + first;
+        const int64_t offset_row = table_row(m.offset_rows, row_index) * components + component;
+        tile.offset = static_cast<const T*>(m.offsets) + offset_row * a.elements + first;
       }
-      const bool noise = (m.components > 0 && m.std_elements > 0) || row.sigma != 0;
+      kind = TileKind::mixed;
+      if (noise && plain_bounds) {
+        if (shifted && std_count == count) kind = TileKind::mixture;
+        if (std_count == 0) kind = shifted ? TileKind::shifted : TileKind::gaussian;
+      }
+      tile.keys = keys;
       tile.std_count = std_count;
       tile.noise = noise;
       tile.plain_bounds = plain_bounds;
-      tile.kind = TileKind::mixed;
-      if (noise && plain_bounds) {
-        if (shifted && std_count == count) tile.kind = TileKind::mixture;
-        if (std_count == 0) tile.kind = shifted ? TileKind::shifted : TileKind::gaussian;
-      }
     }
   }
   if (lane != 0) return;
@@ -128,17 +144,16 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
   tile.block_low = static_cast<uint32_t>(block);
   tile.block_high = static_cast<uint32_t>(block >> 32);
   tile.step = static_cast<uint32_t>(step);
+  tile.kind = kind;
   tile.sample = sample;
   tile.first = first;
   tile.count = count;
-  tile.x = advance(a.sample.data, sample * a.sample.batch_stride + first, a.sample.dtype);
-  tile.output = advance(a.model_output.data, sample * a.model_output.batch_stride + first, a.model_output.dtype);
-  tile.uncond = a.model_output_uncond.data == nullptr
-                    ? nullptr
-                    : advance(a.model_output_uncond.data, sample * a.model_output_uncond.batch_stride + first,
-                              a.model_output_uncond.dtype);
-  tile.result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
-  if (!valid) tile.kind = TileKind::invalid;
+  tile.x = sample_at<dtype>(a.sample, sample, first);
+  tile.output = sample_at<dtype>(a.model_output, sample, first);
+  tile.uncond =
+      a.model_output_uncond.data == nullptr ? nullptr : sample_at<dtype>(a.model_output_uncond, sample, first);
+  tile.result =
+      advance(a.result.data, sample * a.result.batch_stride + first, dtype == any_dtype ? a.result.dtype : dtype);
   if (a.components != nullptr && place.tile == 0) a.components[sample] = component;
 }
 
@@ -262,8 +277,13 @@ GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread)
       for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
     }
     if (tile.noise) {
-      for (uint32_t j = 0; j < n; ++j) other[j] = i + j < tile.std_count ? tile.std[i + j] : tile.row.sigma;
-      add_noise<n>(tile.keys, tile.block_low + i / 4, tile.block_high, tile.step, other, y);
+      for (uint32_t j = 0; j < n; j += 4) {
+        const uint32_t at = i + j;
+        for (uint32_t e = 0; e < 4; ++e) {
+          other[e] = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
+        }
+        add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
+      }
     }
     store128<dtype>(tile.result, i, Format<dtype>::pack(y));
   }
@@ -434,13 +454,17 @@ GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& 
     case TileKind::mixed:
       step_mixed_vectors<dtype, guided>(tile, thread);
       break;
-    default:
+    case TileKind::invalid:
       fill_with_nan(a, tile, thread);
+      break;
+    case TileKind::nothing:
+      break;
   }
 }
 
 template <class T>
 GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
+  if (tile.kind == TileKind::nothing) return;
   if (tile.kind == TileKind::invalid) {
     fill_with_nan(a, tile, thread);
     return;

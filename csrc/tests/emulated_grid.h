@@ -24,19 +24,19 @@ void for_blocks(int64_t batch, const Tiling& tiling, Body&& body) {
   }
 }
 
-template <class T, class Body>
+template <int32_t dtype, class T, class Body>
 void emulate_blocks(const gmm_step_arguments& a, const Tiling& tiling, Body&& body) {
   for_blocks(a.batch, tiling, [&](const Place& place) {
     StepTile<T> tile;
     std::memset(static_cast<void*>(&tile), 0xA5, sizeof tile);  // shared memory is not cleared either
-    gather(a, tiling, place, tile);
+    gather<dtype>(a, tiling, place, tile);
     for (uint32_t thread = 0; thread < block_threads; ++thread) body(tile, thread);
   });
 }
 
 template <int32_t dtype>
 void emulate_common(const gmm_step_arguments& a, const Tiling& tiling) {
-  emulate_blocks<float>(a, tiling, [&](const StepTile<float>& tile, uint32_t thread) {
+  emulate_blocks<dtype, float>(a, tiling, [&](const StepTile<float>& tile, uint32_t thread) {
     if (a.model_output_uncond.data != nullptr) {
       step_common<dtype, true>(a, tile, thread);
     } else {
@@ -51,9 +51,11 @@ inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
   const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.sample.dtype), multiprocessors);
   if (!is_common(a)) {
     if (a.sample.dtype == GMM_FLOAT64) {
-      emulate_blocks<double>(a, tiling, [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
+      emulate_blocks<any_dtype, double>(a, tiling,
+                                        [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
     } else {
-      emulate_blocks<float>(a, tiling, [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
+      emulate_blocks<any_dtype, float>(a, tiling,
+                                       [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
     }
   } else if (a.sample.dtype == GMM_BFLOAT16) {
     emulate_common<GMM_BFLOAT16>(a, tiling);

@@ -15,6 +15,8 @@
 #define GMM_PRAGMA(text) _Pragma(#text)
 #if defined(__CUDACC__)
 #define GMM_UNROLL(count) GMM_PRAGMA(unroll)
+#define GMM_NO_UNROLL GMM_PRAGMA(unroll 1)
 #else
 #define GMM_UNROLL(count) GMM_PRAGMA(GCC unroll count)
+#define GMM_NO_UNROLL
 #endif

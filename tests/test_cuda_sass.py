@@ -1,0 +1,459 @@
+"""The CUDA kernels' machine code, without a GPU: tools/sass_report.py on them, and on a few lines of SASS."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sass_code
+import sass_compile
+import sass_report
+
+ARCHITECTURES = [f"sm_{number}" for number in sass_report.ARCHITECTURES]
+HOT_LOOPS = tuple(
+    f"{kind}{rest}" for kind in ("mixture", "shifted", "gaussian") for rest in ("", " remainder")
+)
+TABLES = {"mixture": 2, "shifted": 1, "gaussian": 0}  # that a loop of the kind reads
+
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+each_kernel = pytest.mark.parametrize("kernel", sass_report.KERNELS)
+each_common = pytest.mark.parametrize("kernel", [*sass_report.STEP_KERNELS, *sass_report.NOISE_KERNELS])
+each_step = pytest.mark.parametrize("kernel", sass_report.STEP_KERNELS)
+
+
+class Compiled:
+    """The kernels, compiled for all architectures."""
+
+    def __init__(self, folder: Path) -> None:
+        nvcc = sass_compile.find_nvcc()
+        cuobjdump = sass_compile.find_cuobjdump(nvcc)
+        self.release = sass_compile.nvcc_release(nvcc)
+        self.reports = {
+            f"sm_{number}": sass_report.report(*sass_compile.compile_sass(nvcc, cuobjdump, number, folder))
+            for number in sass_report.ARCHITECTURES
+        }
+        self.ptx = sass_compile.compile_ptx(nvcc, sass_report.ARCHITECTURES[0], folder)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    try:
+        return Compiled(tmp_path_factory.mktemp("sass"))
+    except sass_compile.MissingTool as missing:
+        pytest.skip(str(missing))
+
+
+def hot_loops(report: Any) -> dict[str, Any]:
+    """Return the loops that a kernel is for: of a step's those without `mixed`, of noise the only one."""
+    expected = ("noise",) if report.name in sass_report.NOISE_KERNELS else HOT_LOOPS
+    assert [kind for kind in report.loops if kind != "mixed"] == list(expected)
+    return {kind: report.loops[kind] for kind in expected}
+
+
+# ------------------------------------------------------------------------------------------ the kernels' code
+
+
+@each_kernel
+@each_architecture
+def test_nothing_is_spilled(compiled: Compiled, architecture: str, kernel: str) -> None:
+    report = compiled.reports[architecture][kernel]
+    of = report.resources
+    assert (of.stack, of.spill_stores, of.spill_loads, report.local) == (0, 0, 0, 0)
+
+
+@each_common
+@each_architecture
+def test_a_hot_loop_touches_memory_only_128_bits_at_a_time(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    for kind, loop in hot_loops(compiled.reports[architecture][kernel]).items():
+        allowed = {"STG.E.128"} if kind == "noise" else {"LDG.E.128", "STG.E.128"}
+        assert set(loop.memory) == allowed, kind
+
+
+@each_step
+@each_architecture
+def test_a_hot_loop_reads_every_input_once(compiled: Compiled, architecture: str, kernel: str) -> None:
+    tensors = 3 if kernel.endswith("guided") else 2
+    bits = sass_report.ELEMENT_BITS[kernel.split()[1]]
+    loops = compiled.reports[architecture][kernel].loops
+    for kind in HOT_LOOPS:
+        per_element = tensors * bits + TABLES[kind.split()[0]] * 32
+        assert loops[kind].loaded_bits == loops[kind].elements * per_element, kind
+        vector = 128 // bits
+        unrolled = vector if kind.endswith("remainder") else 8 if kernel.endswith("guided") else 16
+        assert loops[kind].elements == unrolled, kind
+
+
+@each_common
+@each_architecture
+def test_a_hot_loop_draws_a_normal_for_each_element(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    for kind, loop in hot_loops(compiled.reports[architecture][kernel]).items():
+        assert loop.square_roots == loop.elements / 2, kind
+        # Ten rounds of two products for four elements; the compiler takes out what is the same for all elements,
+        # and may make one product more of an address.
+        blocks = loop.elements // 4
+        assert 18 * blocks <= loop.wide_products <= 20 * blocks + 1, kind
+
+
+@each_kernel
+@each_architecture
+def test_the_only_approximate_instruction_is_the_named_one(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    opcodes = compiled.reports[architecture][kernel].opcodes
+    approximate = {opcode for opcode in opcodes if opcode.startswith("MUFU")}
+    assert approximate == (set() if kernel == "draw_components" else {"MUFU.RSQ"})
+    assert [opcode for opcode in opcodes if "FTZ" in opcode.split(".")] == []
+
+
+def test_ptx_spells_out_every_rounding(compiled: Compiled) -> None:
+    """Without a rounding of its own, the assembler may fuse a product into a sum."""
+    opcodes = set(
+        re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)*)\s", compiled.ptx, re.MULTILINE)
+    )
+    floating = {
+        opcode
+        for opcode in opcodes
+        if re.match(r"(add|sub|mul|fma|mad|div|rcp|sqrt|rsqrt|tanh|sin|cos|ex2|lg2)\b", opcode)
+        and re.search(r"\.(b?f16|b?f16x2|f32|f64)\b", opcode)
+    }
+    assert "fma.rn.f32" in floating
+    assert floating <= {
+        *(f"{name}.rn.{dtype}" for name in ("add", "sub", "mul", "fma") for dtype in ("f32", "f64")),
+        "rsqrt.approx.ftz.f32",
+    }
+    named = {
+        opcode for opcode in opcodes if {"approx", "ftz", "full", "relu", "sat"} & set(opcode.split("."))
+    }
+    assert named == {"rsqrt.approx.ftz.f32"}
+
+
+def test_the_mixture_step_costs_no_more_than_required(compiled: Compiled) -> None:
+    assert sass_report.over_required(compiled.reports) == []
+
+
+def test_budget_is_kept(compiled: Compiled) -> None:
+    release = sass_report.budget_release()
+    if compiled.release != release:
+        pytest.skip(f"the budget is nvcc {release}'s, this is {compiled.release}")
+    assert sass_report.over_budget(compiled.reports, sass_report.load_budget()) == []
+
+
+def test_a_lack_of_registers_is_noticed(compiled: Compiled, tmp_path: Path) -> None:
+    """The same kernels, told to leave room for eight blocks: they spill, and the report says so."""
+    bounds = r"__launch_bounds__\(block_threads[^)]*\)"
+    text, places = re.subn(
+        bounds, "__launch_bounds__(block_threads, 8)", sass_compile.SOURCE.read_text("utf-8")
+    )
+    assert places > 0
+    squeezed = tmp_path / "squeezed.cu"
+    squeezed.write_text(text, "utf-8")
+    nvcc = sass_compile.find_nvcc()
+    reports = sass_report.report(
+        *sass_compile.compile_sass(nvcc, sass_compile.find_cuobjdump(nvcc), "90", tmp_path, squeezed)
+    )
+    for name in sass_report.STEP_KERNELS:
+        of = reports[name].resources
+        assert of.registers == 32
+        assert min(of.stack, of.spill_stores, of.spill_loads, reports[name].local) > 0
+        assert any(opcode.startswith("LDL") for opcode in reports[name].loops["mixture"].memory)
+    lines = sass_report.over_budget({"sm_90": reports}, sass_report.load_budget())
+    for name in sass_report.STEP_KERNELS:
+        assert any(line.startswith(f"sm_90 {name}: spill_loads is ") for line in lines)
+
+
+# -------------------------------------------------------------------------------------------- the budget file
+
+
+def test_budget_file_is_complete() -> None:
+    budgets = sass_report.load_budget()
+    assert list(budgets) == ARCHITECTURES
+    for kernels in budgets.values():
+        assert list(kernels) == list(sass_report.KERNELS)
+        for name, figures in kernels.items():
+            assert ("mixture_per_element" in figures) == (name in sass_report.STEP_KERNELS)
+
+
+# ---------------------------------------------------------------------------- the parser, on a few lines of SASS
+
+MANGLED = "_ZN9gmmkernel43_GLOBAL__N__618bbb7b_10_kernels_cu_f1f54336"
+STEP = f"{MANGLED}18step_common_kernelILi0ELb0EEEv18gmm_step_argumentsNS_6TilingE"
+
+RESOURCES = f"""ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '{STEP}' for 'sm_90'
+ptxas info    : Function properties for {STEP}
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 240 bytes smem
+ptxas info    : Compiling entry function '{MANGLED}22draw_components_kernelE23gmm_component_arguments' for 'sm_90'
+ptxas info    : Function properties for {MANGLED}22draw_components_kernelE23gmm_component_arguments
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 20 registers, used 0 barriers
+"""
+
+
+def addresses(lines: list[str]) -> dict[str, int]:
+    """Return the labels' addresses: `name:` before an instruction labels it."""
+    return {line.split(":")[0]: 16 * i for i, line in enumerate(lines) if ":" in line}
+
+
+def sass(function: str, lines: list[str]) -> str:
+    """Write instructions as cuobjdump does; `<name>` stands for a label's address."""
+    labels = addresses(lines)
+    text = f'\n\tcode for sm_90\n\n\t\tFunction : {function}\n\t.headerflags\t@"EF_CUDA_SM90"\n'
+    for i, line in enumerate(lines):
+        instruction = re.sub(r"<(\w+)>", lambda found: f"{labels[found.group(1)]:#x}", line.split(":")[-1])
+        text += (
+            f"        /*{16 * i:04x}*/                   {instruction} ;        /* 0x00000a00ff017b82 */\n"
+        )
+        text += " " * 90 + "/* 0x000fe20000000800 */\n"
+    return text + "\t\t..........\n"
+
+
+def vector_loop(label: str, vectors: int, loads: int) -> list[str]:
+    """Return a loop of `vectors` times (loads + 4) instructions and a branch; 4 elements of float32 each."""
+    body = [
+        *["LDG.E.128 R4, desc[UR4][R2.64]"] * loads,
+        *["MUFU.RSQ R9, R8"] * 2,
+        "IMAD.WIDE.U32 R4, R4, -0x326172a9, RZ",
+        "STG.E.128 desc[UR4][R2.64], R4",
+    ] * vectors
+    return [f"{label}:{body[0]}", *body[1:], f"@!P0 BRA <{label}>"]
+
+
+# A step kernel in little: 3 instructions, warp 0's part, the barrier, the choice among the kinds of tiles.
+STEP_LINES = [
+    "S2R R3, SR_TID.X",
+    "ISETP.GT.U32.AND P0, PT, R3, 0x1f, PT",
+    "@P0 BRA <barrier>",
+    "LDC.64 R8, c[0x0][0x348]",
+    "@P1 BRA <short>",
+    "LDG.E R8, desc[UR4][R8.64]",
+    "turn:LDG.E R8, desc[UR4][R8.64]",
+    "@P2 BRA <turn>",
+    "short:BRA.DIV ~URZ, <apart>",
+    "STS [UR4], R8",
+    "barrier:BAR.SYNC.DEFER_BLOCKING 0x0",
+    "BRX R4 -0xb0",
+    "choice:@!P1 BRA <gaussian>",
+    "@P2 BRA <invalid>",
+    "mixed:LDG.E.128 R4, desc[UR4][R2.64]",
+    "@P0 BRA <skip>",
+    "LD.E R4, desc[UR4][R2.64]",
+    "skip:MUFU.RSQ R9, R8",
+    "STG.E.128 desc[UR4][R2.64], R4",
+    "@!P0 BRA <mixed>",
+    "EXIT",
+    "invalid:STG.E.128 desc[UR4][R2.64], R4",
+    "@!P0 BRA <invalid>",
+    "EXIT",
+    "shifted:MOV R1, R2",
+    *vector_loop("s_all", 4, 3),
+    "@P0 EXIT",
+    *vector_loop("s_one", 1, 3),
+    "EXIT",
+    "gaussian:@P0 BRA <g_rest>",
+    *vector_loop("g_all", 4, 2),
+    "g_rest:@P0 EXIT",
+    *vector_loop("g_one", 1, 2),
+    "EXIT",
+    "mixture:MOV R1, R2",
+    "@P0 BRA <m_rest>",
+    *vector_loop("m_all", 4, 4),
+    "m_rest:BSYNC B0",
+    "@P0 EXIT",
+    *vector_loop("m_one", 1, 4),
+    "EXIT",
+    "apart:CALL.REL.NOINC <apart>",
+    "end:BRA <end>",
+    "NOP",
+]
+
+
+PLACES = addresses(STEP_LINES)
+ELF = f""".section .symtab
+.nv.info.{STEP}
+	<0x13>
+	Attribute:	EIATTR_INDIRECT_BRANCH_TARGETS
+	Format:	EIFMT_SVAL
+	Value:
+		Offset of Indirect Branch: 0xb0	 Number of targets: 3
+		Targets: {PLACES["choice"]:#x} {PLACES["shifted"]:#x} {PLACES["mixture"]:#x}
+
+	<0x14>
+	Attribute:	EIATTR_MAX_THREADS
+	Format:	EIFMT_SVAL
+	Value:	0x100 0x1 0x1
+.nv.constant2.{STEP}
+""".replace("\t\n", "\n")
+
+
+def report_of(lines: list[str], resources: Any) -> Any:
+    """Return the report of the lines as the step kernel of float32."""
+    (code,) = sass_code.parse_sass(sass(STEP, lines)).values()
+    tables = {PLACES["choice"] - 16: [addresses(lines)[to] for to in ("choice", "shifted", "mixture")]}
+    return sass_report.report_kernel("step_common float32", code, resources, tables)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "name"),
+    [
+        (STEP, "step_common float32"),
+        (STEP.replace("ILi0ELb0E", "ILi1ELb1E"), "step_common bfloat16 guided"),
+        (STEP.replace("ILi0ELb0E", "ILi2ELb0E"), "step_common float16"),
+        (f"{MANGLED}15step_any_kernelIdEEv18gmm_step_argumentsNS_6TilingE", "step_any float64"),
+        (
+            f"{MANGLED}29standard_normal_common_kernelILi2EEEv20gmm_normal_argumentsNS_6TilingE",
+            "standard_normal_common float16",
+        ),
+        (f"{MANGLED}26standard_normal_any_kernelE20gmm_normal_argumentsNS_6TilingE", "standard_normal_any"),
+        ("_Z22draw_components_kernel23gmm_component_arguments", "draw_components"),
+    ],
+)
+def test_kernel_names(symbol: str, name: str) -> None:
+    assert sass_code.kernel_name(symbol) == name
+
+
+def test_resources() -> None:
+    assert sass_code.parse_resources(RESOURCES) == {
+        "step_common float32": sass_code.Resources(64, 16, 12, 8, 240),
+        "draw_components": sass_code.Resources(20, 0, 0, 0, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("opcode", "bits"),
+    [("LDG.E", 32), ("LDG.E.U8", 8), ("LDG.E.S16", 16), ("LDG.E.64", 64), ("LDG.E.128.CONSTANT", 128),
+     ("LDG.E.ENL2.256", 256), ("STG.E.U16", 16)],
+)  # fmt: skip
+def test_widths(opcode: str, bits: int) -> None:
+    assert sass_code.Instruction(0, "", opcode, "").bits == bits
+
+
+def test_instructions_are_read_and_padding_is_not() -> None:
+    (code,) = sass_code.parse_sass(sass(STEP, STEP_LINES)).values()
+    assert len(code) == len(STEP_LINES) - 2
+    assert code[2] == sass_code.Instruction(0x20, "P0", "BRA", "0xa0")
+    assert code[10] == sass_code.Instruction(0xA0, "", "BAR.SYNC.DEFER_BLOCKING", "0x0")
+    assert code[8].root == "BRA"
+
+
+def test_tables_of_branches() -> None:
+    tables = [PLACES[label] for label in ("choice", "shifted", "mixture")]
+    assert sass_code.parse_tables(ELF) == {"step_common float32": {0xB0: tables}}
+
+
+def test_branches_lead_where_they_say() -> None:
+    lines = [
+        "BRA.U !UP0, <end>",
+        "@P0 EXIT",
+        "BRA.DIV ~URZ, <end>",
+        "@!P1 CALL.REL.NOINC <end>",
+        "BRX R10 -0x22e0",
+        "MOV R1, R2",
+        "end:RET.REL.NODEC R16 0x0",
+        "BRA <end>",
+    ]
+    (code,) = sass_code.parse_sass(sass("_Z1f", lines)).values()
+    assert sass_code.successors(code, {0x40: [0x50, 0x70]}) == [
+        [6, 1],
+        [2],
+        [3],
+        [6, 4],
+        [5, 7],
+        [6],
+        [],
+        [6],
+    ]
+
+
+def test_loops_are_found() -> None:
+    #        0 -> 1 -> 2 -> 3 -> 4 -> 5, an inner loop 2-3 and an outer one 1-4; 6 jumps back but into no loop.
+    after = [[1], [2], [3], [2, 4], [1, 5], [], [5]]
+    assert sass_code.find_loops(after) == [
+        sass_code.Loop(1, frozenset({1, 2, 3, 4})),
+        sass_code.Loop(2, frozenset({2, 3})),
+    ]
+    assert sass_code.longest(after, sass_code.find_loops(after), 0, 5) == 5
+
+
+def test_a_step_kernel_is_taken_apart() -> None:
+    report = report_of(STEP_LINES, sass_code.parse_resources(RESOURCES)["step_common float32"])
+    assert list(report.loops) == [*HOT_LOOPS, "mixed"]
+    sizes = {kind: (loop.elements, loop.instructions) for kind, loop in report.loops.items()}
+    assert sizes == {
+        "mixture": (16, 33),
+        "mixture remainder": (4, 9),
+        "shifted": (16, 29),
+        "shifted remainder": (4, 8),
+        "gaussian": (16, 25),
+        "gaussian remainder": (4, 7),
+        "mixed": (4, 6),
+    }
+    assert report.loops["mixture"].memory == {"LDG.E.128": 16, "STG.E.128": 4}
+    assert report.loops["mixture"].loaded_bits == 16 * 128
+    assert (report.loops["mixture"].square_roots, report.loops["mixture"].wide_products) == (8, 4)
+    assert report.gather == 7
+    # 3 before the barrier, the barrier and BRX, the prologue of 2; 7 of warp 0 alone; 2 turns; BSYNC and EXIT.
+    assert report.per_element["mixture"] == (3 + 2 + 2 + 7 / 8 + 2 * 33 + 2) / 32
+    assert report.per_element["shifted"] == (3 + 2 + 1 + 7 / 8 + 2 * 29 + 1) / 32
+    assert report.per_element["gaussian"] == (3 + 3 + 1 + 7 / 8 + 2 * 25 + 1) / 32
+    assert report.outside == report.instructions - 33 - 9 - 29 - 8 - 25 - 7 - 6
+
+
+def test_a_narrow_store_is_seen() -> None:
+    narrow = "STG.E.64 desc[UR4][R2.64], R4"
+    lines = [half for line in STEP_LINES for half in ([narrow] * 2 if line.startswith("STG") else [line])]
+    report = report_of(lines, sass_code.Resources(64, 0, 0, 0, 0))
+    assert report.loops["mixture"].memory == {"LDG.E.128": 16, "STG.E.64": 8}
+    assert report.loops["mixture"].elements == 16
+
+
+def test_a_kernel_without_its_loops_is_an_error() -> None:
+    resources = sass_code.Resources(64, 0, 0, 0, 0)
+    (code,) = sass_code.parse_sass(sass(STEP, ["MOV R1, R2", "EXIT"])).values()
+    with pytest.raises(ValueError, match=r"expected hot loops .* found {}"):
+        sass_report.report_kernel("step_common float32", code, resources)
+    half = ["LDG.E.64" + line[9:] if line.startswith("LDG.E.128") else line for line in STEP_LINES]
+    with pytest.raises(ValueError, match="a loop of 16 elements loads"):
+        report_of(half, resources)
+    with pytest.raises(ValueError, match="SASS of kernels"):
+        sass_report.report(sass(STEP, STEP_LINES), ELF, RESOURCES)
+
+
+def test_over_budget_names_each_figure() -> None:
+    name = "step_common float32"
+    report = report_of(STEP_LINES, sass_code.parse_resources(RESOURCES)[name])
+    reports = {"sm_90": {name: report}}
+    budgets = sass_report.to_budget(reports)
+    figures = budgets["sm_90"][name]
+    assert figures["instructions"] == 160
+    assert figures["mixture_per_element"] == 2.5
+    # A spill is never within budget.
+    assert sass_report.over_budget(reports, budgets) == [
+        "sm_90 step_common float32: stack is 16, budget 0",
+        "sm_90 step_common float32: spill_stores is 12, budget 0",
+        "sm_90 step_common float32: spill_loads is 8, budget 0",
+    ]
+    figures.update(stack=16, spill_stores=12, spill_loads=8)
+    assert sass_report.over_budget(reports, budgets) == []
+    figures.update(registers=63, mixture_per_element=2.0)
+    del figures["shared"]
+    assert sass_report.over_budget(reports, budgets) == [
+        "sm_90 step_common float32: registers is 64, budget 63",
+        "sm_90 step_common float32: shared is 240, no budget",
+        f"sm_90 step_common float32: mixture_per_element is {report.per_element['mixture']:.6g}, budget 2",
+    ]
+
+
+def test_what_is_required_limits_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "step_common float32"
+    reports = {"sm_90": {name: report_of(STEP_LINES, sass_code.Resources(64, 0, 0, 0, 0))}}
+    monkeypatch.setattr(sass_report, "REQUIRED", {("sm_90", name): 2.25})
+    assert sass_report.to_budget(reports)["sm_90"][name]["mixture_per_element"] == 2.25
+    (line,) = sass_report.over_required(reports)
+    assert line.endswith("at most 2.25 required")

@@ -1,0 +1,480 @@
+"""Report what nvcc made of the CUDA kernels: registers, spills, widths of loads, instructions per element.
+
+The kernels are compiled to machine code (SASS) for each architecture and read back with cuobjdump. No GPU is
+needed, and nothing is timed: the report says what the code is, not how fast it runs. Run
+
+    python tools/sass_report.py                      # a table for sm_80, sm_90 and sm_100
+    python tools/sass_report.py --check              # compare with csrc/cuda/budget.json, exit 1 when over
+    python tools/sass_report.py --write-budget       # after a deliberate change, with the budget's compiler
+
+**Graph.** Each instruction is a node. BRA leads to its target, and on to the next instruction when it has a
+condition; so does CALL, which ptxas also writes for a jump. EXIT and RET end a path. BRX leads to the
+targets that `cuobjdump -elf` lists. BRA.DIV, taken where a warp
+must be put together again, is counted as not taken. BSYNC is taken to go on with what follows it.
+
+**Loops.** A loop is what lies on the cycles through a backward branch. A *hot* loop is one that stores results,
+draws noise, has no branch inside but its own and loads nothing but by LDG. A turn's elements are the bits that it
+stores over the bits of an element. What a step's hot loop loads besides the tensors tells its kind: `mixture` two
+tables, `shifted` one, `gaussian` none. Each kind has an unrolled loop and a remainder loop, one vector a turn: the
+unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with branches, is given by its
+size alone: every side of every branch is counted. The kernels of noise have one hot loop, `noise`.
+
+**Instructions per element**, prologue included, of a thread that has a full tile's 32 elements:
+
+    (all + gather / 8 + turns * loop + exit) / 32
+
+    all     the shortest path from the entry to the barrier, which leaves out warp 0's gathering, and from there
+            to the unrolled loop
+    gather  what warp 0, one of eight, executes besides before the barrier: the longest path there less the
+            shortest
+    loop    instructions of the unrolled loop, for turns = 32 / elements of a turn
+    exit    the shortest path from the loop to the end
+
+Every instruction is one, whatever it costs, a predicated one also where its predicate is false. `gather` takes
+each of its loops once, which is more than happens with few components and less than with very many: the loop over
+thresholds adds a turn per 128 components from about 160 on, some 0.17 instructions per element each. Of a branch
+with two sides one is counted, the longer, although the lanes of a warp may take both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sass_code import (
+    DTYPES,
+    Instruction,
+    Loop,
+    Resources,
+    find_loops,
+    longest,
+    parse_resources,
+    parse_sass,
+    parse_tables,
+    reach,
+    successors,
+)
+from sass_compile import (
+    ROOT,
+    SOURCE,
+    MissingTool,
+    compile_sass,
+    find_cuobjdump,
+    find_nvcc,
+    nvcc_release,
+)
+
+BUDGET = ROOT / "csrc" / "cuda" / "budget.json"
+ARCHITECTURES = ("80", "90", "100")
+
+ELEMENTS_PER_THREAD = 32  # of a full tile
+WARPS = 8  # of a block, one of which gathers
+ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
+TABLE_BITS = 32  # of an element of the offsets and of the standard deviations
+
+STEP_KERNELS = tuple(f"step_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided"))
+NOISE_KERNELS = tuple(f"standard_normal_common {dtype}" for dtype in DTYPES.values())
+KERNELS = (
+    *STEP_KERNELS,
+    "step_any float32",
+    "step_any float64",
+    *NOISE_KERNELS,
+    "standard_normal_any",
+    "draw_components",
+)
+KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
+
+# What the mixture step may cost on sm_90, whatever the budget file says: instructions per element, prologue included.
+REQUIRED = {
+    ("sm_90", "step_common float32"): 44.0,
+    ("sm_90", "step_common bfloat16"): 47.0,
+    ("sm_90", "step_common float16"): 47.0,
+}
+
+NEVER = ("stack", "spill_stores", "spill_loads")  # no kernel may have any
+
+
+@dataclass(frozen=True)
+class HotLoop:
+    """A loop that goes over the elements of a tile, per turn."""
+
+    kind: str  # one of `KINDS`, the same with " remainder", "mixed" or "noise"
+    elements: int
+    instructions: int
+    opcodes: Counter[str]
+    memory: Counter[str]  # loads and stores, but those of constants
+    loaded_bits: int
+
+    @property
+    def square_roots(self) -> int:
+        """How many estimates of a reciprocal root there are: one for two normals."""
+        return self.opcodes["MUFU.RSQ"]
+
+    @property
+    def wide_products(self) -> int:
+        """How many products of 64 bits there are: Philox has 20 for four normals, and ptxas takes some out."""
+        return self.opcodes["IMAD.WIDE.U32"] + self.opcodes["UIMAD.WIDE.U32"]
+
+    @property
+    def per_element(self) -> float:
+        """Instructions of the loop per element."""
+        return self.instructions / self.elements
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """All that is known of one kernel."""
+
+    name: str
+    resources: Resources
+    instructions: int
+    local: int  # loads and stores of local memory
+    opcodes: Counter[str]
+    loops: Mapping[str, HotLoop]  # by kind; of the common kernels only
+    per_element: Mapping[str, float]  # by kind, prologue included
+    gather: int  # instructions of warp 0 alone
+
+    @property
+    def outside(self) -> int:
+        """Instructions in none of the loops."""
+        return self.instructions - sum(loop.instructions for loop in self.loops.values())
+
+    def figures(self) -> dict[str, float]:
+        """Return what is budgeted."""
+        of_resources = {
+            "registers": self.resources.registers,
+            "shared": self.resources.shared,
+            "stack": self.resources.stack,
+            "spill_stores": self.resources.spill_stores,
+            "spill_loads": self.resources.spill_loads,
+            "instructions": self.instructions,
+        }
+        return {**of_resources, **{f"{kind}_per_element": value for kind, value in self.per_element.items()}}
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything, for `--json`."""
+        loops = {
+            kind: {
+                "elements": loop.elements,
+                "instructions": loop.instructions,
+                "instructions_per_element": round(loop.per_element, 3),
+                "memory": dict(loop.memory),
+                "opcodes": dict(loop.opcodes.most_common()),
+            }
+            for kind, loop in self.loops.items()
+        }
+        figures = {name: round(value, 3) for name, value in self.figures().items()}
+        rest = {"local": self.local, "outside": self.outside, "gather": self.gather}
+        return {**figures, **rest, "loops": loops}
+
+
+MEMORY = re.compile(r"(LD|ST)([GSL]?)$|ATOM|RED$|LDGSTS")
+
+
+def _hot_loop(kind: str, code: Iterable[Instruction], element_bits: int) -> HotLoop:
+    body = list(code)
+    memory = [i for i in body if MEMORY.match(i.root)]
+    return HotLoop(
+        kind=kind,
+        elements=sum(i.bits for i in memory if i.root == "STG") // element_bits,
+        instructions=len(body),
+        opcodes=Counter(i.opcode for i in body),
+        memory=Counter(i.opcode for i in memory),
+        loaded_bits=sum(i.bits for i in memory if i.root == "LDG"),
+    )
+
+
+def _is_hot(code: Sequence[Instruction], after: Sequence[Sequence[int]], loop: Loop) -> bool:
+    """Whether a loop has no branch but its own, draws noise, stores it, and loads nothing but by LDG."""
+    roots = {code[i].root for i in loop.body}
+    straight = all(sum(j in loop.body for j in after[i]) == 1 for i in loop.body)
+    return straight and "STG" in roots and "MUFU" in roots and "LD" not in roots
+
+
+def _named_loops(
+    code: Sequence[Instruction], after: Sequence[Sequence[int]], loops: Sequence[Loop], name: str
+) -> dict[str, Loop]:
+    """Return the loops of a common kernel by kind.
+
+    Raises:
+        ValueError: they are not the loops that such a kernel must have.
+    """
+    bits = ELEMENT_BITS[name.split()[1]]
+    tensors = 0 if name in NOISE_KERNELS else 3 if name.endswith("guided") else 2
+    places: dict[str, list[tuple[int, Loop]]] = {}
+    branching: list[Loop] = []
+    for loop in loops:
+        body = [code[i] for i in sorted(loop.body)]
+        if _is_hot(code, after, loop):
+            hot = _hot_loop("", body, bits)
+            tables, rest = divmod(hot.loaded_bits - hot.elements * tensors * bits, hot.elements * TABLE_BITS)
+            if rest or tables not in range(len(KINDS)):
+                raise ValueError(f"{name}: a loop of {hot.elements} elements loads {hot.loaded_bits} bits")
+            kind = "noise" if name in NOISE_KERNELS else KINDS[tables]
+            places.setdefault(kind, []).append((hot.elements, loop))
+        elif any(i.opcode == "MUFU.RSQ" for i in body):
+            branching.append(loop)
+
+    counts = {kind: len(found) for kind, found in places.items()}
+    expected = {"noise": 1} if name in NOISE_KERNELS else dict.fromkeys(KINDS, 2)
+    if counts != expected:
+        raise ValueError(f"{name}: expected hot loops {expected}, found {counts}")
+    named: dict[str, Loop] = {}
+    for kind in ("noise",) if name in NOISE_KERNELS else reversed(KINDS):
+        (elements, loop), *others = places[kind]
+        named[kind] = loop
+        for other_elements, other in others:
+            comes_first = loop.header in reach(after, [other.header])
+            if other_elements > elements or (other_elements == elements and comes_first):
+                named[kind], other = other, loop
+            named[f"{kind} remainder"] = other
+    if name in STEP_KERNELS:
+        if not branching:
+            raise ValueError(f"{name}: no loop for mixed tiles")
+        named["mixed"] = max(branching, key=lambda loop: len(loop.body))
+    return named
+
+
+def report_kernel(
+    name: str,
+    code: Sequence[Instruction],
+    resources: Resources,
+    tables: Mapping[int, Sequence[int]] | None = None,
+) -> KernelReport:
+    """Work out the figures of one kernel; `tables` as for `successors`.
+
+    Raises:
+        ValueError: a common kernel has not the loops, or not the one barrier, that it must have.
+    """
+    hot_loops: dict[str, HotLoop] = {}
+    per_element: dict[str, float] = {}
+    gather = 0
+    if name in STEP_KERNELS or name in NOISE_KERNELS:
+        bits = ELEMENT_BITS[name.split()[1]]
+        after = successors(code, tables or {})
+        loops = find_loops(after)
+        named = _named_loops(code, after, loops, name)
+        from_entry = reach(after, [0])
+        barriers = [i for i in from_entry if code[i].opcode.startswith("BAR.SYNC")]
+        if len(barriers) != 1:
+            raise ValueError(f"{name}: expected 1 barrier, found {len(barriers)}")
+        to_barrier = from_entry[barriers[0]]
+        gather = longest(after, loops, 0, barriers[0]) - to_barrier
+        from_barrier = reach(after, barriers)
+        for kind, loop in named.items():
+            hot = hot_loops[kind] = _hot_loop(kind, (code[i] for i in sorted(loop.body)), bits)
+            if kind not in (*KINDS, "noise"):
+                continue
+            leaving = {j for i in loop.body for j in after[i] if j not in loop.body}
+            beyond = reach(after, leaving)
+            tail = min(steps for i, steps in beyond.items() if code[i].root == "EXIT") + 1
+            everyone = to_barrier + from_barrier[loop.header]
+            turns = ELEMENTS_PER_THREAD / hot.elements
+            total = everyone + gather / WARPS + turns * hot.instructions + tail
+            per_element[kind] = total / ELEMENTS_PER_THREAD
+    return KernelReport(
+        name=name,
+        resources=resources,
+        instructions=len(code),
+        local=sum(i.root in ("LDL", "STL") for i in code),
+        opcodes=Counter(i.opcode for i in code),
+        loops=hot_loops,
+        per_element=per_element,
+        gather=gather,
+    )
+
+
+def report(sass: str, elf: str, resources: str) -> dict[str, KernelReport]:
+    """Return the report of each kernel, in the order of `KERNELS`.
+
+    Args:
+        sass: what `cuobjdump -sass` prints
+        elf: what `cuobjdump -elf` prints
+        resources: what `nvcc --resource-usage` says
+
+    Raises:
+        ValueError: the kernels are not those of `KERNELS`.
+    """
+    codes, said = parse_sass(sass), parse_resources(resources)
+    for what, found in (("SASS", codes.keys()), ("resources", said.keys())):
+        if found != set(KERNELS):
+            raise ValueError(f"{what} of kernels {sorted(found)}, expected {sorted(KERNELS)}")
+    tables = parse_tables(elf)
+    return {name: report_kernel(name, codes[name], said[name], tables.get(name)) for name in KERNELS}
+
+
+# ------------------------------------------------------------------------------------------------------ budget
+
+Reports = Mapping[str, Mapping[str, KernelReport]]  # by architecture ("sm_90"), then by kernel
+
+
+def load_budget(path: Path = BUDGET) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the budgets by architecture, then by kernel."""
+    budgets: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text(encoding="utf-8"))["budgets"]
+    return budgets
+
+
+def budget_release(path: Path = BUDGET) -> str:
+    """Return the release of nvcc that the budget was measured with."""
+    release: str = json.loads(path.read_text(encoding="utf-8"))["nvcc"]
+    return release
+
+
+def over_required(reports: Reports) -> list[str]:
+    """Return a line for each mixture step above what is required of it, with any compiler."""
+    return [
+        f"{architecture} {name}: mixture_per_element is {reports[architecture][name].per_element['mixture']:.2f}, "
+        f"at most {most:g} required"
+        for (architecture, name), most in REQUIRED.items()
+        if architecture in reports and reports[architecture][name].per_element["mixture"] > most
+    ]
+
+
+def over_budget(reports: Reports, budgets: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    """Return a line for each figure above its budget, or without one."""
+    lines = []
+    for architecture, kernels in reports.items():
+        for name, kernel in kernels.items():
+            budget = budgets.get(architecture, {}).get(name, {})
+            for figure, value in kernel.figures().items():
+                if figure not in budget:
+                    lines.append(f"{architecture} {name}: {figure} is {value:g}, no budget")
+                elif value > budget[figure]:
+                    lines.append(f"{architecture} {name}: {figure} is {value:.6g}, budget {budget[figure]:g}")
+    return lines
+
+
+def to_budget(reports: Reports) -> dict[str, dict[str, dict[str, float]]]:
+    """Return budgets that these reports just keep, unless they spill or cost more than required.
+
+    Instructions are rounded up to a multiple of 32, and by element to one of 0.5.
+    """
+    steps = {"instructions": 32.0, **{f"{kind}_per_element": 0.5 for kind in (*KINDS, "noise")}}
+
+    def budget(architecture: str, name: str, figure: str, value: float) -> float:
+        if figure in NEVER:
+            return 0
+        step = steps.get(figure, 1.0)
+        up = math.ceil(value / step) * step
+        if figure == "mixture_per_element":
+            up = min(up, REQUIRED.get((architecture, name), up))
+        return int(up) if up == int(up) else up
+
+    return {
+        architecture: {
+            name: {
+                figure: budget(architecture, name, figure, value)
+                for figure, value in kernel.figures().items()
+            }
+            for name, kernel in kernels.items()
+        }
+        for architecture, kernels in reports.items()
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- commands
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {opcode}" for opcode, count in sorted(counter.items()))
+
+
+def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
+    """Return one architecture's report to read."""
+    lines = [
+        architecture,
+        "  kernel                        registers  stack  spills st/ld  shared  instructions  outside loops  gather",
+    ]
+    for name, kernel in kernels.items():
+        of = kernel.resources
+        spills = f"{of.spill_stores}/{of.spill_loads}"
+        outside, gather = (kernel.outside, kernel.gather) if kernel.loops else ("-", "-")
+        lines.append(
+            f"  {name:<30}{of.registers:>9}{of.stack:>7}{spills:>14}{of.shared:>8}{kernel.instructions:>14}"
+            f"{outside:>15}{gather:>8}"
+        )
+    lines += [
+        "",
+        "  loop                                           turn  elements  each  with prologue  memory",
+    ]
+    for name, kernel in kernels.items():
+        for kind, loop in kernel.loops.items():
+            each = f"{loop.per_element:.2f}" if kind != "mixed" else "-"
+            elements = loop.elements if kind != "mixed" else "-"
+            whole = f"{kernel.per_element[kind]:.2f}" if kind in kernel.per_element else ""
+            lines.append(
+                f"  {name + ', ' + kind:<45}{loop.instructions:>6}{elements:>10}{each:>6}{whole:>15}"
+                f"  {_counts(loop.memory)}"
+            )
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        default=list(ARCHITECTURES),
+        metavar="N",
+        help="compute capabilities without the dot (80 90 100)",
+    )
+    parser.add_argument("--source", type=Path, default=SOURCE, help="the file to compile")
+    parser.add_argument("--option", action="append", default=[], help="one more option for nvcc: --option=-G")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
+    parser.add_argument("--check", action="store_true", help="compare with the budget; exit 1 when over it")
+    parser.add_argument("--write-budget", action="store_true", help="write what is measured, rounded up")
+    parser.add_argument("--budget", type=Path, default=BUDGET, help="the budget file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print the report, and compare it if asked; return the exit status."""
+    options = parse_arguments(arguments)
+    try:
+        nvcc = find_nvcc()
+        cuobjdump = find_cuobjdump(nvcc)
+    except MissingTool as missing:
+        print(f"sass_report: {missing}", file=sys.stderr)
+        return 2
+    release = nvcc_release(nvcc)
+    reports: dict[str, dict[str, KernelReport]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in options.architectures:
+            compiled = compile_sass(
+                nvcc, cuobjdump, architecture, Path(folder), options.source, options.option
+            )
+            reports[f"sm_{architecture}"] = report(*compiled)
+            print(table(f"sm_{architecture}, nvcc {release}", reports[f"sm_{architecture}"]) + "\n")
+
+    if options.json:
+        kernels = {
+            architecture: {name: kernel.to_json() for name, kernel in of.items()}
+            for architecture, of in reports.items()
+        }
+        options.json.write_text(json.dumps({"nvcc": release, "reports": kernels}, indent=2) + "\n", "utf-8")
+    if options.write_budget:
+        content = {"nvcc": release, "budgets": to_budget(reports)}
+        options.budget.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        print(f"budget written to {options.budget}")
+    if not options.check:
+        return 0
+    lines = over_required(reports)
+    if release == budget_release(options.budget):
+        lines += over_budget(reports, load_budget(options.budget))
+    else:
+        print(f"The budget is nvcc {budget_release(options.budget)}'s: only what is required is compared.")
+    print("\n".join(["Over budget:", *lines]) if lines else "Within budget.")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
