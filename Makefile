@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: sample test test-slow lint format bench train golden accuracy wheel clean
+.PHONY: sample test test-slow gpu-check lint format bench train golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
 sample: $(VENV)/ready
@@ -17,7 +17,12 @@ test: lint
 	$(PY) -m pytest
 
 test-slow: $(VENV)/ready
-	$(PY) -m pytest -m "slow or not slow"
+	$(PY) -m pytest -m "not gpu"
+
+# Everything that needs a GPU, in about eight minutes, with $(PYTHON) as it is: nothing is installed, no .venv is made.
+# RESULTS=folder writes there instead of benchmarks/results; GPU_CHECK takes more options, such as --minutes 5.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py $(if $(RESULTS),--results $(RESULTS)) $(GPU_CHECK)
 
 lint: $(VENV)/ready
 	ruff check .

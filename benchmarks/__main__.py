@@ -12,13 +12,19 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine, report
-from benchmarks.cases import all_cases, select_cases
+from benchmarks.cases import Case, all_cases, select_cases
+from benchmarks.device_cases import device_cases
+from benchmarks.device_run import FULL as DEVICE_FULL
+from benchmarks.device_run import QUICK as DEVICE_QUICK
+from benchmarks.device_run import run_on_device
+from benchmarks.device_targets import SHAPES as DEVICE_SHAPES
 from benchmarks.plot import plot_available, write_plot
 from benchmarks.runner import FULL, QUICK, measure
 from benchmarks.targets import HOST_SHAPE, LARGE_SHAPE, MEDIUM_SHAPE, SMALL_SHAPE, judge
 
 _OUTPUT = Path(__file__).parent / "out"
 _BUSY = 0.5
+_SIZES = (HOST_SHAPE, SMALL_SHAPE, MEDIUM_SHAPE, LARGE_SHAPE)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -48,16 +54,18 @@ def parse_threads(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure the package and its baselines side by side on the CPU.",
+        description="Measure the package and its baselines side by side on the CPU or a CUDA device.",
     )
-    sizes = [HOST_SHAPE, SMALL_SHAPE, MEDIUM_SHAPE, LARGE_SHAPE]
     counts = sorted({1, min(2, os.cpu_count() or 1)})
     add = parser.add_argument
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to measure (default: cpu)")
     add("--cases", nargs="+", default=["*"], metavar="PATTERN", help="names or shell patterns (default: all)")
-    add("--sizes", nargs="+", type=parse_shape, default=sizes, metavar="BxCxHxW",
-        help=f"shapes of the batch (default: {' '.join(map(report.shape_name, sizes))})")  # fmt: skip
+    add("--sizes", nargs="+", type=parse_shape, default=None, metavar="BxCxHxW",
+        help=f"shapes of the batch (default: {' '.join(map(report.shape_name, _SIZES))}; "
+        f"on cuda {' '.join(map(report.shape_name, DEVICE_SHAPES))})")  # fmt: skip
     add("--threads", nargs="+", type=parse_threads, default=counts, metavar="N",
-        help=f"numbers of threads, each a pass of its own (default: {' '.join(map(str, counts))})")  # fmt: skip
+        help=f"threads, each a pass of its own; cpu only (default: {' '.join(map(str, counts))})")  # fmt: skip
+    add("--minutes", type=float, metavar="M", help="cuda only: begin no further size after this long")
     add("--quick", action="store_true", help="few and short rounds: to see that it works, not to quote")
     add(
         "--output", type=Path, default=_OUTPUT, metavar="DIR", help="where to write (default: benchmarks/out)"
@@ -70,18 +78,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0 whatever the targets say, since timings are no tests."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    known = all_cases() if options.device == "cpu" else device_cases(options.device)
     if options.list:
-        known = all_cases()
         width = max(len(case.name) for case in known)
         print("\n".join(f"{case.name:{width}}  {case.measures}" for case in known))
         return 0
     try:
-        cases = select_cases(options.cases)
+        cases = select_cases(options.cases, known)
     except ValueError as error:
         parser.error(str(error))
-    shapes, threads = list(dict.fromkeys(options.sizes)), list(dict.fromkeys(options.threads))
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: torch finds no CUDA device here")
+    threads = list(dict.fromkeys(options.threads))
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.device == "cuda":
+        shapes = list(dict.fromkeys(options.sizes or DEVICE_SHAPES))
+        plan = DEVICE_QUICK if options.quick else DEVICE_FULL
+        device = torch.device("cuda", torch.cuda.current_device())
+        run_on_device(cases, shapes, plan, options.output, device, _progress, options.minutes)
+        return 0
+    _run_on_cpu(cases, list(dict.fromkeys(options.sizes or _SIZES)), threads, options)
+    return 0
 
+
+def _run_on_cpu(
+    cases: list[Case], shapes: list[tuple[int, ...]], threads: list[int], options: argparse.Namespace
+) -> None:
     device = torch.device("cpu")
     environment = machine.describe(device)
     environment["plan"] = {"quick": options.quick, **vars(QUICK if options.quick else FULL)}
@@ -113,7 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data.write_text(json.dumps(report.as_json(results, environment), indent=1) + "\n")
     print(text)
     print("\nwritten: " + ", ".join(map(str, written)))
-    return 0
 
 
 def _progress(line: str) -> None:

@@ -66,8 +66,8 @@ def compiled_eager_step() -> StepFunction:
     return cast(StepFunction, compiled)
 
 
-def diffusers_step(workload: Workload, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Return diffusers' DDIM step (eta = 1, its own noise, no mixture) at the workload's step.
+def diffusers_step(workload: Workload, dtype: torch.dtype) -> StepFunction:
+    """Return diffusers' DDIM step (eta = 1, its own noise, no mixture) at the workload's step, of its inputs or others.
 
     Raises:
         Unavailable: diffusers is not installed.
@@ -82,7 +82,7 @@ def diffusers_step(workload: Workload, dtype: torch.dtype) -> Callable[[], Tenso
     sample, model_output = workload.inputs(dtype)
     timestep = workload.timestep
 
-    def step() -> Tensor:
+    def step(sample: Tensor = sample, model_output: Tensor = model_output) -> Tensor:
         return cast(Tensor, scheduler.step(model_output, timestep, sample, eta=1.0).prev_sample)
 
     return step

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines import StepFunction, compiled_eager_step, diffusers_step, eager_step
+from benchmarks.timers import Timer
 from benchmarks.workload import Workload
 from gmmkernel import MixtureTables, gmm_step, standard_normal
 from gmmkernel.backends import cpu
@@ -35,12 +36,16 @@ class Prepared:
         bytes: bytes that one pass over inputs and result has to move, whatever the case's own traffic.
         context: entered around a block of calls.
         before: called ahead of every call, outside what is timed.
+        timer: its own clock, or None: the device's.
+        repeats: how often a call does the work; the figures are for once.
     """
 
     call: Callable[[int], Tensor]
     bytes: int
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     before: Callable[[], object] | None = None
+    timer: Timer | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,14 @@ class Case:
         measures: what it measures, in a sentence.
         dtype: type of the samples.
         build: build(workload, dtype) makes it ready; raises `Unavailable` where it cannot be had.
+        largest: elements of the batch above which it is left out, or None.
     """
 
     name: str
     measures: str
     dtype: torch.dtype
     build: Callable[[Workload, torch.dtype], Prepared]
+    largest: int | None = None
 
 
 def all_cases() -> list[Case]:
@@ -69,13 +76,13 @@ def all_cases() -> list[Case]:
     ]
 
 
-def select_cases(patterns: list[str]) -> list[Case]:
-    """Return the cases whose name matches one of the shell-style patterns.
+def select_cases(patterns: list[str], cases: list[Case] | None = None) -> list[Case]:
+    """Return the cases, of all or of those given, whose name matches one of the shell-style patterns.
 
     Raises:
         ValueError: a pattern matches no case.
     """
-    cases = all_cases()
+    cases = all_cases() if cases is None else cases
     for pattern in patterns:
         if not any(fnmatchcase(case.name, pattern) for case in cases):
             raise ValueError(f"cases: no case matches {pattern!r}; --list shows their names")

@@ -12,7 +12,7 @@ import torch
 
 from gmmkernel.backends import available_backends, cpu
 
-_PACKAGES = ("gmmkernel", "torch", "numpy", "diffusers", "matplotlib")
+_PACKAGES = ("gmmkernel", "torch", "triton", "numpy", "diffusers", "matplotlib")
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -40,6 +40,7 @@ def load_average() -> list[float]:
 def describe(device: torch.device) -> dict[str, Any]:
     """Return device, processor, instruction sets, backends, versions and thread settings."""
     return {
+        **({"gpu": describe_gpu(device)} if device.type == "cuda" else {}),
         "device": str(device),
         "cpu_model": cpu_model(),
         "cpu_count": os.cpu_count(),
@@ -52,6 +53,26 @@ def describe(device: torch.device) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
         "thread_settings": {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ},
     }
+
+
+def describe_gpu(device: torch.device) -> dict[str, Any]:
+    """Return what a CUDA device is and which CUDA torch was built for."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": l2_bytes(device),
+        "torch_cuda": torch.version.cuda,
+    }
+
+
+def l2_bytes(device: torch.device) -> int:
+    """Return the size of a device's L2 cache; 0 where PyTorch does not tell it."""
+    if device.type != "cuda":
+        return 0
+    return int(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0))
 
 
 def _version(package: str) -> str | None:

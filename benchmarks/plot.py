@@ -9,7 +9,7 @@ from benchmarks.figures import Figure, Results
 from benchmarks.report import shape_name
 from benchmarks.targets import HOST_SHAPE
 
-_COLOURS = {"float32": "#0b5394", "bfloat16": "#d9720f"}
+_COLOURS = {"float32": "#0b5394", "bfloat16": "#d9720f", "float16": "#38761d"}
 _MARKERS = ("o", "s", "D", "^", "v")
 
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from benchmarks.figures import Figure, Results
-from benchmarks.targets import HOST_SHAPE, THREADS, Verdict, judge
+from benchmarks.targets import HOST_SHAPE, TARGETS, THREADS, Target, Verdict, judge
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -29,14 +29,24 @@ def shape_name(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def figures_text(results: Results) -> str:
-    """Return one table for each size and number of threads, but for the size of `host_cost_text`."""
+def figures_text(results: Results, share_of: str | None = None) -> str:
+    """Return one table for each size and number of threads, but for the size of `host_cost_text`.
+
+    Args:
+        results: what was measured.
+        share_of: a case's name without its type; a last column then has GB/s over those of that case.
+    """
     sections = []
     shown = [figure for figure in results.figures if figure.shape != HOST_SHAPE]
     for (shape, threads), group in groupby(shown, key=lambda figure: (figure.shape, figure.threads)):
         title = f"{shape_name(shape)}, {threads} thread{'s' * (threads > 1)}"
         rows = [["case", "us/call", "20%", "80%", "ns/element", "bytes/element", "GB/s"]]
-        rows += [_row(figure) for figure in group]
+        members = list(group)
+        rows += [_row(figure) for figure in members]
+        if share_of is not None:
+            rows[0].append(f"of {share_of}")
+            for row, figure in zip(rows[1:], members, strict=True):
+                row.append(_share(results, figure, share_of))
         sections.append(f"{title}\n{table(rows)}")
     for absent in results.missing:
         where = f"{shape_name(absent.shape)}, {absent.threads} threads"
@@ -54,6 +64,12 @@ def _row(figure: Figure) -> list[str]:
     return [figure.case, *times, *rate]
 
 
+def _share(results: Results, figure: Figure, share_of: str) -> str:
+    type_name = figure.case.rsplit("/", 1)[1]
+    whole = results.find(f"{share_of}/{type_name}", figure.shape, figure.threads)
+    return "-" if whole is None else f"{figure.gigabytes_per_second / whole.gigabytes_per_second:.1%}"
+
+
 def host_cost_text(results: Results) -> str:
     """Return what a call costs when there is next to nothing to compute, or nothing if that was not measured."""
     rows = [["case", "threads", "us/call", "20%", "80%"]]
@@ -66,7 +82,7 @@ def host_cost_text(results: Results) -> str:
     return f"cost of one call ({shape_name(HOST_SHAPE)})\n{table(rows)}"
 
 
-def targets_text(verdicts: Sequence[Verdict]) -> str:
+def targets_text(verdicts: Sequence[Verdict], threads: int = THREADS) -> str:
     """Return what became of every target."""
     rows = [["target", "size", "value", "20% of rounds", "80%", "bound", ""]]
     for verdict in verdicts:
@@ -74,10 +90,16 @@ def targets_text(verdicts: Sequence[Verdict]) -> str:
         values = ["-" if number is None else f"{number:.2f}" for number in numbers]
         target = verdict.target
         rows.append([target.label, shape_name(target.shape), *values, verdict.bound, verdict.outcome])
-    return f"targets (medians of interleaved runs, {THREADS} threads)\n{table(rows)}"
+    counted = f"{threads} thread{'s' * (threads > 1)}"
+    return f"targets (medians of interleaved runs, {counted})\n{table(rows)}"
 
 
-def as_json(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
+def as_json(
+    results: Results,
+    environment: dict[str, Any],
+    targets: Sequence[Target] = TARGETS,
+    threads: int = THREADS,
+) -> dict[str, Any]:
     """Return everything about a run in plain types; times in seconds."""
     return {
         "environment": environment,
@@ -106,7 +128,7 @@ def as_json(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
             {
                 "label": verdict.target.label,
                 "shape": list(verdict.target.shape),
-                "threads": THREADS,
+                "threads": threads,
                 "numerator": verdict.target.numerator,
                 "denominator": verdict.target.denominator,
                 "bound": verdict.bound,
@@ -115,6 +137,6 @@ def as_json(results: Results, environment: dict[str, Any]) -> dict[str, Any]:
                 "p80_of_rounds": verdict.high,
                 "outcome": verdict.outcome,
             }
-            for verdict in judge(results)
+            for verdict in judge(results, targets, threads)
         ],
     }

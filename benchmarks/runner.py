@@ -83,6 +83,7 @@ def measure(
     plan: Plan,
     report: Callable[[str], None],
     device: torch.device,
+    make_workload: Callable[[tuple[int, ...], torch.device], Workload] = Workload,
 ) -> Results:
     """Measure every case at every size with every number of threads.
 
@@ -95,6 +96,7 @@ def measure(
         plan: how long to measure.
         report: takes a line about progress; called between passes only.
         device: where to measure.
+        make_workload: makes the inputs of a size.
 
     Returns:
         The figures, in the order measured.
@@ -103,7 +105,7 @@ def measure(
     before = torch.get_num_threads()
     try:
         for shape in shapes:
-            workload = Workload(shape, device)
+            workload = make_workload(shape, device)
             for threads in thread_counts:
                 report(
                     f"{'x'.join(map(str, shape))}, {threads} thread{'s' * (threads > 1)}: {len(cases)} cases"
@@ -123,7 +125,8 @@ def _measure_pass(
     turns = []
     for case in cases:
         try:
-            turns.append(_Turn(case, case.build(workload, case.dtype), timer))
+            prepared = case.build(workload, case.dtype)
+            turns.append(_Turn(case, prepared, prepared.timer or timer))
         except Unavailable as reason:
             results.missing.append(Missing(case.name, workload.shape, threads, str(reason)))
     for turn in turns:
@@ -136,8 +139,9 @@ def _measure_pass(
             for turn in shuffled:
                 turn.block(plan)
     for turn in turns:
-        moved = turn.prepared.bytes
-        results.figures.append(Figure(turn.case.name, workload.shape, threads, moved, turn.rounds))
+        moved, repeats = turn.prepared.bytes, turn.prepared.repeats
+        rounds = [[seconds / repeats for seconds in block] for block in turn.rounds]
+        results.figures.append(Figure(turn.case.name, workload.shape, threads, moved, rounds))
 
 
 @contextmanager

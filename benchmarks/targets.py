@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ class Target:
         denominator: another's, or None: the value is the numerator's median in microseconds.
         at_least: a lower bound on the value, or None.
         at_most: an upper bound on the value, or None. With neither the value is for information.
+        rates: compare bytes per second instead of times.
     """
 
     label: str
@@ -36,6 +38,7 @@ class Target:
     denominator: str | None
     at_least: float | None = None
     at_most: float | None = None
+    rates: bool = False
 
 
 TARGETS = (
@@ -89,20 +92,24 @@ class Verdict:
         return "PASS" if met else "unmet"
 
 
-def judge(results: Results) -> list[Verdict]:
-    """Return what became of every target; the bounds hold for two threads."""
-    return [_judge(target, results) for target in TARGETS]
+def judge(results: Results, targets: Sequence[Target] = TARGETS, threads: int = THREADS) -> list[Verdict]:
+    """Return what became of every target, in passes with that number of threads."""
+    return [_judge(target, results, threads) for target in targets]
 
 
-def _judge(target: Target, results: Results) -> Verdict:
-    top = results.find(target.numerator, target.shape, THREADS)
+def _judge(target: Target, results: Results, threads: int) -> Verdict:
+    top = results.find(target.numerator, target.shape, threads)
     if top is None:
         return Verdict(target)
     if target.denominator is None:
         return Verdict(target, *(1e6 * seconds for seconds in (top.median, top.p20, top.p80)))
-    bottom = results.find(target.denominator, target.shape, THREADS)
+    bottom = results.find(target.denominator, target.shape, threads)
     if bottom is None:
         return Verdict(target)
     ratios = np.divide(top.round_medians, bottom.round_medians)
+    ratio = top.median / bottom.median
+    if target.rates:
+        moved = top.moved_bytes / bottom.moved_bytes
+        ratios, ratio = moved / ratios, moved / ratio
     low, high = np.percentile(ratios, (20, 80))
-    return Verdict(target, top.median / bottom.median, float(low), float(high))
+    return Verdict(target, ratio, float(low), float(high))

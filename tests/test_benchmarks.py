@@ -403,7 +403,7 @@ def test_wall_clock_times_each_call_and_nothing_else(monkeypatch: pytest.MonkeyP
     seconds = timers.timer_for(CPU).durations(wait, [3, 50, 700], lambda: wait(10**6))
     assert seconds == pytest.approx([3e-9, 5e-8, 7e-7])
     assert timers.timer_for(CPU).durations(wait, [9], None) == pytest.approx([9e-9])
-    with pytest.raises(ValueError, match=r"device: expected one of \['cpu'\], got 'meta'"):
+    with pytest.raises(ValueError, match=r"device: expected one of \['cpu', 'cuda'\], got 'meta'"):
         timers.timer_for(torch.device("meta"))
 
 

@@ -78,20 +78,7 @@ int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* o
   const gmm_step_arguments& a = *arguments;
   if (const int status = check_options(options)) return status;
   if (const int status = check(a, Memory::device)) return status;
-  if (a.batch == 0) return GMM_SUCCESS;
-  if (a.elements == 0) {
-    if (a.components == nullptr) return GMM_SUCCESS;
-    const int64_t components = a.mixture.components > 0 ? a.mixture.components : 1;
-    const gmm_component_arguments drawn = {a.batch,
-                                           a.components,
-                                           a.seeds,
-                                           a.row,
-                                           a.step,
-                                           components,
-                                           a.mixture.thresholds,
-                                           components > 1 ? a.mixture.threshold_rows : 1};
-    return gmm_cuda_draw_components(&drawn, options);
-  }
+  if (a.batch == 0 || (a.elements == 0 && a.components == nullptr)) return GMM_SUCCESS;
   return on_device(*options,
                    [&](int multiprocessors, cudaStream_t stream) { return launch_step(a, multiprocessors, stream); });
 }

@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(block_threads)
 
 cudaError_t launch(const void* kernel, int64_t batch, const Tiling& tiling, const void* arguments,
                    cudaStream_t stream) {
-  const int64_t tiles = (tiling.elements + tiling.tile_elements - 1) / tiling.tile_elements;
+  const int64_t tiles = tiles_of(tiling);
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(batch < largest_grid_y ? batch : largest_grid_y),
                   static_cast<unsigned>((batch + largest_grid_y - 1) / largest_grid_y));
   void* parameters[] = {const_cast<void*>(arguments), const_cast<Tiling*>(&tiling)};

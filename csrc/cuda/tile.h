@@ -52,6 +52,11 @@ inline Tiling tiling_of(int64_t batch, int64_t elements, uint32_t per_pass, int 
   return {elements, tile};
 }
 
+// At least one: samples without elements have components all the same.
+inline int64_t tiles_of(const Tiling& tiling) {
+  return tiling.elements == 0 ? 1 : (tiling.elements + tiling.tile_elements - 1) / tiling.tile_elements;
+}
+
 inline bool is_vector(const void* data, int64_t batch, int64_t batch_stride, int32_t dtype) {
   return is_aligned(data, 16) && (batch == 1 || batch_stride * size_of(dtype) % 16 == 0);
 }

@@ -12,7 +12,7 @@ namespace gmmkernel {
 // sample.
 template <class Body>
 void for_blocks(int64_t batch, const Tiling& tiling, Body&& body) {
-  const int64_t tiles = (tiling.elements + tiling.tile_elements - 1) / tiling.tile_elements;
+  const int64_t tiles = tiles_of(tiling);
   for (uint32_t z = 0; z <= static_cast<uint32_t>((batch - 1) / largest_grid_y); ++z) {
     for (uint32_t y = 0; y < largest_grid_y; ++y) {
       for (uint32_t tile = 0; tile < tiles; ++tile) {
@@ -47,7 +47,7 @@ void emulate_common(const gmm_step_arguments& a, const Tiling& tiling) {
 
 // What launch_step runs on a device with so many multiprocessors.
 inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
-  if (a.batch == 0 || a.elements == 0) return;
+  if (a.batch == 0) return;
   const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.sample.dtype), multiprocessors);
   if (!is_common(a)) {
     if (a.sample.dtype == GMM_FLOAT64) {

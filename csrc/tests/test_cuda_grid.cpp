@@ -46,7 +46,7 @@ void test_common_steps() {
 void test_any_step() {
   TestRandom random(51);
   uint64_t seed = 9000;
-  for (const int64_t elements : {1, 2, 3, 4, 5, 7, 8, 63, 255, 1000, 1025, 4097, 8193}) {
+  for (const int64_t elements : {0, 1, 2, 3, 4, 5, 7, 8, 63, 255, 1000, 1025, 4097, 8193}) {
     for (int n = 0; n < 40; ++n) compare(random_options(random, 1 + n % 3, elements), ++seed, n % 4 == 0 ? 1 : 132);
   }
 }

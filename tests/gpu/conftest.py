@@ -1,0 +1,40 @@
+"""Tests of the CUDA backend: where it or a device is missing, each is skipped with the reason."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# The tests' helpers, also where the conftest above, which makes them importable, is not loaded.
+_TESTS = str(Path(__file__).resolve().parents[1])
+if _TESTS not in sys.path:
+    sys.path.insert(0, _TESTS)
+
+from gmmkernel.backends import available_backends  # noqa: E402
+
+
+def _missing() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    for status in available_backends():
+        if status.name == "cuda":
+            return None if status.available else f"the cuda backend is not available: {status.detail}"
+    return "there is no cuda backend"
+
+
+@pytest.fixture(autouse=True)
+def device_needed() -> None:
+    """Skip where there is nothing to test."""
+    reason = _missing()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(device_needed: None) -> None:
+    """As the other tests' fixture, by other means: PyTorch hands out memory that was freed last, here full of NaN."""
+    for size in (2**20, 2**25):
+        torch.full((size,), -1, dtype=torch.int8, device="cuda")
