@@ -27,13 +27,13 @@ gpu-check:
 lint: $(VENV)/ready
 	ruff check .
 	ruff format --check .
-	clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c')
+	clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c' '*.cu')
 	$(PY) -m mypy
 
 format: $(VENV)/ready
 	ruff check --fix .
 	ruff format .
-	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c')
+	clang-format -i $$(git ls-files '*.h' '*.cpp' '*.inl' '*.c' '*.cu')
 
 # Table, JSON and plot in benchmarks/out; on a quiet machine only.
 bench: $(VENV)/ready

@@ -39,7 +39,7 @@ GMM_INLINE PhiloxKeys philox_keys(uint64_t seed) {
 // Replace the four counter words by the four random words.
 template <class Lanes>
 GMM_INLINE void philox(const PhiloxKeys& keys, typename Lanes::wide (&word)[4]) {
-GMM_UNROLL(10)
+  GMM_UNROLL(10)
   for (int round = 0; round < philox_rounds; ++round) {
     const typename Lanes::product product0 = Lanes::multiply_wide(word[0], 0xD2511F53);
     const typename Lanes::product product1 = Lanes::multiply_wide(word[2], 0xCD9E8D57);
