@@ -61,7 +61,7 @@ def find_cuobjdump(nvcc: Path) -> Path:
     return found
 
 
-def _run(command: Sequence[str | Path]) -> tuple[str, str]:
+def run(command: Sequence[str | Path]) -> tuple[str, str]:
     """Return what a command wrote to its two outputs; its folder comes first on PATH, for the tools it calls."""
     folder = str(Path(command[0]).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([folder, os.environ.get("PATH", os.defpath)])}
@@ -73,7 +73,7 @@ def _run(command: Sequence[str | Path]) -> tuple[str, str]:
 
 def nvcc_release(nvcc: Path) -> str:
     """Return the release of nvcc, such as "13.0"."""
-    said = re.search(r"release (\d+\.\d+)", _run([nvcc, "--version"])[0])
+    said = re.search(r"release (\d+\.\d+)", run([nvcc, "--version"])[0])
     return said.group(1) if said else "unknown"
 
 
@@ -90,7 +90,7 @@ def _compile(nvcc: Path, output: Path, options: Sequence[str], source: Path) -> 
         output,
         source,
     ]
-    return _run(command)[1]
+    return run(command)[1]
 
 
 def compile_sass(
@@ -105,7 +105,7 @@ def compile_sass(
     cubin = folder / f"sm_{architecture}.cubin"
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     said = _compile(nvcc, cubin, [target, "--resource-usage", "-cubin", *options], source)
-    return _run([cuobjdump, "-sass", cubin])[0], _run([cuobjdump, "-elf", cubin])[0], said
+    return run([cuobjdump, "-sass", cubin])[0], run([cuobjdump, "-elf", cubin])[0], said
 
 
 def compile_ptx(nvcc: Path, architecture: str, folder: Path, source: Path = SOURCE) -> str:

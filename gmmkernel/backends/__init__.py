@@ -1,7 +1,7 @@
 """Backends and the choice between them.
 
 `cpu` is the compiled C++ core and `reference` the NumPy specification, both for CPU tensors; `cuda` are the compiled
-kernels for CUDA tensors. All give the same bits.
+kernels for CUDA tensors and `triton` those that Triton compiles when they are first used. All give the same bits.
 A backend is chosen by the tensors' device, the first available one in the order of `available_backends`; ask for
 another with the `backend` argument of an op, or with `use`.
 """
@@ -37,26 +37,36 @@ class BackendStatus(NamedTuple):
 class _Entry(NamedTuple):
     module: str
     device_type: str
+    at_once: bool = True
 
 
-# In order of preference for each device type.
+# In order of preference for each device type. Triton takes long to import, so it waits until it is wanted.
 _ENTRIES = {
     "cpu": _Entry("gmmkernel.backends.cpu", "cpu"),
     "reference": _Entry("gmmkernel.backends.reference.backend", "cpu"),
     "cuda": _Entry("gmmkernel.backends.cuda", "cuda"),
+    "triton": _Entry("gmmkernel.backends.triton", "cuda", at_once=False),
 }
 
 _loaded: dict[str, Backend] = {}
 _missing: dict[str, str] = {}
-for _name, _entry in _ENTRIES.items():
-    try:
-        _loaded[_name] = cast(Backend, import_module(_entry.module))
-    except ImportError as error:
-        _missing[_name] = str(error)
 
-_preferred: dict[str, str] = {}
-for _name in _loaded:
-    _preferred.setdefault(_ENTRIES[_name].device_type, _name)
+
+def _why_missing(name: str) -> str | None:
+    """Import a backend unless that has been tried; return why it cannot be, or None."""
+    if name not in _loaded and name not in _missing:
+        try:
+            _loaded[name] = cast(Backend, import_module(_ENTRIES[name].module))
+        except ImportError as error:
+            _missing[name] = str(error)
+    return _missing.get(name)
+
+
+for _name, _entry in _ENTRIES.items():
+    if _entry.at_once:
+        _why_missing(_name)
+
+_preferred: dict[str, str] = {}  # device type -> the backend chosen, once it has been asked for
 
 _requested: str | None = None
 
@@ -68,7 +78,7 @@ def available_backends() -> list[BackendStatus]:
     """
     statuses = []
     for name, entry in _ENTRIES.items():
-        missing = _missing.get(name) or _loaded[name].why_unusable()
+        missing = _why_missing(name) or _loaded[name].why_unusable()
         statuses.append(
             BackendStatus(name, entry.device_type, missing is None, missing or _loaded[name].describe())
         )
@@ -97,21 +107,40 @@ def resolve(device_type: str, backend: str | None = None) -> str:
     wanted = backend
     if backend is None and _requested is not None and _ENTRIES[_requested].device_type == device_type:
         wanted = _requested
-    if wanted is None and device_type in _preferred:
-        return _preferred[device_type]
     if wanted is None:
-        known = sorted({entry.device_type for entry in _ENTRIES.values()})
-        raise ValueError(
-            f"device: no backend computes on {device_type!r} tensors; devices supported: {known}"
-        )
+        return _prefer(device_type)
     if wanted not in _ENTRIES:
         raise ValueError(f"backend: expected one of {list(_ENTRIES)}, got {wanted!r}")
-    if wanted not in _loaded:
-        raise RuntimeError(f"backend: {wanted!r} is not available here: {_missing[wanted]}")
+    if wanted not in _loaded and (missing := _why_missing(wanted)):
+        raise RuntimeError(f"backend: {wanted!r} is not available here: {missing}")
     if _ENTRIES[wanted].device_type != device_type:
         allowed = _ENTRIES[wanted].device_type
         raise ValueError(f"backend: {wanted!r} computes on {allowed!r} tensors, got {device_type!r}")
     return wanted
+
+
+def _prefer(device_type: str) -> str:
+    """Return the first backend that is usable on a device type, and remember it."""
+    if device_type in _preferred:
+        return _preferred[device_type]
+    reasons = {}
+    for name, entry in _ENTRIES.items():
+        if entry.device_type != device_type:
+            continue
+        reason = _why_missing(name) or _loaded[name].why_unusable()
+        if reason is None:
+            _preferred[device_type] = name
+            return name
+        reasons[name] = reason
+    if reasons:
+        raise RuntimeError(f"device: no backend is available for {device_type!r} tensors: {reasons}")
+    known = sorted({entry.device_type for entry in _ENTRIES.values()})
+    raise ValueError(f"device: no backend computes on {device_type!r} tensors; devices supported: {known}")
+
+
+# Not to be traced, only called, by torch.compile: what torch.compiler.assume_constant_result does, which would take
+# seconds to import the compiler first.
+_prefer._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager

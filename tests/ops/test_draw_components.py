@@ -110,7 +110,11 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"row": "0"}, TypeError, "row: expected an int or an int64 tensor, got str"),
     ({"step": 2**32}, IndexError, "step: expected 0 to 4294967295, got 4294967296"),
     ({"step": torch.tensor([-1])}, IndexError, "step: expected 0 to 4294967295, got -1 for sample 0"),
-    ({"backend": "c"}, ValueError, "backend: expected one of ['cpu', 'reference', 'cuda'], got 'c'"),
+    (
+        {"backend": "c"},
+        ValueError,
+        "backend: expected one of ['cpu', 'reference', 'cuda', 'triton'], got 'c'",
+    ),
 ]
 
 

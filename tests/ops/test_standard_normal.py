@@ -109,7 +109,11 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"stream": 6}, ValueError, "stream: expected one of ['TRANSITION', 'COMPONENT', 'INITIAL', "),
     ({"stream": "initial"}, ValueError, "stream: expected one of ['TRANSITION', "),
     ({"stream": True}, ValueError, "stream: expected one of ['TRANSITION', "),
-    ({"backend": "numpy"}, ValueError, "backend: expected one of ['cpu', 'reference', 'cuda'], got 'numpy'"),
+    (
+        {"backend": "numpy"},
+        ValueError,
+        "backend: expected one of ['cpu', 'reference', 'cuda', 'triton'], got 'numpy'",
+    ),
     ({"out": torch.full((4, 4), 9.0)}, ValueError, "out: expected shape (4, 3), got (4, 4)"),
     ({"out": torch.full((4, 3), 9.0).half()}, TypeError, "out: expected torch.float32, got torch.float16"),
     (

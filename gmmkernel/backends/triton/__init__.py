@@ -1,0 +1,21 @@
+"""Triton kernels on CUDA tensors: the bits of every other backend, and no compiler needed to install.
+
+The modules mirror csrc/include/gmmkernel function by function. A kernel is compiled by Triton when it is first
+called with a combination of types and options; sizes, seeds, steps and addresses never compile it again.
+"""
+
+from __future__ import annotations
+
+try:
+    import triton as _triton  # noqa: F401
+except ImportError as error:
+    raise ImportError("Triton is not installed: pip install gmmkernel[triton]") from error
+from gmmkernel.backends.triton.launch import (
+    describe,
+    draw_components,
+    gmm_step,
+    standard_normal,
+    why_unusable,
+)
+
+__all__ = ["describe", "draw_components", "gmm_step", "standard_normal", "why_unusable"]

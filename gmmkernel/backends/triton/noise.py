@@ -1,0 +1,96 @@
+"""Noise and component draws in Triton."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.step import choose_component, index_of, store
+
+# No size, index or address may have a kernel compiled anew.
+STANDARD_NORMAL_POINTERS = (
+    "result",
+    "seeds",
+    "steps",
+)
+STANDARD_NORMAL_NUMBERS = (
+    "result_stride",
+    "steps_stride",
+    "step_value",
+    "elements",
+    "first_sample",
+)
+
+
+@triton.jit(
+    do_not_specialize=STANDARD_NORMAL_NUMBERS, do_not_specialize_on_alignment=STANDARD_NORMAL_POINTERS
+)
+def standard_normal_kernel(
+    result, result_stride: tl.int64,
+    seeds,
+    steps, steps_stride: tl.int64, step_value: tl.int64,
+    elements: tl.int64,
+    first_sample: tl.int64,
+    STREAM: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STEPS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Fill one tile of one sample; programs are numbered (tile, sample)."""
+    sample = first_sample + tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * TILE
+    element = first + tl.arange(0, TILE)
+    step = index_of(steps, steps_stride, step_value, sample, STEPS)
+    z = normals(tl.load(seeds + sample), first, step, TILE, WIDTH, STREAM, PTX)
+    z = tl.where((step >= 0) & (step <= 0xFFFFFFFF), z, float("nan"))
+    store(result + sample * result_stride, element, element < elements, z, PTX, WHOLE)
+
+
+# No size, index or address may have a kernel compiled anew.
+DRAW_COMPONENTS_POINTERS = (
+    "result",
+    "seeds",
+    "rows",
+    "steps",
+    "thresholds",
+)
+DRAW_COMPONENTS_NUMBERS = (
+    "rows_stride",
+    "row_value",
+    "steps_stride",
+    "step_value",
+    "threshold_rows",
+    "K",
+    "first_sample",
+)
+
+
+@triton.jit(
+    do_not_specialize=DRAW_COMPONENTS_NUMBERS, do_not_specialize_on_alignment=DRAW_COMPONENTS_POINTERS
+)
+def draw_components_kernel(
+    result,
+    seeds,
+    rows, rows_stride: tl.int64, row_value: tl.int64,
+    steps, steps_stride: tl.int64, step_value: tl.int64,
+    thresholds, threshold_rows: tl.int64,
+    K: tl.int64,
+    first_sample: tl.int64,
+    ROWS: tl.constexpr,
+    STEPS: tl.constexpr,
+    MOST: tl.constexpr,
+):  # fmt: skip
+    """Draw the component of one sample; -1 where its row or step is out of range."""
+    sample = first_sample + tl.program_id(0).to(tl.int64)
+    row = index_of(rows, rows_stride, row_value, sample, ROWS)
+    step = index_of(steps, steps_stride, step_value, sample, STEPS)
+    row = tl.where(threshold_rows == 1, 0, row)
+    valid = (row >= 0) & (row < threshold_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
+    component = tl.zeros([], tl.int64)
+    if K > 1:
+        table = thresholds + tl.where(valid, row, 0) * (K - 1)
+        component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
+    tl.store(result + sample, tl.where(valid, component, -1))

@@ -1,0 +1,227 @@
+"""The step in Triton: one program for each tile of one sample.
+
+gmmkernel/backends/reference/transition.py is the specification; csrc/cuda/step_body.h the other GPU version.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gmmkernel.backends.triton.arithmetic import clip, multiply_add, round_to
+from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.philox import random_words
+
+COLUMNS = tl.constexpr(16)
+TRANSITION = tl.constexpr(0)  # streams
+COMPONENT = tl.constexpr(1)
+
+
+@triton.jit
+def index_of(values, stride: tl.int64, value: tl.int64, sample, GIVEN: tl.constexpr):
+    """Return a sample's row or step, int64: from its tensor, or the value that all have."""
+    if GIVEN:
+        index = tl.load(values + sample * stride)
+    else:
+        index = value.to(tl.int64)
+    return index
+
+
+@triton.jit
+def choose_component(seed, step, thresholds, K, MOST: tl.constexpr):
+    """Return the component of a sample: the number of its K - 1 thresholds that one random word reaches."""
+    word, _, _, _ = random_words(seed, tl.zeros([1], tl.int64), step, COMPONENT)
+    k = tl.arange(0, MOST)
+    threshold = tl.load(thresholds + k, mask=k < K - 1, other=2**40)
+    reached = (word.to(tl.int64) >= threshold).to(tl.int32)
+    return tl.sum(reached, axis=0).to(tl.int64)
+
+
+@triton.jit
+def load(pointer, element, inside, T: tl.constexpr, WHOLE: tl.constexpr):
+    """Return elements widened to the type of the arithmetic.
+
+    WHOLE: tiles are full, and tensors aligned to 16 bytes at every sample. Said here, and not found out by Triton from
+    addresses and sizes, so that these never make it compile a kernel anew.
+    """
+    if WHOLE:
+        values = tl.load(tl.multiple_of(pointer + element, 16))
+    else:
+        values = tl.load(pointer + element, mask=inside, other=0.0)
+    return values.to(T)
+
+
+@triton.jit
+def store(pointer, element, inside, values, PTX: tl.constexpr, WHOLE: tl.constexpr):
+    """Write elements, rounded once to the tensor's type."""
+    rounded = round_to(values, pointer.dtype.element_ty, PTX)
+    if WHOLE:
+        tl.store(tl.multiple_of(pointer + element, 16), rounded)
+    else:
+        tl.store(pointer + element, rounded, mask=inside)
+
+
+@triton.jit
+def add_history(
+    mean, stored, stride, coefficient, sample, element, inside, T: tl.constexpr, WHOLE: tl.constexpr
+):
+    """Add a stored prediction; a coefficient of 0 means that it is not there."""
+    if coefficient != 0:
+        mean = multiply_add(coefficient, load(stored + sample * stride, element, inside, T, WHOLE), mean)
+    return mean
+
+
+# No size, index or address may have a kernel compiled anew.
+STEP_POINTERS = (
+    "x",
+    "output",
+    "uncond",
+    "history0",
+    "history1",
+    "history2",
+    "history3",
+    "result",
+    "prediction",
+    "components",
+    "coefficients",
+    "rows",
+    "steps",
+    "seeds",
+    "thresholds",
+    "offsets",
+    "std",
+)
+STEP_NUMBERS = (
+    "x_stride",
+    "output_stride",
+    "uncond_stride",
+    "history0_stride",
+    "history1_stride",
+    "history2_stride",
+    "history3_stride",
+    "result_stride",
+    "prediction_stride",
+    "coefficient_rows",
+    "rows_stride",
+    "row_value",
+    "steps_stride",
+    "step_value",
+    "threshold_rows",
+    "offset_rows",
+    "std_rows",
+    "std_components",
+    "std_elements",
+    "K",
+    "elements",
+    "first_sample",
+)
+
+
+@triton.jit(do_not_specialize=STEP_NUMBERS, do_not_specialize_on_alignment=STEP_POINTERS)
+def step_kernel(
+    x, x_stride: tl.int64,  # [B, D]: elements contiguous, the stride from sample to sample
+    output, output_stride: tl.int64,
+    uncond, uncond_stride: tl.int64,
+    history0, history0_stride: tl.int64,
+    history1, history1_stride: tl.int64,
+    history2, history2_stride: tl.int64,
+    history3, history3_stride: tl.int64,
+    result, result_stride: tl.int64,
+    prediction, prediction_stride: tl.int64,
+    components,  # int64 [B]
+    coefficients,  # [S, 16]
+    coefficient_rows: tl.int64,
+    rows, rows_stride: tl.int64, row_value: tl.int64,
+    steps, steps_stride: tl.int64, step_value: tl.int64,
+    seeds,  # int64 [B]
+    thresholds, threshold_rows: tl.int64,  # int64 [S or 1, K - 1]
+    offsets, offset_rows: tl.int64,  # [S or 1, K, D]
+    std, std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,  # [S or 1, 1 or K, R]
+    K: tl.int64,
+    elements: tl.int64,
+    first_sample: tl.int64,
+    T: tl.constexpr,  # of the arithmetic: float32, or float64 for float64 samples
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, STEPS: tl.constexpr,  # whether these come as tensors
+    UNCOND: tl.constexpr,
+    HISTORY: tl.constexpr,
+    PREDICTION: tl.constexpr,  # 0 none, 1 x0, 2 epsilon, 3 model output
+    COMPONENTS: tl.constexpr,  # whether they are wanted
+    MIXTURE: tl.constexpr,
+    MOST: tl.constexpr,  # thresholds are read this many at once
+    WHOLE: tl.constexpr,  # full tiles, everything aligned
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Take one step for one tile of one sample; programs are numbered (tile, sample)."""
+    sample = first_sample + tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0).to(tl.int64) * TILE
+    element = first + tl.arange(0, TILE)
+    inside = element < elements
+    row = index_of(rows, rows_stride, row_value, sample, ROWS)
+    step = index_of(steps, steps_stride, step_value, sample, STEPS)
+    valid = (row >= 0) & (row < coefficient_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
+    row = tl.where(valid, row, 0)
+    seed = tl.load(seeds + sample)
+    c = coefficients + row * COLUMNS
+
+    component = tl.zeros([], tl.int64)
+    if MIXTURE:
+        if K > 1:
+            table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
+            component = choose_component(seed, step, table, K, MOST)
+
+    sample_x = load(x + sample * x_stride, element, inside, T, WHOLE)
+    o = load(output + sample * output_stride, element, inside, T, WHOLE)
+    if UNCOND:
+        u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
+        o = multiply_add(tl.load(c + 11), o - u, u)
+    # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
+    of_sample = tl.where(valid, tl.load(c + 4), float("nan"))
+    x0 = multiply_add(tl.load(c + 1), o, tl.where(valid, tl.load(c), float("nan")) * sample_x)
+    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3))
+    y = tl.load(c + 6) * x0
+    y = multiply_add(tl.load(c + 5), o, y)
+    y = multiply_add(of_sample, sample_x, y)
+    if HISTORY > 0:
+        y = add_history(y, history0, history0_stride, tl.load(c + 7), sample, element, inside, T, WHOLE)
+    if HISTORY > 1:
+        y = add_history(y, history1, history1_stride, tl.load(c + 8), sample, element, inside, T, WHOLE)
+    if HISTORY > 2:
+        y = add_history(y, history2, history2_stride, tl.load(c + 9), sample, element, inside, T, WHOLE)
+    if HISTORY > 3:
+        y = add_history(y, history3, history3_stride, tl.load(c + 10), sample, element, inside, T, WHOLE)
+
+    sigma = tl.load(c + 12)
+    noisy = sigma != 0
+    if MIXTURE:
+        weight = tl.load(c + 13)
+        if weight != 0:
+            offset_row = tl.where(offset_rows == 1, 0, row) * K + component
+            y = multiply_add(weight, load(offsets + offset_row * elements, element, inside, T, WHOLE), y)
+        noisy = noisy | (std_elements > 0)
+    if PREDICTION > 0:
+        made = x0
+        if PREDICTION == 2:
+            made = multiply_add(tl.load(c + 15), o, tl.where(valid, tl.load(c + 14), float("nan")) * sample_x)
+        if PREDICTION == 3:
+            made = tl.where(valid, o, float("nan"))
+        store(prediction + sample * prediction_stride, element, inside, made, PTX, WHOLE)
+    if noisy:
+        z = normals(seed, first, step, TILE, WIDTH, TRANSITION, PTX).to(T)
+        spread = tl.full([TILE], 0, T) + sigma
+        if MIXTURE:
+            std_row = tl.where(std_rows == 1, 0, row) * std_components + tl.where(
+                std_components == 1, 0, component
+            )
+            if WHOLE and first + TILE <= std_elements:
+                spread = load(std + std_row * std_elements, element, inside, T, WHOLE)
+            elif first < std_elements:
+                reduced = element < std_elements
+                from_table = tl.load(std + std_row * std_elements + element, mask=reduced, other=0.0)
+                spread = tl.where(reduced, from_table, spread)
+        y = multiply_add(spread, z, y)
+    store(result + sample * result_stride, element, inside, y, PTX, WHOLE)
+    if COMPONENTS:
+        if first == 0:
+            tl.store(components + sample, tl.where(valid, component, -1))
