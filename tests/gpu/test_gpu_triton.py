@@ -1,0 +1,105 @@
+"""The Triton backend on a device: the CPU core's bits. Few combinations of options, as each is compiled anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import DTYPES, assert_same_bits, assert_same_output, random_case
+from layouts import DEVICE, moved
+from test_gpu_bits import on_cpu
+
+from gmmkernel import Stream, backends, draw_components, gmm_step, standard_normal
+
+pytestmark = pytest.mark.gpu
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gaussian": {"components": 0, "guidance": False, "history": 0, "prediction": None},
+    "mixture": {"components": 8, "guidance": False, "history": 0, "prediction": None},
+    "everything": {
+        "components": 8,
+        "guidance": True,
+        "history": 4,
+        "prediction": "epsilon",
+        "per_sample": True,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def triton_needed() -> None:
+    status = next(status for status in backends.available_backends() if status.name == "triton")
+    if not status.available:
+        pytest.skip(f"the triton backend is not available: {status.detail}")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps(dtype: torch.dtype, options: str) -> None:
+    for size in (1, 1000, 2048, 20000):
+        for removed in (0, min(8, size), size):
+            case = random_case(
+                size,
+                shape=(size,),
+                dtype=dtype,
+                output_dtype=dtype,
+                special=True,
+                removed=removed,
+                **OPTIONS[options],
+            )
+            assert_same_output(on_cpu(moved(case).run(backend="triton")), case.run())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise(dtype: torch.dtype) -> None:
+    seeds = torch.tensor([0, -1, 2**63 - 1])
+    for size, step in ((1000, 2**32 - 1), (4096, torch.tensor([1, 2, 3]))):
+        expected = standard_normal(seeds, (size,), step=step, stream=Stream.TRANSITION, dtype=dtype)
+        there = step.to(DEVICE) if isinstance(step, torch.Tensor) else step
+        made = standard_normal(
+            seeds.to(DEVICE), (size,), step=there, stream=Stream.TRANSITION, dtype=dtype, backend="triton"
+        )
+        assert_same_bits(made.cpu(), expected)
+
+
+def test_components() -> None:
+    seeds, thresholds = torch.arange(70000), torch.arange(1, 1024)[None] * 2**22
+    made = draw_components(seeds.to(DEVICE), thresholds.to(DEVICE), step=3, backend="triton")
+    assert torch.equal(made.cpu(), draw_components(seeds, thresholds, step=3))
+
+
+def test_a_captured_step_reads_new_rows_and_seeds() -> None:
+    case = random_case(
+        3, shape=(4096,), dtype=torch.float32, output_dtype=torch.float32, **OPTIONS["mixture"]
+    )
+    there = moved(case)
+    row, seeds = torch.tensor([0], device=DEVICE), there.seeds.clone()
+    out = torch.empty_like(there.sample)
+
+    def step() -> None:
+        gmm_step(
+            there.sample, there.model_output, there.coefficients,
+            row=row, seeds=seeds, mixture=there.mixture, out=out, backend="triton",
+        )  # fmt: skip
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()  # compiled before it is captured
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for new in range(3):
+        row.fill_(new)
+        seeds.add_(17)
+        graph.replay()
+        expected = gmm_step(
+            case.sample,
+            case.model_output,
+            case.coefficients,
+            row=new,
+            seeds=seeds.cpu(),
+            mixture=case.mixture,
+        )
+        assert_same_bits(out.cpu(), expected.prev_sample)
