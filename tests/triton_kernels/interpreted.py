@@ -93,6 +93,14 @@ def test_std_tables_of_any_length(removed: int) -> None:
     assert_same(random_case(removed, shape=(2048,), components=8, removed=removed))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tiles(dtype: torch.dtype) -> None:
+    options: dict[str, Any] = {"output_dtype": dtype, "guidance": False, "history": 0, "prediction": None}
+    case = random_case(1, batch=8, shape=(4096,), dtype=dtype, components=8, removed=4096, **options)
+    assert launch._tile(8, 4096, case.sample) == launch.LARGE_TILE
+    assert_same(case)
+
+
 def test_strided_tensors_and_empty_batches() -> None:
     case = random_case(5, shape=(4, 6, 8), components=3, history=2, guidance=True, prediction="x0")
     assert_same(case.map_samples(lambda tensor: tensor.contiguous(memory_format=torch.channels_last)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 THREADS = 32 * launch.WARPS
 STEP = {
     "T": tl.float32,
-    "TILE": launch.TILE,
+    "TILE": launch.LARGE_TILE,
     "ROWS": False,
     "STEPS": False,
     "UNCOND": False,
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mixture": {},
     "gaussian": {"MIXTURE": False},
     "everything": {
+        "TILE": launch.SMALL_TILE,
         "ROWS": True,
         "STEPS": True,
         "UNCOND": True,
@@ -118,6 +120,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("triton")
 
 
+def hot_path(code: list[sass_code.Instruction]) -> int:
+    """Return the instructions of the shortest path by every wide load, root and store, in their order."""
+    after = sass_code.successors(code, {})
+    stops = [n for n, line in enumerate(code) if re.match(r"LDG\.E\.128|MUFU|STG", line.opcode)]
+    end = next(n for n, line in enumerate(code) if line.root == "EXIT" and n > stops[-1])
+    path = [0, *stops, end]
+    return 1 + sum(sass_code.reach(after, [here])[there] for here, there in pairwise(path))
+
+
 def compile_step(architecture: int, dtype: str, variant: str, folder: Path) -> Compiled:
     width = {"WIDTH": 4 if dtype == "float32" else 8}
     constants = tuple((STEP | width | VARIANTS[variant]).items())
@@ -143,7 +154,8 @@ def test_nothing_spills_and_nothing_is_fused_or_approximated(
     assert set(re.findall(r"\S*\.approx\S*", made.ptx)) == {"rsqrt.approx.ftz.f32"}
     assert set(re.findall(r"\S*\.ftz\S*", made.ptx)) == {"rsqrt.approx.ftz.f32"}
     assert set(re.findall(r"\b(?:fma|mad)\.\S*f32", made.ptx)) == {"fma.rn.f32"}
-    assert made.count(r"MUFU") == made.count(r"MUFU\.RSQ") == launch.TILE // THREADS // 2
+    tile = VARIANTS[variant].get("TILE", launch.LARGE_TILE)
+    assert made.count(r"MUFU") == made.count(r"MUFU\.RSQ") == tile // THREADS // 2
     # Without a rounding mode the assembler might fuse a product and a sum.
     assert not re.search(r"\b(?:mul|add|sub)\.f32", made.ptx)
 
@@ -155,17 +167,37 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(
     architecture: int, dtype: str, variant: str, folder: Path
 ) -> None:
     made = compile_step(architecture, dtype, variant, folder)
-    vectors = launch.TILE // THREADS // (4 if dtype == "float32" else 8)
+    vectors = launch.LARGE_TILE // THREADS // (4 if dtype == "float32" else 8)
     assert made.count(r"STG\.E\.128") == vectors == made.count(r"STG")
-    tables = 2 * launch.TILE // THREADS // 4 if variant == "mixture" else 0
+    tables = 2 * launch.LARGE_TILE // THREADS // 4 if variant == "mixture" else 0
     assert made.count(r"LDG\.E\.128") == 2 * vectors + tables
+
+
+# Instructions per element, everything included, at 32 elements a thread.
+BUDGET = {"float32": 48, "bfloat16": 52, "float16": 52}
+
+
+@each_architecture
+@each_type
+def test_a_mixture_step_costs_no_more_than_budgeted(architecture: int, dtype: str, folder: Path) -> None:
+    per_element = (
+        hot_path(compile_step(architecture, dtype, "mixture", folder).code) * THREADS / launch.LARGE_TILE
+    )
+    assert 38 < per_element <= BUDGET[dtype]
 
 
 @each_architecture
 def test_noise_and_components_compile(architecture: int, folder: Path) -> None:
-    constants = {"STREAM": 2, "TILE": launch.TILE, "WIDTH": 4, "STEPS": True, "WHOLE": True, "PTX": True}
+    constants = {
+        "STREAM": 2,
+        "TILE": launch.LARGE_TILE,
+        "WIDTH": 4,
+        "STEPS": True,
+        "WHOLE": True,
+        "PTX": True,
+    }
     noise = compile_kernel(standard_normal_kernel, architecture, "fp32", tuple(constants.items()), folder)
-    assert noise.count(r"STG\.E\.128") == launch.TILE // THREADS // 4 == noise.count(r"STG")
+    assert noise.count(r"STG\.E\.128") == launch.LARGE_TILE // THREADS // 4 == noise.count(r"STG")
     drawn = {"ROWS": True, "STEPS": False, "MOST": 1024}
     components = compile_kernel(draw_components_kernel, architecture, "i64", tuple(drawn.items()), folder)
     assert components.count(r"STG") == 1
@@ -201,7 +233,7 @@ def test_seeds_steps_sizes_and_addresses_compile_nothing_anew(monkeypatch: pytes
         out = memory[offset : offset + 3 * elements].view(3, elements)
         kernel.warmup(
             out, out.stride(0), seeds, seeds, 0, step, elements, first,
-            STREAM=0, TILE=launch.TILE, WIDTH=4, STEPS=False, WHOLE=whole, PTX=True,
+            STREAM=0, TILE=launch.SMALL_TILE, WIDTH=4, STEPS=False, WHOLE=whole, PTX=True,
             num_warps=launch.WARPS, enable_fp_fusion=False, grid=(1,),
         )  # fmt: skip
         return len(kernel.device_caches[0][0])

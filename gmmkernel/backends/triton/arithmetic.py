@@ -64,10 +64,26 @@ def multiply_add(a, b, c):
 
 
 @triton.jit
-def clip(value, low, high):
+def clip(value, low, high, PTX: tl.constexpr):
     """Return value within [low, high]; NaN passes through, and of two zeros the value stays."""
-    value = tl.where(value < low, low, value)
-    return tl.where(value > high, high, value)
+    if PTX and value.dtype == tl.float32:
+        # These take the larger of two zeros to be +0, so they do for bounds that are neither zero nor NaN.
+        if ((low < 0) | (low > 0)) & ((high < 0) | (high > 0)):
+            value = tl.inline_asm_elementwise(
+                "max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;",
+                "=&f,f,f,f",
+                [value, low, high],
+                tl.float32,
+                True,
+                1,
+            )
+        else:
+            value = tl.where(value < low, low, value)
+            value = tl.where(value > high, high, value)
+    else:
+        value = tl.where(value < low, low, value)
+        value = tl.where(value > high, high, value)
+    return value
 
 
 @triton.jit

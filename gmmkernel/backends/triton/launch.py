@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.step import step_kernel
 
-TILE = 1024  # elements of a program
+SMALL_TILE, LARGE_TILE = 1024, 4096  # elements of a program: 8 or 32 a thread
 WARPS = 4
 LARGEST_GRID = 65535  # samples in one launch
 
@@ -48,9 +49,21 @@ def _chunks(batch: int) -> Iterator[tuple[int, int]]:
         yield first, min(LARGEST_GRID, batch - first)
 
 
-def _is_whole(elements: int, *tensors: Tensor) -> bool:
+@cache
+def _multiprocessors(device: int) -> int:
+    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _tile(batch: int, elements: int, like: Tensor) -> int:
+    """Return the elements of a program: many where tiles are full and each multiprocessor still has enough of them."""
+    tiles = batch * (elements // LARGE_TILE)
+    large = elements % LARGE_TILE == 0 and tiles >= 8 * _multiprocessors(like.get_device())
+    return LARGE_TILE if large else SMALL_TILE
+
+
+def _is_whole(elements: int, tile: int, *tensors: Tensor) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
-    if elements % TILE != 0:
+    if elements % tile != 0:
         return False
     return all(
         tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
@@ -87,11 +100,14 @@ def gmm_step(
     std = inputs.std if inputs.std is not None else none
     std_sizes = inputs.std.shape if inputs.std is not None else (1, 1, 0)
     k = inputs.offsets.shape[1] if inputs.offsets is not None else 1
-    whole = _is_whole(elements, sample, model_output, uncond, *stored, target, made)
+    # With more tensors, a large tile's elements do not fit into registers.
+    few_tensors = not (history or inputs.model_output_uncond is not None or prediction is not None or double)
+    tile = _tile(batch, elements, sample) if few_tensors else SMALL_TILE
+    whole = _is_whole(elements, tile, sample, model_output, uncond, *stored, target, made)
     if mixture:
         whole = whole and offsets.data_ptr() % 16 == 0 and std.data_ptr() % 16 == 0 and std_sizes[2] % 4 == 0
     for first, samples in _chunks(batch):
-        step_kernel[max(1, triton.cdiv(elements, TILE)), samples](
+        step_kernel[max(1, triton.cdiv(elements, tile)), samples](
             sample, sample.stride(0),
             model_output, model_output.stride(0),
             uncond, uncond.stride(0),
@@ -111,7 +127,7 @@ def gmm_step(
             elements,
             first,
             T=tl.float64 if double else tl.float32,
-            TILE=TILE,
+            TILE=tile,
             WIDTH=_width(sample.dtype),
             ROWS=isinstance(inputs.row, Tensor), STEPS=isinstance(inputs.step, Tensor),
             UNCOND=inputs.model_output_uncond is not None,
@@ -135,18 +151,20 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     elements = target.numel() // batch if batch else 0
     if elements == 0:
         return
+    tile = _tile(batch, elements, target)
+    whole = _is_whole(elements, tile, target)
     for first, samples in _chunks(batch):
-        standard_normal_kernel[triton.cdiv(elements, TILE), samples](
+        standard_normal_kernel[triton.cdiv(elements, tile), samples](
             target, target.stride(0),
             seeds,
             *_index(step, seeds),
             elements,
             first,
             STREAM=int(stream),
-            TILE=TILE,
+            TILE=tile,
             WIDTH=_width(target.dtype),
             STEPS=isinstance(step, Tensor),
-            WHOLE=_is_whole(elements, target),
+            WHOLE=whole,
             PTX=PTX,
             **_options(),
         )  # fmt: skip

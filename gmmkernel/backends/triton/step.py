@@ -179,7 +179,7 @@ def step_kernel(
     # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
     of_sample = tl.where(valid, tl.load(c + 4), float("nan"))
     x0 = multiply_add(tl.load(c + 1), o, tl.where(valid, tl.load(c), float("nan")) * sample_x)
-    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3))
+    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3), PTX)
     y = tl.load(c + 6) * x0
     y = multiply_add(tl.load(c + 5), o, y)
     y = multiply_add(of_sample, sample_x, y)
