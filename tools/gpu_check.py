@@ -313,7 +313,7 @@ STAGES = (
     Stage("verify", verify, 90, 20),
     Stage("bits", bits, 90, 40),
     Stage("square root", square_root, 60, 20),
-    Stage("tests", tests, 180, 70),
+    Stage("tests", tests, 240, 90),
     Stage("sanitizer", sanitizer, 60, 0),
     Stage("benchmarks", benchmarks, 240, 100),
 )

@@ -1,6 +1,7 @@
 """The compiled CUDA kernels: one launch a call, on the tensors' device and the current stream of PyTorch.
 
-Contiguous tensors cost no allocation, and nothing is waited for or read back: a call may be captured in a CUDA graph.
+Contiguous tensors cost no allocation, and nothing is waited for or read back: a call may be captured in a CUDA graph,
+after one like it has been made outside, which loads the kernel.
 """
 
 from __future__ import annotations

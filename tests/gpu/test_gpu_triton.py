@@ -51,6 +51,37 @@ def test_steps(dtype: torch.dtype, options: str) -> None:
             assert_same_output(on_cpu(moved(case).run(backend="triton")), case.run())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_tiles(dtype: torch.dtype) -> None:
+    from gmmkernel.backends.triton import launch
+
+    case = random_case(
+        1, batch=4096, shape=(4096,), dtype=dtype, output_dtype=dtype, removed=4096, **OPTIONS["mixture"]
+    )
+    there = moved(case)
+    assert launch._tile(4096, 4096, there.sample) == launch.LARGE_TILE
+    assert_same_output(on_cpu(there.run(backend="triton")), case.run())
+
+
+def test_in_place_and_rows_out_of_range() -> None:
+    case = random_case(
+        4, shape=(2048,), dtype=torch.float32, output_dtype=torch.float32, **OPTIONS["mixture"]
+    )
+    there = moved(case)
+    row = torch.tensor([0, there.coefficients.shape[0], 1])
+    there.run(backend="triton", row=row.to(DEVICE), out=there.sample)
+    row[1] = 2
+    good = case.run(row=row)
+    assert bool(there.sample[1].isnan().all())
+    for sample in (0, 2):
+        assert_same_bits(there.sample[sample].cpu(), good.prev_sample[sample])
+
+
+def test_samples_without_elements() -> None:
+    case = random_case(5, shape=(8, 0), dtype=torch.float32, output_dtype=torch.float32, **OPTIONS["mixture"])
+    assert_same_output(on_cpu(moved(case).run(backend="triton")), case.run())
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_noise(dtype: torch.dtype) -> None:
     seeds = torch.tensor([0, -1, 2**63 - 1])

@@ -15,7 +15,7 @@ import torch
 from helpers import DTYPES, StepCase, assert_same_bits, random_case
 
 from gmmkernel.backends import cpu
-from gmmkernel.backends.constants import Prediction, Stream
+from gmmkernel.backends.constants import Column, Prediction, Stream
 from gmmkernel.backends.protocol import Backend, StepInputs
 from gmmkernel.backends.triton import launch
 
@@ -108,6 +108,19 @@ def test_strided_tensors_and_empty_batches() -> None:
     made = run(launch, case, out)
     assert_same_bits(made[0], run(cpu, case)[0])
     assert_same(random_case(6, batch=0, components=3))
+    for shape in ((0,), (8, 0)):
+        assert_same(
+            random_case(6, shape=shape, dtype=torch.float32, output_dtype=torch.float32, components=3)
+        )
+
+
+def test_a_sigma_of_minus_zero_stays() -> None:
+    case = random_case(
+        9, shape=(64,), dtype=torch.float32, components=2, removed=32, history=0, prediction=None
+    )
+    case.coefficients[:, Column.SIGMA] = -0.0
+    case.coefficients[:, [Column.X0, Column.OUTPUT, Column.SAMPLE, Column.OFFSET]] = -0.0
+    assert_same(case)
 
 
 def test_in_place() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -43,10 +44,13 @@ def _index(index: int | Tensor, like: Tensor) -> tuple[Tensor, int, int]:
     return like, 0, index
 
 
-def _chunks(batch: int) -> Iterator[tuple[int, int]]:
-    """Yield (first sample, samples) of launches that a grid can hold."""
-    for first in range(0, batch, LARGEST_GRID):
-        yield first, min(LARGEST_GRID, batch - first)
+def _chunks(batch: int, like: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield (first sample, samples) of launches that a grid can hold, with the tensor's device current."""
+    # Triton launches on the current device, which is nearly always the tensor's: asking is cheaper than setting it.
+    elsewhere = not INTERPRETED and like.get_device() != torch.cuda.current_device()
+    with torch.cuda.device(like.get_device()) if elsewhere else nullcontext():
+        for first in range(0, batch, LARGEST_GRID):
+            yield first, min(LARGEST_GRID, batch - first)
 
 
 @cache
@@ -63,7 +67,7 @@ def _tile(batch: int, elements: int, like: Tensor) -> int:
 
 def _is_whole(elements: int, tile: int, *tensors: Tensor) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
-    if elements % tile != 0:
+    if elements == 0 or elements % tile != 0:
         return False
     return all(
         tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
@@ -92,6 +96,8 @@ def gmm_step(
     drawn = inputs.seeds if components is None else components
     batch = sample.shape[0]
     elements = sample.numel() // batch if batch else 0
+    if elements == 0 and components is None:
+        return
     double = sample.dtype == torch.float64
     mixture = inputs.offsets is not None and inputs.thresholds is not None and inputs.std is not None
     none = inputs.coefficients
@@ -106,7 +112,7 @@ def gmm_step(
     whole = _is_whole(elements, tile, sample, model_output, uncond, *stored, target, made)
     if mixture:
         whole = whole and offsets.data_ptr() % 16 == 0 and std.data_ptr() % 16 == 0 and std_sizes[2] % 4 == 0
-    for first, samples in _chunks(batch):
+    for first, samples in _chunks(batch, sample):
         step_kernel[max(1, triton.cdiv(elements, tile)), samples](
             sample, sample.stride(0),
             model_output, model_output.stride(0),
@@ -153,7 +159,7 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
         return
     tile = _tile(batch, elements, target)
     whole = _is_whole(elements, tile, target)
-    for first, samples in _chunks(batch):
+    for first, samples in _chunks(batch, target):
         standard_normal_kernel[triton.cdiv(elements, tile), samples](
             target, target.stride(0),
             seeds,
@@ -176,7 +182,7 @@ def draw_components(
     result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
 ) -> None:
     """Fill `result` int64 [B] with component numbers."""
-    for first, samples in _chunks(result.shape[0]):
+    for first, samples in _chunks(result.shape[0], result):
         draw_components_kernel[(samples,)](
             result,
             seeds,

@@ -209,7 +209,7 @@ def step_kernel(
         store(prediction + sample * prediction_stride, element, inside, made, PTX, WHOLE)
     if noisy:
         z = normals(seed, first, step, TILE, WIDTH, TRANSITION, PTX).to(T)
-        spread = tl.full([TILE], 0, T) + sigma
+        spread = tl.broadcast_to(sigma, [TILE])
         if MIXTURE:
             std_row = tl.where(std_rows == 1, 0, row) * std_components + tl.where(
                 std_components == 1, 0, component
