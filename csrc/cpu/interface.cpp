@@ -5,6 +5,7 @@
 #include <new>
 
 #include "common/checks.h"
+#include "common/layout.h"
 #include "cpu/dispatch.h"
 #include "cpu/float_environment.h"
 #include "cpu/parallel.h"
@@ -30,10 +31,6 @@ int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
                 options->instruction_set);
   }
   return GMM_SUCCESS;
-}
-
-int64_t index_at(const gmm_index& index, int64_t sample) {
-  return index.data == nullptr ? index.value : index.data[sample * index.stride];
 }
 
 void draw_components(const gmm_component_arguments& a) {

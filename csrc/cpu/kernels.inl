@@ -3,6 +3,7 @@
 // Everything is internal to that file, and nothing from the standard library is called: an inline function compiled
 // here for AVX-512 must not become the copy that the linker keeps for every processor.
 
+#include "common/layout.h"
 #include "cpu/kernels.h"
 #include "gmmkernel/normal.h"
 #include "gmmkernel/transition.h"
@@ -112,12 +113,6 @@ GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t s
 
 // ---- what a step needs of one sample, gathered before its groups ----
 
-GMM_INLINE int64_t at(const gmm_index& index, int64_t sample) {
-  return index.data == nullptr ? index.value : index.data[sample * index.stride];
-}
-
-GMM_INLINE int64_t bytes_of(int32_t dtype) { return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2; }
-
 struct Source {
   const void* data;
   int32_t dtype;
@@ -130,13 +125,13 @@ struct Target {
 
 GMM_INLINE Source sample_of(const gmm_input& input, int64_t sample) {
   if (input.data == nullptr) return {nullptr, input.dtype};
-  const int64_t bytes = sample * input.batch_stride * bytes_of(input.dtype);
+  const int64_t bytes = sample * input.batch_stride * size_of(input.dtype);
   return {static_cast<const char*>(input.data) + bytes, input.dtype};
 }
 
 GMM_INLINE Target sample_of(const gmm_output& output, int64_t sample) {
   if (output.data == nullptr) return {nullptr, output.dtype};
-  const int64_t bytes = sample * output.batch_stride * bytes_of(output.dtype);
+  const int64_t bytes = sample * output.batch_stride * size_of(output.dtype);
   return {static_cast<char*>(output.data) + bytes, output.dtype};
 }
 
@@ -156,15 +151,13 @@ struct SampleStep {
   Target result, prediction;
 };
 
-GMM_INLINE int64_t table_row(int64_t rows, int64_t row) { return rows == 1 ? 0 : row; }
-
 template <class T>
 GMM_INLINE SampleStep<T> gather(const gmm_step_arguments& a, int64_t sample) {
   SampleStep<T> s;
-  const int64_t row = at(a.row, sample);
+  const int64_t row = index_at(a.row, sample);
   s.row = static_cast<const Row<T>*>(a.coefficients)[row];
   s.keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
-  s.step = static_cast<uint32_t>(at(a.step, sample));
+  s.step = static_cast<uint32_t>(index_at(a.step, sample));
   s.x = sample_of(a.sample, sample);
   s.output = sample_of(a.model_output, sample);
   s.uncond = sample_of(a.model_output_uncond, sample);
@@ -357,7 +350,7 @@ GMM_INLINE int group_size(int64_t elements, int64_t first) {
 // Ask for the cache lines of one group: memory then works while noise is computed.
 GMM_INLINE void prefetch(const void* data, int32_t dtype, int64_t first) {
   if (data == nullptr) return;
-  const int64_t size = bytes_of(dtype);
+  const int64_t size = size_of(dtype);
   const char* begin = static_cast<const char*>(data) + first * size;
   for (int64_t byte = 0; byte < group * size; byte += 64) __builtin_prefetch(begin + byte);
 }
@@ -430,7 +423,7 @@ void standard_normal(const gmm_normal_arguments& a, int64_t first_group, int64_t
     const int64_t sample = g / per_sample;
     const int64_t end = (sample + 1) * per_sample < last_group ? (sample + 1) * per_sample : last_group;
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
-    const uint32_t step = static_cast<uint32_t>(at(a.step, sample));
+    const uint32_t step = static_cast<uint32_t>(index_at(a.step, sample));
     const Target result = sample_of(a.result, sample);
     for (; g < end; ++g) {
       const int64_t first = (g - sample * per_sample) * group;

@@ -3,8 +3,7 @@
 
 #include <initializer_list>
 
-#include "gmmkernel/config.h"
-#include "gmmkernel/gmmkernel.h"
+#include "common/layout.h"
 
 namespace gmmkernel {
 
@@ -30,14 +29,6 @@ struct Place {
     return left < tiling.tile_elements ? static_cast<uint32_t>(left) : tiling.tile_elements;
   }
 };
-
-GMM_INLINE int64_t index_at(const gmm_index& index, int64_t sample) {
-  return index.data == nullptr ? index.value : index.data[sample * index.stride];
-}
-
-GMM_INLINE int64_t size_of(int32_t dtype) { return dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2; }
-
-GMM_INLINE int64_t table_row(int64_t rows, int64_t row) { return rows == 1 ? 0 : row; }
 
 GMM_INLINE bool is_aligned(const void* data, uint32_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
 

@@ -86,7 +86,13 @@ def available_backends() -> list[BackendStatus]:
 
 
 def load(name: str) -> Backend:
-    """Return the module of an available backend."""
+    """Return the module of a backend; one that an exported program names may not have been imported yet.
+
+    Raises:
+        RuntimeError: it cannot be imported here; the message says why.
+    """
+    if name not in _loaded and (missing := _why_missing(name)):
+        raise RuntimeError(f"backend: {name!r} is not available here: {missing}")
     return _loaded[name]
 
 
@@ -160,6 +166,8 @@ def use(name: str) -> Iterator[None]:
     if name not in _ENTRIES:
         raise ValueError(f"name: expected one of {list(_ENTRIES)}, got {name!r}")
     resolve(_ENTRIES[name].device_type, name)
+    if unusable := _loaded[name].why_unusable():
+        raise RuntimeError(f"backend: {name!r} is not available here: {unusable}")
     before, _requested = _requested, name
     try:
         yield

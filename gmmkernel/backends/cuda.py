@@ -6,16 +6,17 @@ after one like it has been made outside, which loads the kernel.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
-try:
-    from gmmkernel import _cuda
-except ImportError as error:
+if find_spec("gmmkernel._cuda") is None:
     raise ImportError(
-        "built without CUDA kernels: no nvcc was found (CUDA_HOME, PATH or pip's nvidia packages) when this package "
-        "was built"
-    ) from error
+        "this package was built without CUDA kernels, which takes an nvcc: by CUDA_HOME, on PATH or among pip's nvidia "
+        "packages"
+    )
+from gmmkernel import _cuda
 from gmmkernel.backends.compiled import by_sample, component_arguments, normal_arguments, step_arguments
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs

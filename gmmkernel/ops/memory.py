@@ -25,7 +25,7 @@ def check_overlap(
     Raises:
         ValueError: `out` shares memory with one of them; the message names it.
     """
-    if torch.compiler.is_compiling() or type(out) is not Tensor:
+    if torch.compiler.is_compiling() or type(out) not in (Tensor, torch.nn.Parameter):
         return
     begin = out.data_ptr()
     end = begin + _extent(out)

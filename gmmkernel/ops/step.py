@@ -22,6 +22,7 @@ _PREDICTIONS = {
     "epsilon": int(Prediction.EPSILON),
     "model_output": int(Prediction.MODEL_OUTPUT),
 }
+_PREDICTION_NAMES = tuple(_PREDICTIONS)
 _NO_TABLES = (None, None, None)
 
 
@@ -109,7 +110,7 @@ def gmm_step(
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
     thresholds, offsets, std = tables or _NO_TABLES
-    if prediction not in _PREDICTIONS:
+    if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     checks.check_no_gradient(sample, model_output, model_output_uncond, coefficients, stored, tables)
     name = backends.resolve(device.type, backend)

@@ -67,14 +67,34 @@ def test_use_ends_with_its_block_whatever_happens_in_it(used: list[str]) -> None
     assert used == ["cpu"]
 
 
-def test_a_backend_in_use_leaves_tensors_of_other_devices_alone(used: list[str]) -> None:
+def test_a_backend_in_use_leaves_tensors_of_other_devices_alone(
+    used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "cuda" not in backends._loaded:
-        pytest.skip("built without CUDA")
+        pytest.skip("the extension gmmkernel._cuda is missing: built without nvcc")
+    monkeypatch.setattr(backends._loaded["cuda"], "why_unusable", lambda: None)
     with backends.use("cuda"):
         standard_normal(SEEDS, (4,))
     assert used == ["cpu"]
     with pytest.raises(ValueError, match="backend: 'cuda' computes on 'cuda' tensors, got 'cpu'"):
         standard_normal(SEEDS, (4,), backend="cuda")
+
+
+def test_a_backend_that_finds_nothing_to_run_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "why_unusable", lambda: "out of order")
+    with pytest.raises(RuntimeError, match="backend: 'cpu' is not available here: out of order"):
+        backends.use("cpu").__enter__()
+    monkeypatch.setattr(backends, "_preferred", {})
+    assert backends.resolve("cpu") == "reference"
+
+
+def test_a_backend_that_a_program_names_is_imported_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(backends._loaded, "reference")
+    assert backends.load("reference").describe().startswith("the specification")
+    monkeypatch.delitem(backends._loaded, "reference")
+    monkeypatch.setitem(backends._missing, "reference", "no such library")
+    with pytest.raises(RuntimeError, match="backend: 'reference' is not available here: no such library"):
+        backends.load("reference")
 
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", 3])

@@ -26,7 +26,7 @@ SMALLEST_NORMAL = {dtype: torch.finfo(dtype).smallest_normal for dtype in DTYPES
 def flush_to_zero() -> Iterator[Callable[[bool], None]]:
     """Give a switch for the processor's flush-to-zero mode, and put it back afterwards."""
     if not torch.set_flush_denormal(False):
-        pytest.skip("this processor has no such mode")
+        pytest.skip("this processor has no flush-to-zero mode")
     yield torch.set_flush_denormal
     torch.set_flush_denormal(False)
 

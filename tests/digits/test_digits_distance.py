@@ -38,7 +38,9 @@ def test_equal_gaussians_are_at_zero(size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 17, 64])
 def test_agrees_with_scipy(size: int) -> None:
-    linalg = pytest.importorskip("scipy.linalg")
+    linalg = pytest.importorskip(
+        "scipy.linalg", reason="SciPy is not installed", exc_type=ModuleNotFoundError
+    )
     mean_a, mean_b = random_vector(size, 1), random_vector(size, 2)
     cov_a, cov_b = random_covariance(size, 3), random_covariance(size, 4)
     cross = linalg.sqrtm((cov_a @ cov_b).numpy()).real.trace()

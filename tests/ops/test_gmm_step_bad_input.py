@@ -233,6 +233,7 @@ BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
     # names
     (given(prediction="eps"), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got 'eps'"),
     (given(prediction=1), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got 1"),
+    (given(prediction=["x0"]), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got ['x0']"),
     (given(backend="gpu"), ValueError, "backend: expected one of ['cpu', 'reference', 'cuda', 'triton'], got 'gpu'"),
     # out
     (given(out=torch.full((2, 12), 9.0)), ValueError, "out: expected shape (2, 3, 4), got (2, 12)"),

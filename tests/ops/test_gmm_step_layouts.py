@@ -250,3 +250,12 @@ def test_an_out_that_shares_memory_with_a_table_is_refused(backend: str) -> None
         case.run(out=case.coefficients.view(-1)[:120].view(3, 40), backend=backend)
     with pytest.raises(ValueError, match=r"out: overlaps mixture\.offsets"):
         case.run(out=case.mixture.offsets[0], backend=backend)
+
+
+def test_a_parameter_that_overlaps_an_input_is_refused_like_any_tensor() -> None:
+    case = random_case(1, shape=(8,), dtype=torch.float32, output_dtype=torch.float32)
+    memory = torch.nn.Parameter(torch.zeros(4, 8), requires_grad=False)
+    spoilt = replace(case, sample=memory.data[:3])
+    with pytest.raises(ValueError, match="out: overlaps sample in memory"):
+        spoilt.run(out=torch.nn.Parameter(memory.data[1:], requires_grad=False))
+    assert not memory.any()

@@ -88,5 +88,10 @@ def test_the_patterns_find_what_they_should() -> None:
         "see .libr" + "ary/x",
     ):
         assert FOREIGN.search(line), line
-    for line in ("https://a.b/work/x", "tests/root/x", "torch.libr" + "ary", shlex.join(["make", "test"])):
+    for line in (
+        "https://a.b/wo" + "rk/x",
+        "tests/ro" + "ot/x",
+        "torch.libr" + "ary",
+        shlex.join(["make", "test"]),
+    ):
         assert not FOREIGN.search(line), line

@@ -14,7 +14,7 @@ import sass_code
 import sass_compile
 import torch
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 import triton.language as tl  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
@@ -208,6 +208,16 @@ def test_float64_compiles_without_fusion(folder: Path) -> None:
     made = compile_kernel(step_kernel, 90, "fp64", tuple(constants.items()), folder)
     assert made.count(r"DFMA") == 0
     assert made.count(r"DMUL") > 0
+
+
+@pytest.mark.parametrize("kernel", [step_kernel, standard_normal_kernel, draw_components_kernel])
+def test_no_argument_is_looked_into(kernel: Any) -> None:
+    for parameter in kernel.params:
+        if not parameter.is_constexpr:
+            number = "int64" in str(parameter._param.annotation)
+            assert parameter.do_not_specialize if number else parameter.do_not_specialize_on_alignment, (
+                parameter.name
+            )
 
 
 class Driver:

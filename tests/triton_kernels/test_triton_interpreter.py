@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 
 
 def test_interpreted_kernels_give_the_same_bits() -> None:

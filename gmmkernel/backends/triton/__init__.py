@@ -8,7 +8,7 @@ from __future__ import annotations
 
 try:
     import triton as _triton  # noqa: F401
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise ImportError("Triton is not installed: pip install gmmkernel[triton]") from error
 from gmmkernel.backends.triton.launch import (
     describe,
