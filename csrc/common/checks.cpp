@@ -2,6 +2,7 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <initializer_list>
 
 #define GMM_TEXT(x) #x
 #define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
@@ -116,23 +117,20 @@ int fail(gmm_status status, const char* format, ...) {
   return status;
 }
 
-int check(const gmm_step_arguments& a, Memory memory) {
+namespace {
+
+bool is_empty(const gmm_step_arguments& a) { return a.batch == 0 || a.elements == 0; }
+
+int check_inputs(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
-  const bool empty = a.batch == 0 || a.elements == 0;
   if (!is_dtype(a.sample.dtype)) return fail(GMM_INVALID_ARGUMENT, "sample: unknown dtype %d", a.sample.dtype);
   const int32_t dtype = a.sample.dtype;
-  if (!empty) {
+  if (!is_empty(a)) {
     if (const int status = check_input(a.sample, dtype, "sample", true)) return status;
     if (const int status = check_input(a.model_output, dtype, "model_output", true)) return status;
     if (const int status = check_input(a.model_output_uncond, dtype, "model_output_uncond", false)) return status;
     for (const gmm_input& stored : a.history) {
       if (const int status = check_input(stored, dtype, "history", false)) return status;
-    }
-    if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
-    if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
-    if (a.prediction_kind != GMM_PREDICTION_NONE) {
-      if (const int status = check_output(a.prediction, a.batch, a.elements, "prediction")) return status;
-      if (const int status = check_output_dtype(a.prediction, dtype, "prediction")) return status;
     }
   }
   if (a.prediction_kind < GMM_PREDICTION_NONE || a.prediction_kind > GMM_PREDICTION_MODEL_OUTPUT) {
@@ -145,6 +143,61 @@ int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_index(a.row, a.batch, a.coefficient_rows - 1, "row", memory)) return status;
   if (const int status = check_index(a.step, a.batch, max_step, "step", memory)) return status;
   return check_mixture(a.mixture, a.elements, a.coefficient_rows);
+}
+
+// An output of another tensor's type, where it is wanted.
+int check_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_step_arguments& a, const char* name) {
+  if (gradient.data == nullptr) return GMM_SUCCESS;
+  if (of.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: the step has no such input", name);
+  if (gradient.dtype != of.dtype) {
+    return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the input's, %d", name, gradient.dtype, of.dtype);
+  }
+  return check_output(gradient, a.batch, a.elements, name);
+}
+
+}  // namespace
+
+int check(const gmm_step_arguments& a, Memory memory) {
+  if (const int status = check_inputs(a, memory)) return status;
+  if (is_empty(a)) return GMM_SUCCESS;
+  const int32_t dtype = a.sample.dtype;
+  if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
+  if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
+  if (a.prediction_kind == GMM_PREDICTION_NONE) return GMM_SUCCESS;
+  if (const int status = check_output(a.prediction, a.batch, a.elements, "prediction")) return status;
+  return check_output_dtype(a.prediction, dtype, "prediction");
+}
+
+int check(const gmm_step_backward_arguments& b, Memory memory) {
+  const gmm_step_arguments& a = b.step;
+  if (const int status = check_inputs(a, memory)) return status;
+  if (a.mixture.components == 0 && (b.grad_offsets != nullptr || b.grad_std != nullptr)) {
+    return fail(GMM_INVALID_ARGUMENT, "%s: the step has no mixture", b.grad_offsets ? "grad_offsets" : "grad_std");
+  }
+  if (b.grad_coefficients != nullptr && b.workspace == nullptr && !is_empty(a)) {
+    return fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with grad_coefficients");
+  }
+  if (is_empty(a)) return GMM_SUCCESS;
+  if (b.grad_result.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_result: no data");
+  for (const gmm_input* grad : {&b.grad_result, &b.grad_prediction}) {
+    if (grad->data != nullptr && grad->dtype != a.sample.dtype) {
+      return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d",
+                  grad == &b.grad_result ? "grad_result" : "grad_prediction", grad->dtype, a.sample.dtype);
+    }
+  }
+  if (b.grad_prediction.data != nullptr && a.prediction_kind == GMM_PREDICTION_NONE) {
+    return fail(GMM_INVALID_ARGUMENT, "grad_prediction: the step has no prediction");
+  }
+  if (const int status = check_gradient(b.grad_sample, a.sample, a, "grad_sample")) return status;
+  if (const int status = check_gradient(b.grad_model_output, a.model_output, a, "grad_model_output")) return status;
+  if (const int status =
+          check_gradient(b.grad_model_output_uncond, a.model_output_uncond, a, "grad_model_output_uncond")) {
+    return status;
+  }
+  for (int j = 0; j < GMM_MAX_HISTORY; ++j) {
+    if (const int status = check_gradient(b.grad_history[j], a.history[j], a, "grad_history")) return status;
+  }
+  return GMM_SUCCESS;
 }
 
 int check(const gmm_normal_arguments& a, Memory memory) {

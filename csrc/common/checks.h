@@ -12,6 +12,7 @@ int fail(gmm_status status, const char* format, ...) __attribute__((format(print
 enum class Memory { host, device };
 
 int check(const gmm_step_arguments& arguments, Memory memory);
+int check(const gmm_step_backward_arguments& arguments, Memory memory);
 int check(const gmm_normal_arguments& arguments, Memory memory);
 int check(const gmm_component_arguments& arguments, Memory memory);
 

@@ -20,6 +20,9 @@ static_assert(sizeof(Row<float>) == GMM_ROW_COLUMNS * sizeof(float), "the interf
 // Elements that one thread takes at a time: large enough to hide the hand-over, small enough to balance.
 constexpr int64_t piece_elements = 16384;
 
+// The same where every sample of the batch is gone through: smaller, so that sums stay in cache.
+constexpr int64_t scatter_elements = 4096;
+
 int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
   if (options == nullptr) return fail(GMM_INVALID_ARGUMENT, "options: missing");
   if (options->threads < 1) {
@@ -65,6 +68,31 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
   const auto run = a.sample.dtype == GMM_FLOAT64 ? kernels->step_float64 : kernels->step_float32;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
                options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_step_backward_arguments& b = *arguments;
+  const gmm_step_arguments& a = b.step;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(b, Memory::host)) return status;
+
+  const bool wide = a.sample.dtype == GMM_FLOAT64;
+  const auto tiles = wide ? kernels->backward_float64 : kernels->backward_float32;
+  const int64_t tile_count = a.batch * (GMM_SUM_ENTRIES(a.elements) - 1);
+  parallel_for(tile_count, piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { tiles(b, first, last); });
+  if (b.grad_coefficients != nullptr) {
+    const ExactFloatEnvironment environment;
+    (wide ? kernels->sum_rows_float64 : kernels->sum_rows_float32)(b);
+  }
+  if (b.grad_offsets != nullptr || b.grad_std != nullptr) {
+    const auto tables = wide ? kernels->scatter_float64 : kernels->scatter_float32;
+    parallel_for(kernels->groups_per_sample(a.elements), scatter_elements / kernels->group_elements, options->threads,
+                 [&](int64_t first, int64_t last) { tables(b, first, last); });
+  }
   return GMM_SUCCESS;
 }
 

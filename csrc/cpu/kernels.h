@@ -13,6 +13,14 @@ struct Kernels {
   int64_t group_elements;
   void (*step_float32)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
   void (*step_float64)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
+  // Gradients by tiles of 1024 elements, numbered as groups are; then the sums of rows; then, by groups of elements,
+  // each for all samples, the tables' sums.
+  void (*backward_float32)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*backward_float64)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*sum_rows_float32)(const gmm_step_backward_arguments&);
+  void (*sum_rows_float64)(const gmm_step_backward_arguments&);
+  void (*scatter_float32)(const gmm_step_backward_arguments&, int64_t first_group, int64_t last_group);
+  void (*scatter_float64)(const gmm_step_backward_arguments&, int64_t first_group, int64_t last_group);
   void (*standard_normal)(const gmm_normal_arguments&, int64_t first_group, int64_t last_group);
   // Sum of a[i] * b[i] by the fixed tree; `partial` has room for ceil(count / 1024) numbers.
   double (*dot)(const double* a, const double* b, int64_t count, double* partial);

@@ -45,6 +45,7 @@ struct Avx2Lanes {
   GMM_INLINE f32 splat(float value) { return _mm256_set1_ps(value); }
   GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
   GMM_INLINE f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
+  GMM_INLINE f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
@@ -65,6 +66,7 @@ struct Avx2Lanes {
   }
   // A blend looks only at the sign bit, so moving bit 30 there is enough.
   GMM_INLINE mask bit30(u32 word) { return _mm256_castsi256_ps(_mm256_slli_epi32(word, 1)); }
+  GMM_INLINE mask less(f32 a, f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return _mm256_blendv_ps(no, yes, m); }
   // max and min return their second operand when either is NaN or both are zero.
   GMM_INLINE f32 at_least(f32 value, f32 low) { return _mm256_max_ps(low, value); }

@@ -46,6 +46,7 @@ struct Avx512Lanes {
   GMM_INLINE f32 splat(float value) { return _mm512_set1_ps(value); }
   GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm512_fmadd_ps(a, b, c); }
   GMM_INLINE f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
+  GMM_INLINE f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return _mm512_sqrt_ps(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return _mm512_cvtepi32_ps(a); }
@@ -59,6 +60,7 @@ struct Avx512Lanes {
         _mm512_ternarylogic_epi32(_mm512_castps_si512(a), word, _mm512_set1_epi32(INT32_MIN), 0x78));
   }
   GMM_INLINE mask bit30(u32 word) { return _mm512_test_epi32_mask(word, _mm512_set1_epi32(0x40000000)); }
+  GMM_INLINE mask less(f32 a, f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return _mm512_mask_blend_ps(m, no, yes); }
   // max and min return their second operand when either is NaN or both are zero.
   GMM_INLINE f32 at_least(f32 value, f32 low) { return _mm512_max_ps(low, value); }

@@ -53,29 +53,23 @@ inline gmm_index index(const py::tuple& t) {
           t[2].cast<std::int64_t>()};
 }
 
-inline gmm_step_arguments step(std::int64_t batch, std::int64_t elements, const py::tuple& sample,
-                               const py::tuple& model_output, const py::tuple& model_output_uncond,
-                               const py::list& history, const py::tuple& result, const py::tuple& prediction,
-                               int prediction_kind, std::uintptr_t components, std::uintptr_t coefficients,
-                               std::int64_t coefficient_rows, const py::tuple& row, const py::tuple& step,
-                               std::uintptr_t seeds, const py::tuple& mixture) {
+// What every function of the transition reads arrives as one tuple, in the order of gmmkernel/backends/compiled.py.
+inline gmm_step_arguments inputs(const py::tuple& t) {
   gmm_step_arguments a = {};
-  a.batch = batch;
-  a.elements = elements;
-  a.sample = input(sample);
-  a.model_output = input(model_output);
-  a.model_output_uncond = input(model_output_uncond);
+  a.batch = t[0].cast<std::int64_t>();
+  a.elements = t[1].cast<std::int64_t>();
+  a.sample = input(t[2]);
+  a.model_output = input(t[3]);
+  a.model_output_uncond = input(t[4]);
+  const py::list history = t[5];
   if (history.size() > GMM_MAX_HISTORY) throw py::value_error("history: more than 4 tensors");
-  for (std::size_t j = 0; j < history.size(); ++j) a.history[j] = input(history[j].cast<py::tuple>());
-  a.result = output(result);
-  a.prediction = output(prediction);
-  a.prediction_kind = prediction_kind;
-  a.components = pointer<std::int64_t>(components);
-  a.coefficients = pointer<const void>(coefficients);
-  a.coefficient_rows = coefficient_rows;
-  a.row = index(row);
-  a.step = index(step);
-  a.seeds = pointer<const std::int64_t>(seeds);
+  for (std::size_t j = 0; j < history.size(); ++j) a.history[j] = input(history[j]);
+  a.coefficients = pointer<const void>(t[6].cast<std::uintptr_t>());
+  a.coefficient_rows = t[7].cast<std::int64_t>();
+  a.row = index(t[8]);
+  a.step = index(t[9]);
+  a.seeds = pointer<const std::int64_t>(t[10].cast<std::uintptr_t>());
+  const py::tuple mixture = t[11];
   if (!mixture.empty()) {
     a.mixture.components = mixture[0].cast<std::int64_t>();
     a.mixture.thresholds = pointer<const std::int64_t>(mixture[1].cast<std::uintptr_t>());
@@ -88,6 +82,37 @@ inline gmm_step_arguments step(std::int64_t batch, std::int64_t elements, const 
     a.mixture.std_elements = mixture[8].cast<std::int64_t>();
   }
   return a;
+}
+
+inline gmm_step_arguments step(const py::tuple& of_step, const py::tuple& result, const py::tuple& prediction,
+                               int prediction_kind, std::uintptr_t components) {
+  gmm_step_arguments a = inputs(of_step);
+  a.result = output(result);
+  a.prediction = output(prediction);
+  a.prediction_kind = prediction_kind;
+  a.components = pointer<std::int64_t>(components);
+  return a;
+}
+
+// `grads`: of the result and the prediction; `gradients`: as StepGradients, then the workspace.
+inline gmm_step_backward_arguments step_backward(const py::tuple& of_step, int prediction_kind, const py::tuple& grads,
+                                                 const py::tuple& gradients) {
+  gmm_step_backward_arguments b = {};
+  b.step = inputs(of_step);
+  b.step.prediction_kind = prediction_kind;
+  b.grad_result = input(grads[0]);
+  b.grad_prediction = input(grads[1]);
+  b.grad_sample = output(gradients[0]);
+  b.grad_model_output = output(gradients[1]);
+  b.grad_model_output_uncond = output(gradients[2]);
+  const py::list history = gradients[3];
+  if (history.size() > GMM_MAX_HISTORY) throw py::value_error("grad_history: more than 4 tensors");
+  for (std::size_t j = 0; j < history.size(); ++j) b.grad_history[j] = output(history[j]);
+  b.grad_coefficients = pointer<void>(gradients[4].cast<std::uintptr_t>());
+  b.grad_offsets = pointer<void>(gradients[5].cast<std::uintptr_t>());
+  b.grad_std = pointer<void>(gradients[6].cast<std::uintptr_t>());
+  b.workspace = pointer<void>(gradients[7].cast<std::uintptr_t>());
+  return b;
 }
 
 inline gmm_normal_arguments standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result,

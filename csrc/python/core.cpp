@@ -7,16 +7,18 @@ namespace {
 using arguments::pointer;
 using arguments::run;
 
-void step(std::int64_t batch, std::int64_t elements, const py::tuple& sample, const py::tuple& model_output,
-          const py::tuple& model_output_uncond, const py::list& history, const py::tuple& result,
-          const py::tuple& prediction, int prediction_kind, std::uintptr_t components, std::uintptr_t coefficients,
-          std::int64_t coefficient_rows, const py::tuple& row, const py::tuple& step, std::uintptr_t seeds,
-          const py::tuple& mixture, int threads, int instruction_set) {
-  const gmm_step_arguments a =
-      arguments::step(batch, elements, sample, model_output, model_output_uncond, history, result, prediction,
-                      prediction_kind, components, coefficients, coefficient_rows, row, step, seeds, mixture);
+void step(const py::tuple& inputs, const py::tuple& result, const py::tuple& prediction, int prediction_kind,
+          std::uintptr_t components, int threads, int instruction_set) {
+  const gmm_step_arguments a = arguments::step(inputs, result, prediction, prediction_kind, components);
   const gmm_cpu_options options = {threads, instruction_set};
   run([&] { return gmm_cpu_step(&a, &options); });
+}
+
+void step_backward(const py::tuple& inputs, int prediction_kind, const py::tuple& grads, const py::tuple& gradients,
+                   int threads, int instruction_set) {
+  const gmm_step_backward_arguments b = arguments::step_backward(inputs, prediction_kind, grads, gradients);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_step_backward(&b, &options); });
 }
 
 void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
@@ -52,6 +54,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of gmmkernel; gmmkernel.backends.cpu is its only caller.";
   m.attr("version") = gmm_version();
   m.def("step", &step);
+  m.def("step_backward", &step_backward);
   m.def("standard_normal", &standard_normal);
   m.def("draw_components", &draw_components);
   m.def("orthonormalize", &orthonormalize);

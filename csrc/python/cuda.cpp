@@ -10,14 +10,9 @@ using arguments::run;
 
 gmm_cuda_options on(int device, std::uintptr_t stream) { return {device, pointer<void>(stream)}; }
 
-void step(std::int64_t batch, std::int64_t elements, const py::tuple& sample, const py::tuple& model_output,
-          const py::tuple& model_output_uncond, const py::list& history, const py::tuple& result,
-          const py::tuple& prediction, int prediction_kind, std::uintptr_t components, std::uintptr_t coefficients,
-          std::int64_t coefficient_rows, const py::tuple& row, const py::tuple& step, std::uintptr_t seeds,
-          const py::tuple& mixture, int device, std::uintptr_t stream) {
-  const gmm_step_arguments a =
-      arguments::step(batch, elements, sample, model_output, model_output_uncond, history, result, prediction,
-                      prediction_kind, components, coefficients, coefficient_rows, row, step, seeds, mixture);
+void step(const py::tuple& inputs, const py::tuple& result, const py::tuple& prediction, int prediction_kind,
+          std::uintptr_t components, int device, std::uintptr_t stream) {
+  const gmm_step_arguments a = arguments::step(inputs, result, prediction, prediction_kind, components);
   const gmm_cuda_options options = on(device, stream);
   run([&] { return gmm_cuda_step(&a, &options); });
 }

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.constants import SUM_TILE
+from gmmkernel.backends.protocol import StepGradients, StepInputs
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _ABSENT = (0, 0, 0)
@@ -27,8 +28,15 @@ def by_sample(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def describe(tensor: Tensor) -> tuple[int, int, int]:
-    """Return a tensor's address, elements from one sample to the next, and dtype."""
+def address(tensor: Tensor | None) -> int:
+    """Return where a tensor begins; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def describe_tensor(tensor: Tensor | None) -> tuple[int, int, int]:
+    """Return a tensor's address, elements from one sample to the next, and dtype; zeros where there is none."""
+    if tensor is None:
+        return _ABSENT
     return tensor.data_ptr(), tensor.stride(0), _DTYPES[tensor.dtype]
 
 
@@ -39,24 +47,11 @@ def describe_index(index: int | Tensor) -> tuple[int, int, int]:
     return 0, 0, index
 
 
-def step_arguments(
-    inputs: StepInputs,
-    target: Tensor,
-    prediction: Tensor | None,
-    prediction_kind: int,
-    components: Tensor | None,
-) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """Return what an extension's `step` takes, and the tensors that must live until it has been called.
-
-    Args:
-        inputs: a step's inputs.
-        target: the tensor to write, as `by_sample` returns it.
-        prediction: where to write a prediction, contiguous, or None.
-        prediction_kind: which one.
-        components: int64 [B], where to write the components drawn, or None.
+def step_inputs(inputs: StepInputs) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """Return what the extensions take as a step's inputs, and the tensors that must live until they are called.
 
     Returns:
-        The positional arguments up to and with the mixture, and copies that were made of strided inputs.
+        One argument, and copies that were made of strided inputs.
     """
     sample, model_output = by_sample(inputs.sample), by_sample(inputs.model_output)
     uncond = None if inputs.model_output_uncond is None else by_sample(inputs.model_output_uncond)
@@ -73,17 +68,13 @@ def step_arguments(
             inputs.std.data_ptr(),
             *inputs.std.shape,
         )
-    arguments = (
+    described = (
         batch,
         sample.numel() // batch if batch else math.prod(sample.shape[1:]),
-        describe(sample),
-        describe(model_output),
-        _ABSENT if uncond is None else describe(uncond),
-        [describe(stored) for stored in history],
-        describe(target),
-        _ABSENT if prediction is None else describe(prediction),
-        prediction_kind,
-        0 if components is None else components.data_ptr(),
+        describe_tensor(sample),
+        describe_tensor(model_output),
+        describe_tensor(uncond),
+        [describe_tensor(stored) for stored in history],
         inputs.coefficients.data_ptr(),
         inputs.coefficients.shape[0],
         describe_index(inputs.row),
@@ -92,14 +83,48 @@ def step_arguments(
         mixture,
     )
     alive = [sample, model_output, *history]
-    return arguments, alive if uncond is None else [*alive, uncond]
+    return described, alive if uncond is None else [*alive, uncond]
+
+
+def step_outputs(
+    target: Tensor, prediction: Tensor | None, prediction_kind: int, components: Tensor | None
+) -> tuple[Any, ...]:
+    """Return what an extension's `step` takes after the inputs.
+
+    Args:
+        target: the tensor to write, as `by_sample` returns it.
+        prediction: where to write a prediction, contiguous, or None.
+        prediction_kind: which one.
+        components: int64 [B], where to write the components drawn, or None.
+    """
+    return describe_tensor(target), describe_tensor(prediction), prediction_kind, address(components)
+
+
+def step_gradients(gradients: StepGradients, workspace: Tensor | None) -> tuple[Any, ...]:
+    """Return what an extension's `step_backward` takes as the gradients to write; samples of each are contiguous."""
+    return (
+        describe_tensor(gradients.sample),
+        describe_tensor(gradients.model_output),
+        describe_tensor(gradients.model_output_uncond),
+        [describe_tensor(gradient) for gradient in gradients.history],
+        address(gradients.coefficients),
+        address(gradients.offsets),
+        address(gradients.std),
+        address(workspace),
+    )
+
+
+def sums_workspace(inputs: StepInputs) -> Tensor:
+    """Return room for the sums over elements of each sample: of every tile, and their own."""
+    batch, elements = inputs.sample.shape[0], math.prod(inputs.sample.shape[1:])
+    return inputs.coefficients.new_empty(batch, -(-elements // SUM_TILE) + 1, inputs.coefficients.shape[1])
 
 
 def normal_arguments(target: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> tuple[Any, ...]:
     """Return what an extension's `standard_normal` takes to fill `target`, as `by_sample` returns it."""
     batch = target.shape[0]
     elements = target.numel() // max(batch, 1)
-    return batch, elements, describe(target), seeds.data_ptr(), describe_index(step), stream
+    return batch, elements, describe_tensor(target), seeds.data_ptr(), describe_index(step), stream
 
 
 def component_arguments(

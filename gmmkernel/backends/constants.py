@@ -17,6 +17,10 @@ MAX_STEP = 2**32 - 1
 """Largest `step` of the noise counter: Philox holds it in one 32-bit word."""
 
 
+SUM_TILE = 1024
+"""Elements of the tiles that every sum is built of."""
+
+
 class Column(IntEnum):
     """Columns of a coefficient row: one row is one sampling step.
 

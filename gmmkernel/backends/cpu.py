@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.compiled import by_sample, component_arguments, normal_arguments, step_arguments
+from gmmkernel.backends.compiled import (
+    by_sample,
+    component_arguments,
+    describe_tensor,
+    normal_arguments,
+    step_gradients,
+    step_inputs,
+    step_outputs,
+    sums_workspace,
+)
 from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.protocol import StepGradients, StepInputs
 
 _BEST = 0
 
@@ -59,10 +68,33 @@ def gmm_step(
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     target = by_sample(result)
-    arguments, _alive = step_arguments(inputs, target, prediction, prediction_kind, components)
-    _core.step(*arguments, torch.get_num_threads(), _instruction_set)
+    described, _alive = step_inputs(inputs)
+    outputs = step_outputs(target, prediction, prediction_kind, components)
+    _core.step(described, *outputs, torch.get_num_threads(), _instruction_set)
     if target is not result:
         result.copy_(target)
+
+
+def gmm_step_backward(
+    inputs: StepInputs,
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    gradients: StepGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    grad = by_sample(grad)
+    grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
+    workspace = None if gradients.coefficients is None else sums_workspace(inputs)
+    _core.step_backward(
+        described,
+        prediction_kind,
+        (describe_tensor(grad), describe_tensor(grad_prediction)),
+        step_gradients(gradients, workspace),
+        torch.get_num_threads(),
+        _instruction_set,
+    )
 
 
 def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:

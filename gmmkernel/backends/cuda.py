@@ -17,7 +17,13 @@ if find_spec("gmmkernel._cuda") is None:
         "packages"
     )
 from gmmkernel import _cuda
-from gmmkernel.backends.compiled import by_sample, component_arguments, normal_arguments, step_arguments
+from gmmkernel.backends.compiled import (
+    by_sample,
+    component_arguments,
+    normal_arguments,
+    step_inputs,
+    step_outputs,
+)
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs
 
@@ -37,8 +43,9 @@ def gmm_step(
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     target = by_sample(result)
-    arguments, _alive = step_arguments(inputs, target, prediction, prediction_kind, components)
-    _cuda.step(*arguments, *_place(result))
+    described, _alive = step_inputs(inputs)
+    outputs = step_outputs(target, prediction, prediction_kind, components)
+    _cuda.step(described, *outputs, *_place(result))
     if target is not result:
         result.copy_(target)
 

@@ -31,6 +31,22 @@ class StepInputs(NamedTuple):
     std: Tensor | None = None
 
 
+class StepGradients(NamedTuple):
+    """Where to write the gradients of a step's inputs: like the input each belongs to, None where it is not wanted.
+
+    Those of samples are written elementwise; those of tables are sums over the samples that used an entry, added in
+    the order of the batch, and 0 where none did.
+    """
+
+    sample: Tensor | None = None
+    model_output: Tensor | None = None
+    model_output_uncond: Tensor | None = None
+    coefficients: Tensor | None = None
+    offsets: Tensor | None = None
+    std: Tensor | None = None
+    history: Sequence[Tensor | None] = ()
+
+
 class Backend(Protocol):
     """Functions of a backend module."""
 
@@ -43,6 +59,16 @@ class Backend(Protocol):
         components: Tensor | None = None,
     ) -> None:
         """Write the next sample, and on request a prediction and the components drawn."""
+
+    @staticmethod
+    def gmm_step_backward(
+        inputs: StepInputs,
+        grad: Tensor,
+        grad_prediction: Tensor | None,
+        prediction_kind: int,
+        gradients: StepGradients,
+    ) -> None:
+        """Write gradients of a loss, given its gradients of the next sample and of the prediction."""
 
     @staticmethod
     def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:

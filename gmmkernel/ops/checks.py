@@ -37,20 +37,17 @@ def check_tensor(value: object, name: str) -> Tensor:
     return value
 
 
-def check_no_gradient(*inputs: Tensor | Sequence[Tensor] | None) -> None:
-    """Refuse inputs that ask for gradients: the op has none, and dropping them silently would be wrong."""
-    forward_mode = forward_ad._current_level >= 0
-    if not (forward_mode or torch.is_grad_enabled()):
-        return
-    for given in inputs:
-        for tensor in (given,) if isinstance(given, Tensor) else given or ():
-            if forward_mode and forward_ad.unpack_dual(tensor).tangent is not None:
+def wants_gradient(inputs: Sequence[Tensor | None], history: Sequence[Tensor]) -> bool:
+    """Return whether a call must go through autograd: for a gradient, or for a transform of `torch.func`."""
+    if forward_ad._current_level >= 0:
+        for tensor in (*inputs, *history):
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
                 raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
-            if tensor.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    "gmm_step: an input requires a gradient, which this version does not compute; detach the "
-                    "inputs or call it under torch.no_grad()"
-                )
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in (*inputs, *history))
 
 
 def contiguous(tensor: Tensor) -> Tensor:

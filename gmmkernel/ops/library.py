@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import library as torch_library
 
 from gmmkernel import backends
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.protocol import StepGradients, StepInputs
 
 _library = torch_library.Library("gmmkernel", "DEF")
 
@@ -55,6 +55,94 @@ def _gmm_step(
     backends.load(backend).gmm_step(inputs, out, prediction, prediction_kind, components)
 
 
+def new_gradients(
+    wanted: Sequence[bool],
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    history: Sequence[Tensor] | None,
+) -> StepGradients:
+    """Return memory for the gradients that are wanted, of the tensors in this order."""
+    inputs = [sample, model_output, model_output_uncond, coefficients, offsets, std, *(history or ())]
+    made = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format) if asked and tensor is not None else None
+        for asked, tensor in zip(wanted, inputs, strict=True)
+    ]
+    return StepGradients(*made[:6], history=made[6:])
+
+
+def _those_wanted(gradients: StepGradients) -> list[Tensor]:
+    return [tensor for tensor in (*gradients[:6], *gradients.history) if tensor is not None]
+
+
+def _gmm_step_backward(
+    wanted: Sequence[bool],
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    row: int,
+    step: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    seeds: Tensor,
+    rows: Tensor | None,
+    steps: Tensor | None,
+    thresholds: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    gradients = new_gradients(
+        wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history
+    )
+    inputs = StepInputs(
+        sample,
+        model_output,
+        coefficients,
+        seeds,
+        row if rows is None else rows,
+        step if steps is None else steps,
+        model_output_uncond,
+        history or (),
+        thresholds,
+        offsets,
+        std,
+    )
+    backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
+    return _those_wanted(gradients)
+
+
+def _gmm_step_backward_fake(
+    wanted: Sequence[bool],
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    row: int,
+    step: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    seeds: Tensor,
+    rows: Tensor | None,
+    steps: Tensor | None,
+    thresholds: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    return _those_wanted(
+        new_gradients(wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history)
+    )
+
+
 def _standard_normal(
     out: Tensor, seeds: Tensor, step: int, stream: int, backend: str, steps: Tensor | None = None
 ) -> None:
@@ -80,7 +168,7 @@ def _write_nothing(*arguments: object, **named: object) -> None:
     return None
 
 
-for _schema, _implementation in (
+for _schema, _implementation, _fake in (
     (
         "gmm_step(Tensor(a!) out, Tensor sample, Tensor model_output, Tensor coefficients, Tensor seeds, "
         "SymInt row, SymInt step, str backend, Tensor? rows=None, Tensor? steps=None, "
@@ -88,23 +176,35 @@ for _schema, _implementation in (
         "Tensor? offsets=None, Tensor? std=None, Tensor(b!)? prediction=None, "
         "Tensor(c!)? components=None, int prediction_kind=0) -> ()",
         _gmm_step,
+        _write_nothing,
+    ),
+    (
+        "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, SymInt row, "
+        "SymInt step, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
+        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor seeds, Tensor? rows, Tensor? steps, "
+        "Tensor? thresholds, Tensor[]? history=None) -> Tensor[]",
+        _gmm_step_backward,
+        _gmm_step_backward_fake,
     ),
     (
         "standard_normal(Tensor(a!) out, Tensor seeds, SymInt step, int stream, str backend, "
         "Tensor? steps=None) -> ()",
         _standard_normal,
+        _write_nothing,
     ),
     (
         "draw_components(Tensor(a!) out, Tensor seeds, Tensor thresholds, SymInt row, SymInt step, str backend, "
         "Tensor? rows=None, Tensor? steps=None) -> ()",
         _draw_components,
+        _write_nothing,
     ),
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch_library.register_fake(f"gmmkernel::{_name}", _write_nothing, lib=_library)
+    torch_library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
 
 gmm_step = torch.ops.gmmkernel.gmm_step.default
+gmm_step_backward = torch.ops.gmmkernel.gmm_step_backward.default
 standard_normal = torch.ops.gmmkernel.standard_normal.default
 draw_components = torch.ops.gmmkernel.draw_components.default

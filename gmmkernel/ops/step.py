@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
-from gmmkernel.ops import checks, library
+from gmmkernel.ops import autograd, checks, library
 from gmmkernel.ops.memory import check_overlap
 from gmmkernel.ops.tables import MixtureTables
 
@@ -112,8 +112,18 @@ def gmm_step(
     thresholds, offsets, std = tables or _NO_TABLES
     if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
-    checks.check_no_gradient(sample, model_output, model_output_uncond, coefficients, stored, tables)
+    wants_gradient = checks.wants_gradient(
+        (sample, model_output, coefficients, offsets, std, model_output_uncond), stored or ()
+    )
     name = backends.resolve(device.type, backend)
+    if wants_gradient:
+        if out is not None:
+            raise RuntimeError("out: expected None where an input requires a gradient; detach the inputs or leave it out")
+        options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
+        given = autograd.StepTensors(
+            sample, model_output, model_output_uncond, coefficients, offsets, std, seeds, rows, steps, thresholds
+        )
+        return GMMStepOutput(*autograd.step(options, given, stored or ()))
     if out is None:
         out = torch.empty_like(sample, memory_format=torch.contiguous_format)
     else:

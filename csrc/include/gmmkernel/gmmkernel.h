@@ -132,6 +132,28 @@ typedef struct gmm_step_arguments {
   gmm_mixture mixture;
 } gmm_step_arguments;
 
+/* Gradients of a loss with respect to what a step read, from those with respect to what it wrote. Noise and component
+ * are drawn again from the seed. Everything that is wanted is written: zeros where no sample used a table's entry. */
+typedef struct gmm_step_backward_arguments {
+  gmm_step_arguments step;   /* as given to the step; result, prediction and components are not looked at */
+  gmm_input grad_result;     /* the sample's type, as all but the tables */
+  gmm_input grad_prediction; /* optional: of the prediction that step.prediction_kind names */
+  /* Optional, each of the type of the tensor it belongs to; none may overlap another or an input. */
+  gmm_output grad_sample;
+  gmm_output grad_model_output;
+  gmm_output grad_model_output_uncond;
+  gmm_output grad_history[GMM_MAX_HISTORY];
+  /* Optional, of the tables' type and shape: sums over the samples that used an entry, in the order of the batch. */
+  void* grad_coefficients;
+  void* grad_offsets;
+  void* grad_std;
+  /* With grad_coefficients: [batch][GMM_SUM_ENTRIES(elements)][GMM_ROW_COLUMNS] numbers of the tables' type. */
+  void* workspace;
+} gmm_step_backward_arguments;
+
+/* The sums of tiles of 1024 elements, and their sum. */
+#define GMM_SUM_ENTRIES(elements) (((elements) + 1023) / 1024 + 1)
+
 typedef struct gmm_normal_arguments {
   int64_t batch;
   int64_t elements;
@@ -165,6 +187,7 @@ typedef struct gmm_cpu_options {
 } gmm_cpu_options;
 
 GMM_API int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_draw_components(const gmm_component_arguments* arguments);
 

@@ -31,12 +31,14 @@ struct ScalarLanes {
   GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return fused_multiply_add(a, b, c); }
 #if defined(__CUDA_ARCH__)
   GMM_INLINE f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }
+  GMM_INLINE f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return __fsub_rn(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return __fsqrt_rn(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return __int2float_rn(static_cast<int32_t>(a)); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return __clz(static_cast<int>(a)); }
 #else
   GMM_INLINE f32 mul(f32 a, f32 b) { return a * b; }
+  GMM_INLINE f32 add(f32 a, f32 b) { return a + b; }
   GMM_INLINE f32 sub(f32 a, f32 b) { return a - b; }
   GMM_INLINE f32 sqrt(f32 a) { return __builtin_sqrtf(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
@@ -46,6 +48,7 @@ struct ScalarLanes {
   GMM_INLINE u32 times_four_plus_two(u32 a) { return (a << 2) | 2; }
   GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) { return bits_float(float_bits(a) ^ (word & 0x80000000)); }
   GMM_INLINE mask bit30(u32 word) { return (word & 0x40000000) != 0; }
+  GMM_INLINE mask less(f32 a, f32 b) { return a < b; }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m ? yes : no; }
 
   // NaN passes through both.
@@ -56,7 +59,9 @@ struct ScalarLanes {
 // float64 arithmetic of the step: every multiply and add rounds separately, as in the NumPy reference.
 struct DoubleLanes {
   using f32 = double;
+  using mask = bool;
   GMM_INLINE double splat(double value) { return value; }
+  GMM_INLINE double add(double a, double b) { return a + b; }
   GMM_INLINE double mul(double a, double b) { return a * b; }
   GMM_INLINE double sub(double a, double b) { return a - b; }
   GMM_INLINE double fma(double a, double b, double c) {
@@ -66,6 +71,8 @@ struct DoubleLanes {
     return a * b + c;
 #endif
   }
+  GMM_INLINE mask less(double a, double b) { return a < b; }
+  GMM_INLINE double select(mask m, double yes, double no) { return m ? yes : no; }
   GMM_INLINE double at_least(double value, double low) { return value < low ? low : value; }
   GMM_INLINE double at_most(double value, double high) { return value > high ? high : value; }
 };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmkernel.backends.constants import Prediction, Stream
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.constants import Column, Prediction, Stream
+from gmmkernel.backends.protocol import StepGradients, StepInputs
 from gmmkernel.backends.reference import arithmetic, normal, sums
+from gmmkernel.backends.reference.arithmetic import Array
+from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
 from gmmkernel.backends.reference.transition import choose_component, transition
 
 
@@ -67,15 +70,24 @@ def _table_row(table: Tensor, row: int) -> Tensor:
     return table[0 if table.shape[0] == 1 else row]
 
 
-@_exact_environment()
-def gmm_step(
-    inputs: StepInputs,
-    result: Tensor,
-    prediction: Tensor | None = None,
-    prediction_kind: int = Prediction.NONE,
-    components: Tensor | None = None,
-) -> None:
-    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
+@dataclass(frozen=True)
+class _Sample:
+    """What a step reads of one sample, widened to the arithmetic's dtype."""
+
+    x: Array
+    output: Array
+    output_uncond: Array | None
+    history: list[Array]
+    coefficients: Array
+    component: int
+    offset: Array | None
+    std: Array
+    seed: int
+    step: int
+    row: int
+
+
+def _samples(inputs: StepInputs) -> Iterator[_Sample]:
     batch = inputs.sample.shape[0]
     dtype = np.float64 if inputs.sample.dtype == torch.float64 else np.float32
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
@@ -89,16 +101,33 @@ def gmm_step(
             std_rows = _table_row(inputs.std, rows[b])
             std = std_rows[0 if std_rows.shape[0] == 1 else k].numpy()
         uncond = inputs.model_output_uncond
-        made = transition(
+        yield _Sample(
             _read(inputs.sample[b], dtype),
             _read(inputs.model_output[b], dtype),
             None if uncond is None else _read(uncond[b], dtype),
             [_read(stored[b], dtype) for stored in inputs.history],
             inputs.coefficients[rows[b]].numpy(),
+            k,
             offset,
             std,
             seeds[b],
             steps[b],
+            rows[b],
+        )
+
+
+@_exact_environment()
+def gmm_step(
+    inputs: StepInputs,
+    result: Tensor,
+    prediction: Tensor | None = None,
+    prediction_kind: int = Prediction.NONE,
+    components: Tensor | None = None,
+) -> None:
+    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
+    for b, s in enumerate(_samples(inputs)):
+        made = transition(
+            s.x, s.output, s.output_uncond, s.history, s.coefficients, s.offset, s.std, s.seed, s.step
         )
         if prediction is not None:
             chosen = {
@@ -108,8 +137,75 @@ def gmm_step(
             }[Prediction(prediction_kind)]
             _write(prediction[b], chosen)
         if components is not None:
-            components[b] = k
+            components[b] = s.component
         _write(result[b], made.sample)
+
+
+@_exact_environment()
+def gmm_step_backward(
+    inputs: StepInputs,
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    gradients: StepGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
+    tables = _TableGradients(gradients)
+    for b, s in enumerate(_samples(inputs)):
+        g = _read(grad[b], s.x.dtype)
+        noise = normal.standard_normal(s.seed, s.step, Stream.TRANSITION, s.x.size).astype(s.x.dtype)
+        sigma_terms = g * noise
+        sigma_terms[: s.std.size] = 0
+        made = transition_backward(
+            g,
+            None if grad_prediction is None else _read(grad_prediction[b], s.x.dtype),
+            Prediction(prediction_kind),
+            s.x,
+            s.output,
+            s.output_uncond,
+            s.history,
+            s.coefficients,
+            np.zeros_like(g) if s.offset is None else g * s.offset,
+            sigma_terms,
+        )
+        _write_gradients(gradients, b, made)
+        tables.add(s.row, s.component, made.row, s.coefficients[Column.OFFSET], g, g[: s.std.size], noise)
+
+
+def _write_gradients(gradients: StepGradients, b: int, made: SampleGradients) -> None:
+    for target, array in (
+        (gradients.sample, made.sample),
+        (gradients.model_output, made.model_output),
+        (gradients.model_output_uncond, made.model_output_uncond),
+        *zip(gradients.history, made.history, strict=False),
+    ):
+        if target is not None:
+            _write(target[b], array)
+
+
+class _TableGradients:
+    """Sums over the samples that used an entry of a table, added in the order of the batch."""
+
+    def __init__(self, gradients: StepGradients) -> None:
+        self._tables = gradients
+        for table in (gradients.coefficients, gradients.offsets, gradients.std):
+            if table is not None:
+                table.zero_()
+
+    def add(
+        self, row: int, k: int, of_row: Array, weight: Array, of_offset: Array, of_std: Array, factor: Array
+    ) -> None:
+        """Add one sample's: `of_row`, and weight * of_offset and of_std * factor in one fma each."""
+        if self._tables.coefficients is not None:
+            entry = self._tables.coefficients[row].numpy()
+            entry += of_row
+        if self._tables.offsets is not None:
+            entry = _table_row(self._tables.offsets, row)[k].numpy()
+            entry[:] = arithmetic.fma(weight, of_offset, entry)
+        if self._tables.std is not None:
+            table = _table_row(self._tables.std, row)
+            entry = table[0 if table.shape[0] == 1 else k].numpy()
+            entry[:] = arithmetic.fma(of_std, factor[: of_std.size], entry)
 
 
 @_exact_environment()

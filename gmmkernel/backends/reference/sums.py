@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gmmkernel.backends.constants import SUM_TILE
 from gmmkernel.backends.reference.arithmetic import Array
-
-TILE = 1024
 
 DEPENDENT = 2.0**-40
 """A row of which less is left counts as a combination of those before it: the rest is rounding."""
@@ -30,11 +29,11 @@ def tree_sum(values: Array) -> Array:
         [...] of the same dtype.
     """
     while True:
-        tiles = max(1, -(-values.shape[-1] // TILE))
-        padded = np.zeros((*values.shape[:-1], tiles * TILE), dtype=values.dtype)
+        tiles = max(1, -(-values.shape[-1] // SUM_TILE))
+        padded = np.zeros((*values.shape[:-1], tiles * SUM_TILE), dtype=values.dtype)
         padded[..., : values.shape[-1]] = values
-        level = padded.reshape(*values.shape[:-1], tiles, TILE)
-        width = TILE
+        level = padded.reshape(*values.shape[:-1], tiles, SUM_TILE)
+        width = SUM_TILE
         while width > 1:
             width //= 2
             level = level[..., :width] + level[..., width:]
