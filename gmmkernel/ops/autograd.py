@@ -6,13 +6,11 @@ pass; derivatives of these are plain PyTorch.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from gmmkernel.backends.constants import Stream
 from gmmkernel.ops import library
@@ -56,10 +54,6 @@ def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) 
     """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
     made: Made = _Step.apply(options, *tensors, *history)  # type: ignore[no-untyped-call]
     return made
-
-
-def _refuse_forward_mode(*_: object) -> Any:
-    raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
 
 
 class _Step(torch.autograd.Function):
@@ -112,8 +106,6 @@ class _Step(torch.autograd.Function):
         made = _StepBackward.apply(wanted, ctx.options, grad, grad_prediction, *given)
         return None, *made[:DIFFERENTIABLE], *(None,) * (fields - DIFFERENTIABLE), *made[DIFFERENTIABLE:]
 
-    jvp = staticmethod(_refuse_forward_mode)
-
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: StepOptions, *given: Any) -> Any:
         merged = merge_step(info.batch_size, in_dims[1:], given, (False,) * DIFFERENTIABLE, options.row, options.step)
@@ -152,8 +144,6 @@ class _StepBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, grad_prediction, *given = ctx.saved_tensors
         return None, None, *second_derivatives(ctx.wanted, ctx.options, grad, grad_prediction, given, grads)
-
-    jvp = staticmethod(_refuse_forward_mode)
 
     @staticmethod
     def vmap(
