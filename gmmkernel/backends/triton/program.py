@@ -8,6 +8,7 @@ Triton made, as `kernel[grid](...)` hands them over itself.
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def _is_interpreted(kernel: Any) -> bool:
     return not isinstance(kernel, triton.runtime.JITFunction)
 
 
+@cache
 def launches_as_expected(run: Any = triton.runtime.JITFunction.run) -> bool:
     """Return whether this Triton calls the launcher of what it compiled as `Program` does; 3.6 to 3.9 do."""
     try:
