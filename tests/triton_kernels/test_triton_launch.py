@@ -156,6 +156,14 @@ def test_numbers_and_addresses_share_a_kernel_and_types_do_not(driver: Driver) -
     assert len({aligned, function(row=rows), function(step=rows), function(row=rows, step=rows)}) == 4
 
 
+def test_each_device_has_a_kernel_of_its_own(driver: Driver) -> None:
+    seeds = torch.arange(2)
+    tensors = (torch.empty_like(seeds), seeds, None, None, torch.tensor([[2**31]]))
+    for device in (0, 0, 1, 0):
+        launch._COMPONENTS.launch((1, 2), device, tensors, (0, 0, 0, 3, 1, 2, 0), (64,))
+    assert [each.direct for each in driver.launches] == [False, True, False, True]
+
+
 def test_a_profiler_is_told_of_every_launch(driver: Driver) -> None:
     result, seeds = torch.empty(2, 1024), torch.arange(2)
 

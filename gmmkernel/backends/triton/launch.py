@@ -19,11 +19,12 @@ from gmmkernel.backends.triton.step import step_kernel
 SMALL_TILE, LARGE_TILE = 1024, 4096  # elements of a program: 8 or 32 a thread
 LARGEST_GRID = 65535  # samples in one launch
 
+_STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, draw_components_kernel))
+
 # Interpreted kernels run on CPU tensors, for tests; inline PTX is for NVIDIA's compiler.
-INTERPRETED = not isinstance(step_kernel, triton.runtime.JITFunction)
+INTERPRETED = _STEP.interpreted
 PTX = not INTERPRETED and torch.version.hip is None
 
-_STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, draw_components_kernel))
 _ABSENT = (None,) * 4  # predictions stored
 
 

@@ -1,7 +1,7 @@
 """Launches that cost the host little: Triton's own way once for each combination of types, then past its binder.
 
 `kernel[grid](...)` looks at each argument by Python code, every time, to find what it compiled for such arguments:
-tens of microseconds with 40 of them. Here the types are the key, and addresses and numbers go to the launcher that
+tens of microseconds with 50 of them. Here the types are the key, and addresses and numbers go to the launcher that
 Triton made, as `kernel[grid](...)` hands them over itself.
 """
 
@@ -19,13 +19,9 @@ from triton import knobs
 WARPS = 4
 
 
-def _is_interpreted(kernel: Any) -> bool:
-    return not isinstance(kernel, triton.runtime.JITFunction)
-
-
 @cache
 def launches_as_expected(run: Any = triton.runtime.JITFunction.run) -> bool:
-    """Return whether this Triton calls the launcher of what it compiled as `Program` does; 3.6 to 3.9 do."""
+    """Return whether this Triton calls the launcher of what it compiled as `Program` does; 3.6 and 3.9 do."""
     try:
         source = "".join(inspect.getsource(run).split())
     except OSError:
@@ -51,7 +47,7 @@ class Program:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.interpreted = _is_interpreted(kernel)
+        self.interpreted = not isinstance(kernel, triton.runtime.JITFunction)
         self.direct = not self.interpreted and launches_as_expected()
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
