@@ -450,10 +450,10 @@ def test_over_budget_names_each_figure() -> None:
     ]
 
 
-def test_what_is_required_limits_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_required_limits_the_budget() -> None:
     name = "step_common float32"
     reports = {"sm_90": {name: report_of(STEP_LINES, sass_code.Resources(64, 0, 0, 0, 0))}}
-    monkeypatch.setattr(sass_report, "REQUIRED", {("sm_90", name): 2.25})
-    assert sass_report.to_budget(reports)["sm_90"][name]["mixture_per_element"] == 2.25
-    (line,) = sass_report.over_required(reports)
+    required = {("sm_90", name): 2.25}
+    assert sass_report.to_budget(reports, required)["sm_90"][name]["mixture_per_element"] == 2.25
+    (line,) = sass_report.over_required(reports, required)
     assert line.endswith("at most 2.25 required")

@@ -45,7 +45,7 @@ def find_nvcc() -> Path:
     return found
 
 
-def find_cuobjdump(nvcc: Path) -> Path:
+def find_cuobjdump(nvcc: Path | None = None) -> Path:
     """Return cuobjdump from beside nvcc, of PATH, of pip's nvidia packages, or the copy that comes with Triton.
 
     Raises:
@@ -53,7 +53,8 @@ def find_cuobjdump(nvcc: Path) -> Path:
     """
     path = [Path(folder) for folder in os.get_exec_path()]
     packages = [*_package_folders("nvidia", "*/bin"), *_package_folders("triton", "backends/nvidia/bin")]
-    found = _first("cuobjdump", [nvcc.parent, *path, *packages])
+    beside = [] if nvcc is None else [nvcc.parent]
+    found = _first("cuobjdump", [*beside, *path, *packages])
     if found is None:
         raise MissingTool(
             "cuobjdump was not found: beside nvcc, on PATH, or in pip's nvidia or triton packages"

@@ -92,8 +92,10 @@ KERNELS = (
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
 
+Required = Mapping[tuple[str, str], float]  # by architecture and kernel
+
 # What the mixture step may cost on sm_90, whatever the budget file says: instructions per element, prologue included.
-REQUIRED = {
+REQUIRED: Required = {
     ("sm_90", "step_common float32"): 44.0,
     ("sm_90", "step_common bfloat16"): 47.0,
     ("sm_90", "step_common float16"): 47.0,
@@ -322,19 +324,19 @@ def load_budget(path: Path = BUDGET) -> dict[str, dict[str, dict[str, float]]]:
     return budgets
 
 
-def budget_release(path: Path = BUDGET) -> str:
-    """Return the release of nvcc that the budget was measured with."""
-    release: str = json.loads(path.read_text(encoding="utf-8"))["nvcc"]
+def budget_release(path: Path = BUDGET, compiler: str = "nvcc") -> str:
+    """Return the release of the compiler that the budget was measured with."""
+    release: str = json.loads(path.read_text(encoding="utf-8"))[compiler]
     return release
 
 
-def over_required(reports: Reports) -> list[str]:
+def over_required(reports: Reports, required: Required = REQUIRED) -> list[str]:
     """Return a line for each mixture step above what is required of it, with any compiler."""
     return [
         f"{architecture} {name}: mixture_per_element is {reports[architecture][name].per_element['mixture']:.2f}, "
         f"at most {most:g} required"
-        for (architecture, name), most in REQUIRED.items()
-        if architecture in reports and reports[architecture][name].per_element["mixture"] > most
+        for (architecture, name), most in required.items()
+        if name in reports.get(architecture, {}) and reports[architecture][name].per_element["mixture"] > most
     ]
 
 
@@ -352,7 +354,7 @@ def over_budget(reports: Reports, budgets: Mapping[str, Mapping[str, Mapping[str
     return lines
 
 
-def to_budget(reports: Reports) -> dict[str, dict[str, dict[str, float]]]:
+def to_budget(reports: Reports, required: Required = REQUIRED) -> dict[str, dict[str, dict[str, float]]]:
     """Return budgets that these reports just keep, unless they spill or cost more than required.
 
     Instructions are rounded up to a multiple of 32, and by element to one of 0.5.
@@ -365,7 +367,7 @@ def to_budget(reports: Reports) -> dict[str, dict[str, dict[str, float]]]:
         step = steps.get(figure, 1.0)
         up = math.ceil(value / step) * step
         if figure == "mixture_per_element":
-            up = min(up, REQUIRED.get((architecture, name), up))
+            up = min(up, required.get((architecture, name), up))
         return int(up) if up == int(up) else up
 
     return {

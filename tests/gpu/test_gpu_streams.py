@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -13,11 +14,20 @@ import torch
 from helpers import StepCase, assert_same_bits, assert_same_output, random_case
 from layouts import DEVICE, moved
 
-from gmmkernel import GMMStepOutput, draw_components, standard_normal
+from gmmkernel import GMMStepOutput, backends, draw_components, standard_normal
 
 pytestmark = pytest.mark.gpu
 
 _LONG = 50_000_000  # cycles of a device, some 30 ms
+
+
+@pytest.fixture(params=["cuda", "triton"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use one backend, then the other, for tensors on the device."""
+    if request.param == "triton" and find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    with backends.use(request.param):
+        yield
 
 
 def captured(work: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

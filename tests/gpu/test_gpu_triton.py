@@ -62,8 +62,25 @@ def test_large_tiles(dtype: torch.dtype) -> None:
         1, batch=4096, shape=(4096,), dtype=dtype, output_dtype=dtype, removed=4096, **OPTIONS["mixture"]
     )
     there = moved(case)
-    assert launch._tile(4096, 4096, there.sample) == launch.LARGE_TILE
+    assert launch._tile(4096, 4096, there.sample.get_device()) == launch.LARGE_TILE
     assert_same_output(on_cpu(there.run(backend="triton")), case.run())
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_launches_past_the_binder_and_by_it(direct: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both give the same bits, with addresses, alignments, seeds and rows of each call's own."""
+    from gmmkernel.backends.triton import launch
+
+    assert launch._STEP.direct, "this Triton is launched its own way, at several times the cost"
+    monkeypatch.setattr(launch._STEP, "direct", direct)
+    monkeypatch.setattr(launch._STEP, "compiled", {})
+    options = {"dtype": torch.float32, "output_dtype": torch.float32, **OPTIONS["mixture"]}
+    for number in range(6):
+        case = random_case(number, shape=(2048,), per_sample=False, removed=2048, **options)
+        memory = torch.full((case.sample.numel() + 1,), 9.0, device=DEVICE)
+        out = memory[number % 2 :][: case.sample.numel()].view(case.sample.shape)
+        assert_same_output(on_cpu(moved(case).run(backend="triton", out=out)), case.run())
+    assert bool(launch._STEP.compiled) == direct
 
 
 def test_in_place_and_rows_out_of_range() -> None:

@@ -3,115 +3,40 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sass_code
-import sass_compile
 import torch
+from sass_compile import MissingTool, find_cuobjdump
+from sass_report import ARCHITECTURES, KernelReport, load_budget, over_budget, over_required, to_budget
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
-import triton.language as tl  # noqa: E402
+import triton_report  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from triton_report import ELEMENTS_PER_THREAD, KERNELS, REQUIRED, memory  # noqa: E402
 
 from gmmkernel.backends.triton import launch  # noqa: E402
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel  # noqa: E402
+from gmmkernel.backends.triton.program import WARPS  # noqa: E402
 from gmmkernel.backends.triton.step import step_kernel  # noqa: E402
 
-ARCHITECTURES = (80, 90, 100)
-TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-THREADS = 32 * launch.WARPS
-STEP = {
-    "T": tl.float32,
-    "TILE": launch.LARGE_TILE,
-    "ROWS": False,
-    "STEPS": False,
-    "UNCOND": False,
-    "HISTORY": 0,
-    "PREDICTION": 0,
-    "COMPONENTS": False,
-    "MIXTURE": True,
-    "MOST": 64,
-    "WHOLE": True,
-    "PTX": True,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mixture": {},
-    "gaussian": {"MIXTURE": False},
-    "everything": {
-        "TILE": launch.SMALL_TILE,
-        "ROWS": True,
-        "STEPS": True,
-        "UNCOND": True,
-        "HISTORY": 4,
-        "PREDICTION": 2,
-        "COMPONENTS": True,
-        "MOST": 1024,
-        "WHOLE": False,
-    },
-}
+LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise")]
 
-
-@dataclass(frozen=True)
-class Compiled:
-    """One kernel for one architecture."""
-
-    ptx: str
-    code: list[sass_code.Instruction]
-    resources: str
-
-    def count(self, pattern: str) -> int:
-        """Return how many instructions match a pattern."""
-        return sum(re.match(pattern, instruction.opcode) is not None for instruction in self.code)
-
-
-def _dump(cubin: bytes, folder: Path) -> tuple[list[sass_code.Instruction], str]:
-    try:
-        cuobjdump = sass_compile.find_cuobjdump(Path("/nowhere/nvcc"))
-    except sass_compile.MissingTool as missing:
-        pytest.skip(str(missing))
-    file = folder / "kernel.cubin"
-    file.write_bytes(cubin)
-    text, _ = sass_compile.run([cuobjdump, "-sass", file])
-    resources, _ = sass_compile.run([cuobjdump, "--dump-resource-usage", file])
-    (code,) = sass_code.parse_sass(text).values()
-    return code, resources
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+each_kernel = pytest.mark.parametrize("name", KERNELS)
+each_large = pytest.mark.parametrize("name", LARGE)
 
 
 @cache
-def compile_kernel(
-    kernel: Any, architecture: int, pointer: str, constants: tuple[Any, ...], folder: Path
-) -> Compiled:
-    """Compile as a launch would: sizes are 64-bit, nothing is known of addresses."""
-    known = dict(constants)
-    index_pointers = {"components", "rows", "steps", "seeds", "thresholds"}
-    if kernel is draw_components_kernel:
-        index_pointers.add("result")
-    table_pointers = {"coefficients", "offsets", "std"}
-    signature = {}
-    for parameter in kernel.params:
-        name = parameter.name
-        if name in known:
-            signature[name] = "constexpr"
-        elif "int64" in str(parameter._param.annotation):
-            signature[name] = "i64"
-        elif name in index_pointers:
-            signature[name] = "*i64"
-        else:
-            signature[name] = "*fp32" if name in table_pointers and pointer != "fp64" else f"*{pointer}"
-    source = ASTSource(fn=kernel, signature=signature, constexprs=known)
-    made = triton.compile(
-        source,
-        target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": launch.WARPS, "enable_fp_fusion": False},
-    )
-    code, resources = _dump(made.asm["cubin"], folder)
-    return Compiled(made.asm["ptx"], code, resources)
+def made(architecture: str, name: str, folder: Path) -> tuple[KernelReport, str]:
+    """Return the report of a kernel, and its PTX."""
+    try:
+        cuobjdump = find_cuobjdump()
+    except MissingTool as missing:
+        pytest.skip(str(missing))
+    return triton_report.report(name, architecture, folder, cuobjdump)
 
 
 @pytest.fixture(scope="module")
@@ -120,94 +45,100 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("triton")
 
 
-def hot_path(code: list[sass_code.Instruction]) -> int:
-    """Return the instructions of the shortest path by every wide load, root and store, in their order."""
-    after = sass_code.successors(code, {})
-    stops = [n for n, line in enumerate(code) if re.match(r"LDG\.E\.128|MUFU|STG", line.opcode)]
-    end = next(n for n, line in enumerate(code) if line.root == "EXIT" and n > stops[-1])
-    path = [0, *stops, end]
-    return 1 + sum(sass_code.reach(after, [here])[there] for here, there in pairwise(path))
-
-
-def compile_step(architecture: int, dtype: str, variant: str, folder: Path) -> Compiled:
-    width = {"WIDTH": 4 if dtype == "float32" else 8}
-    constants = tuple((STEP | width | VARIANTS[variant]).items())
-    return compile_kernel(step_kernel, architecture, TYPES[dtype], constants, folder)
-
-
-each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-each_type = pytest.mark.parametrize("dtype", TYPES)
+def counted(report: KernelReport, pattern: str) -> int:
+    """Return how many instructions match a pattern."""
+    return sum(count for opcode, count in report.opcodes.items() if re.match(pattern, opcode))
 
 
 @each_architecture
-@each_type
-@pytest.mark.parametrize("variant", VARIANTS)
+@each_kernel
 def test_nothing_spills_and_nothing_is_fused_or_approximated(
-    architecture: int, dtype: str, variant: str, folder: Path
+    architecture: str, name: str, folder: Path
 ) -> None:
-    made = compile_step(architecture, dtype, variant, folder)
-    used = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", made.resources)
-    assert used is not None
-    assert (int(used[2]), int(used[3])) == (0, 0), made.resources
-    assert made.count(r"LDL|STL") == 0
+    report, ptx = made(architecture, name, folder)
+    of = report.resources
+    assert (of.stack, of.spill_stores, of.spill_loads) == (0, 0, 0)
     # Every rounding is spelled out, and the one approximation is the root's, corrected by what follows it.
-    assert set(re.findall(r"\S*\.approx\S*", made.ptx)) == {"rsqrt.approx.ftz.f32"}
-    assert set(re.findall(r"\S*\.ftz\S*", made.ptx)) == {"rsqrt.approx.ftz.f32"}
-    assert set(re.findall(r"\b(?:fma|mad)\.\S*f32", made.ptx)) == {"fma.rn.f32"}
-    tile = VARIANTS[variant].get("TILE", launch.LARGE_TILE)
-    assert made.count(r"MUFU") == made.count(r"MUFU\.RSQ") == tile // THREADS // 2
+    draws = name != "components"
+    named = {"rsqrt.approx.ftz.f32"} if draws else set()
+    assert set(re.findall(r"\S*\.approx\S*", ptx)) == set(re.findall(r"\S*\.ftz\S*", ptx)) == named
+    assert set(re.findall(r"\b(?:fma|mad)\.\S*f(?:32|64)", ptx)) == ({"fma.rn.f32"} if draws else set())
+    elements = launch.SMALL_TILE // (32 * WARPS) if name.startswith("everything") else ELEMENTS_PER_THREAD
+    assert counted(report, r"MUFU") == counted(report, r"MUFU\.RSQ") == (elements // 2 if draws else 0)
     # Without a rounding mode the assembler might fuse a product and a sum.
-    assert not re.search(r"\b(?:mul|add|sub)\.f32", made.ptx)
+    assert not re.search(r"\b(?:mul|add|sub)\.f(?:32|64)", ptx)
+    assert counted(report, r"DFMA") == 0
+    assert (counted(report, r"DMUL") > 0) == name.endswith("float64")
 
 
 @each_architecture
-@each_type
-@pytest.mark.parametrize("variant", ["mixture", "gaussian"])
-def test_tensors_are_read_and_written_16_bytes_at_a_time(
-    architecture: int, dtype: str, variant: str, folder: Path
-) -> None:
-    made = compile_step(architecture, dtype, variant, folder)
-    vectors = launch.LARGE_TILE // THREADS // (4 if dtype == "float32" else 8)
-    assert made.count(r"STG\.E\.128") == vectors == made.count(r"STG")
-    tables = 2 * launch.LARGE_TILE // THREADS // 4 if variant == "mixture" else 0
-    assert made.count(r"LDG\.E\.128") == 2 * vectors + tables
-
-
-# Instructions per element, everything included, at 32 elements a thread.
-BUDGET = {"float32": 48, "bfloat16": 52, "float16": 52}
+@each_large
+def test_tensors_are_read_and_written_16_bytes_at_a_time(architecture: str, name: str, folder: Path) -> None:
+    report, _ = made(architecture, name, folder)
+    kind, dtype = name.split()
+    vectors = ELEMENTS_PER_THREAD // (4 if dtype == "float32" else 8)
+    accesses = memory(report)
+    assert {op: count for op, count in accesses.items() if op.startswith("STG")} == {"STG.E.128": vectors}
+    tables = 2 * ELEMENTS_PER_THREAD // 4 if kind == "mixture" else 0
+    tensors = 0 if kind == "noise" else 2
+    assert accesses.get("LDG.E.128", 0) == tensors * vectors + tables
 
 
 @each_architecture
-@each_type
-def test_a_mixture_step_costs_no_more_than_budgeted(architecture: int, dtype: str, folder: Path) -> None:
-    per_element = (
-        hot_path(compile_step(architecture, dtype, "mixture", folder).code) * THREADS / launch.LARGE_TILE
-    )
-    assert 38 < per_element <= BUDGET[dtype]
+@each_kernel
+def test_what_is_required_and_the_budget_are_kept(architecture: str, name: str, folder: Path) -> None:
+    report, _ = made(architecture, name, folder)
+    reports = {f"sm_{architecture}": {name: report}}
+    if name in LARGE:
+        assert report.per_element[name.split()[0]] > 30
+    assert over_required(reports, REQUIRED) == []
+    release = triton_report.budget_release(triton_report.BUDGET, "triton")
+    if triton.__version__ != release:
+        pytest.skip(f"the budget is Triton {release}'s, this is {triton.__version__}")
+    assert over_budget(reports, load_budget(triton_report.BUDGET)) == []
 
 
-@each_architecture
-def test_noise_and_components_compile(architecture: int, folder: Path) -> None:
-    constants = {
-        "STREAM": 2,
-        "TILE": launch.LARGE_TILE,
-        "WIDTH": 4,
-        "STEPS": True,
-        "WHOLE": True,
-        "PTX": True,
+def test_the_budget_file_is_complete_and_within_what_is_required() -> None:
+    budgets = load_budget(triton_report.BUDGET)
+    assert list(budgets) == [f"sm_{number}" for number in ARCHITECTURES]
+    for kernels in budgets.values():
+        assert list(kernels) == list(KERNELS)
+    assert REQUIRED == {
+        ("sm_90", "mixture float32"): 48,
+        ("sm_90", "mixture bfloat16"): 52,
+        ("sm_90", "mixture float16"): 52,
     }
-    noise = compile_kernel(standard_normal_kernel, architecture, "fp32", tuple(constants.items()), folder)
-    assert noise.count(r"STG\.E\.128") == launch.LARGE_TILE // THREADS // 4 == noise.count(r"STG")
-    drawn = {"ROWS": True, "STEPS": False, "MOST": 1024}
-    components = compile_kernel(draw_components_kernel, architecture, "i64", tuple(drawn.items()), folder)
-    assert components.count(r"STG") == 1
+    for (architecture, name), most in REQUIRED.items():
+        assert budgets[architecture][name]["mixture_per_element"] <= most
 
 
-def test_float64_compiles_without_fusion(folder: Path) -> None:
-    constants = STEP | {"T": tl.float64, "WIDTH": 4, "PREDICTION": 1}
-    made = compile_kernel(step_kernel, 90, "fp64", tuple(constants.items()), folder)
-    assert made.count(r"DFMA") == 0
-    assert made.count(r"DMUL") > 0
+def test_the_report_says_what_is_over(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report, _ = made("90", "components", folder)
+    monkeypatch.setattr(triton_report, "KERNELS", {"components": KERNELS["components"]})
+    budget = folder / "budget.json"
+    options = ["--architectures", "90", "--budget", str(budget)]
+    assert triton_report.main([*options, "--write-budget", "--check"]) == 0
+    assert load_budget(budget) == to_budget({"sm_90": {"components": report}})
+    registers = report.resources.registers
+    budget.write_text(budget.read_text().replace(f'"registers": {registers}', '"registers": 7'))
+    assert triton_report.main([*options, "--check"]) == 1
+    said = capsys.readouterr().out
+    assert f"sm_90 components: registers is {registers}, budget 7" in said
+    assert re.search(rf"components +{registers} +0 +0/0 ", said)
+
+
+def test_a_lack_of_registers_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = triton.compile
+
+    def squeezed(*arguments: Any, options: dict[str, Any], **named: Any) -> Any:
+        return whole(*arguments, options={**options, "maxnreg": 32}, **named)
+
+    monkeypatch.setattr(triton, "compile", squeezed)
+    of = triton_report.report("mixture float32", "90", folder, find_cuobjdump())[0].resources
+    assert of.registers == 32
+    assert min(of.stack, of.spill_stores, of.spill_loads) > 0
 
 
 @pytest.mark.parametrize("kernel", [step_kernel, standard_normal_kernel, draw_components_kernel])
@@ -242,9 +173,9 @@ def test_seeds_steps_sizes_and_addresses_compile_nothing_anew(monkeypatch: pytes
     def warm_up(elements: int, step: int, first: int, offset: int = 0, whole: bool = True) -> int:
         out = memory[offset : offset + 3 * elements].view(3, elements)
         kernel.warmup(
-            out, out.stride(0), seeds, seeds, 0, step, elements, first,
-            STREAM=0, TILE=launch.SMALL_TILE, WIDTH=4, STEPS=False, WHOLE=whole, PTX=True,
-            num_warps=launch.WARPS, enable_fp_fusion=False, grid=(1,),
+            out, seeds, None, out.stride(0), 0, step, elements, first,
+            STREAM=0, TILE=launch.SMALL_TILE, WHOLE=whole, PTX=True,
+            num_warps=WARPS, enable_fp_fusion=False, grid=(1,),
         )  # fmt: skip
         return len(kernel.device_caches[0][0])
 

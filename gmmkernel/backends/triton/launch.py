@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
+from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.step import step_kernel
 
 SMALL_TILE, LARGE_TILE = 1024, 4096  # elements of a program: 8 or 32 a thread
-WARPS = 4
 LARGEST_GRID = 65535  # samples in one launch
 
+_STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, draw_components_kernel))
+
 # Interpreted kernels run on CPU tensors, for tests; inline PTX is for NVIDIA's compiler.
-INTERPRETED = not isinstance(step_kernel, triton.runtime.JITFunction)
+INTERPRETED = _STEP.interpreted
 PTX = not INTERPRETED and torch.version.hip is None
 
-
-def _options() -> dict[str, Any]:
-    """Return what every launch passes: no multiplication and addition may be fused unasked."""
-    return {} if INTERPRETED else {"num_warps": WARPS, "enable_fp_fusion": False}
+_ABSENT = (None,) * 4  # predictions stored
 
 
-def _width(dtype: torch.dtype) -> int:
-    """Return how many elements 16 bytes hold, 4 at least."""
-    return 8 if dtype.itemsize == 2 else 4
-
-
-def _index(index: int | Tensor, like: Tensor) -> tuple[Tensor, int, int]:
-    """Return an index as the tensor (or any other), its stride and its value."""
+def _index(index: int | Tensor) -> tuple[Tensor | None, int, int]:
+    """Return an index as its tensor, or None, the tensor's stride and the value for all samples."""
     if isinstance(index, Tensor):
         return index, 0 if index.numel() == 1 else 1, 0
-    return like, 0, index
+    return None, 0, index
 
 
-def _chunks(batch: int, like: Tensor) -> Iterator[tuple[int, int]]:
-    """Yield (first sample, samples) of launches that a grid can hold, with the tensor's device current."""
-    # Triton launches on the current device, which is nearly always the tensor's: asking is cheaper than setting it.
-    elsewhere = not INTERPRETED and like.get_device() != torch.cuda.current_device()
-    with torch.cuda.device(like.get_device()) if elsewhere else nullcontext():
-        for first in range(0, batch, LARGEST_GRID):
-            yield first, min(LARGEST_GRID, batch - first)
+def _launch(
+    program: Program,
+    tiles: int,
+    batch: int,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[int, ...],
+    constants: tuple[int, ...],
+    device: int,
+) -> None:
+    """Launch over (tile, sample), as often as grids of `LARGEST_GRID` samples take, on the tensors' device."""
+    # What is launched goes to the current device, nearly always the tensors': asking is cheaper than setting it.
+    if not INTERPRETED and device != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            return _launch(program, tiles, batch, tensors, numbers, constants, device)
+    for first in range(0, batch, LARGEST_GRID):
+        samples = min(LARGEST_GRID, batch - first)
+        program.launch((tiles, samples), device, tensors, (*numbers, first), constants)
 
 
 @cache
@@ -58,21 +59,21 @@ def _multiprocessors(device: int) -> int:
     return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _tile(batch: int, elements: int, like: Tensor) -> int:
+def _tile(batch: int, elements: int, device: int) -> int:
     """Return the elements of a program: many where tiles are full and each multiprocessor still has enough of them."""
     tiles = batch * (elements // LARGE_TILE)
-    large = elements % LARGE_TILE == 0 and tiles >= 8 * _multiprocessors(like.get_device())
+    large = elements % LARGE_TILE == 0 and tiles >= 8 * _multiprocessors(device)
     return LARGE_TILE if large else SMALL_TILE
 
 
-def _is_whole(elements: int, tile: int, *tensors: Tensor) -> bool:
+def _is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], strides: Iterable[int]) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
     if elements == 0 or elements % tile != 0:
         return False
-    return all(
-        tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
-        for tensor in tensors
-    )
+    for tensor, stride in zip(tensors, strides, strict=True):
+        if tensor is not None and (tensor.data_ptr() | stride * tensor.itemsize) % 16 != 0:
+            return False
+    return True
 
 
 def _most(components: int) -> int:
@@ -88,64 +89,38 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, model_output, target = by_sample(inputs.sample), by_sample(inputs.model_output), by_sample(result)
-    uncond = sample if inputs.model_output_uncond is None else by_sample(inputs.model_output_uncond)
-    history = [by_sample(stored) for stored in inputs.history]
-    stored = [*history, *[sample] * (4 - len(history))]
-    made = target if prediction is None else prediction
-    drawn = inputs.seeds if components is None else components
-    batch = sample.shape[0]
-    elements = sample.numel() // batch if batch else 0
+    sample, output, coefficients, seeds, row, step, uncond, history, thresholds, offsets, std = inputs
+    target = by_sample(result)
+    batch = target.shape[0]
+    elements = target.numel() // batch if batch else 0
     if elements == 0 and components is None:
         return
-    double = sample.dtype == torch.float64
-    mixture = inputs.offsets is not None and inputs.thresholds is not None and inputs.std is not None
-    none = inputs.coefficients
-    thresholds = inputs.thresholds if inputs.thresholds is not None else inputs.seeds
-    offsets = inputs.offsets if inputs.offsets is not None else none
-    std = inputs.std if inputs.std is not None else none
-    std_sizes = inputs.std.shape if inputs.std is not None else (1, 1, 0)
-    k = inputs.offsets.shape[1] if inputs.offsets is not None else 1
+    read = [None if tensor is None else by_sample(tensor) for tensor in (sample, output, uncond, *history)]
+    samples = (*read, *_ABSENT[len(history) :], target, prediction)
+    strides = [0 if tensor is None else tensor.stride()[0] for tensor in samples]
     # With more tensors, a large tile's elements do not fit into registers.
-    few_tensors = not (history or inputs.model_output_uncond is not None or prediction is not None or double)
-    tile = _tile(batch, elements, sample) if few_tensors else SMALL_TILE
-    whole = _is_whole(elements, tile, sample, model_output, uncond, *stored, target, made)
-    if mixture:
-        whole = whole and offsets.data_ptr() % 16 == 0 and std.data_ptr() % 16 == 0 and std_sizes[2] % 4 == 0
-    for first, samples in _chunks(batch, sample):
-        step_kernel[max(1, triton.cdiv(elements, tile)), samples](
-            sample, sample.stride(0),
-            model_output, model_output.stride(0),
-            uncond, uncond.stride(0),
-            *(part for tensor in stored for part in (tensor, tensor.stride(0))),
-            target, target.stride(0),
-            made, made.stride(0),
-            drawn,
-            inputs.coefficients,
-            inputs.coefficients.shape[0],
-            *_index(inputs.row, inputs.seeds),
-            *_index(inputs.step, inputs.seeds),
-            inputs.seeds,
-            thresholds, thresholds.shape[0],
-            offsets, offsets.shape[0],
-            std, *std_sizes,
-            k,
-            elements,
-            first,
-            T=tl.float64 if double else tl.float32,
-            TILE=tile,
-            WIDTH=_width(sample.dtype),
-            ROWS=isinstance(inputs.row, Tensor), STEPS=isinstance(inputs.step, Tensor),
-            UNCOND=inputs.model_output_uncond is not None,
-            HISTORY=len(history),
-            PREDICTION=int(prediction_kind) if prediction is not None else 0,
-            COMPONENTS=components is not None,
-            MIXTURE=mixture,
-            MOST=_most(k),
-            WHOLE=whole,
-            PTX=PTX,
-            **_options(),
-        )  # fmt: skip
+    plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
+    device = target.get_device()
+    tile = _tile(batch, elements, device) if plain else SMALL_TILE
+    whole = _is_whole(elements, tile, samples, strides)
+    rows, *row_numbers = _index(row)
+    steps, *step_numbers = _index(step)
+    if thresholds is None or offsets is None or std is None:
+        sizes, k = (1, 1, 1, 1, 0, 1), 1
+    else:
+        offset_rows, k, _ = offsets.shape
+        std_rows, std_components, std_elements = std.shape
+        sizes = (thresholds.shape[0], offset_rows, std_rows, std_components, std_elements, k)
+        whole = whole and (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
+    _launch(
+        _STEP,
+        max(1, -(-elements // tile)),
+        batch,
+        (*samples, components, coefficients, rows, steps, seeds, thresholds, offsets, std),
+        (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
+        (tile, int(prediction_kind) if prediction is not None else 0, _most(k), whole, PTX),
+        device,
+    )
     if target is not result:
         result.copy_(target)
 
@@ -157,23 +132,19 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     elements = target.numel() // batch if batch else 0
     if elements == 0:
         return
-    tile = _tile(batch, elements, target)
-    whole = _is_whole(elements, tile, target)
-    for first, samples in _chunks(batch, target):
-        standard_normal_kernel[triton.cdiv(elements, tile), samples](
-            target, target.stride(0),
-            seeds,
-            *_index(step, seeds),
-            elements,
-            first,
-            STREAM=int(stream),
-            TILE=tile,
-            WIDTH=_width(target.dtype),
-            STEPS=isinstance(step, Tensor),
-            WHOLE=whole,
-            PTX=PTX,
-            **_options(),
-        )  # fmt: skip
+    device = target.get_device()
+    tile = _tile(batch, elements, device)
+    stride = target.stride()[0]
+    steps, *step_numbers = _index(step)
+    _launch(
+        _NOISE,
+        -(-elements // tile),
+        batch,
+        (target, seeds, steps),
+        (stride, *step_numbers, elements),
+        (int(stream), tile, _is_whole(elements, tile, [target], [stride]), PTX),
+        device,
+    )
     if target is not result:
         result.copy_(target)
 
@@ -182,20 +153,18 @@ def draw_components(
     result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
 ) -> None:
     """Fill `result` int64 [B] with component numbers."""
-    for first, samples in _chunks(result.shape[0], result):
-        draw_components_kernel[(samples,)](
-            result,
-            seeds,
-            *_index(row, seeds),
-            *_index(step, seeds),
-            thresholds, thresholds.shape[0],
-            thresholds.shape[1] + 1,
-            first,
-            ROWS=isinstance(row, Tensor),
-            STEPS=isinstance(step, Tensor),
-            MOST=_most(thresholds.shape[1] + 1),
-            **_options(),
-        )  # fmt: skip
+    k = thresholds.shape[1] + 1
+    rows, *row_numbers = _index(row)
+    steps, *step_numbers = _index(step)
+    _launch(
+        _COMPONENTS,
+        1,
+        result.shape[0],
+        (result, seeds, rows, steps, thresholds),
+        (*row_numbers, *step_numbers, thresholds.shape[0], k),
+        (_most(k),),
+        result.get_device(),
+    )
 
 
 def why_unusable() -> str | None:

@@ -8,34 +8,17 @@ import triton.language as tl
 from gmmkernel.backends.triton.normal import normals
 from gmmkernel.backends.triton.step import choose_component, index_of, store
 
-# No size, index or address may have a kernel compiled anew.
-STANDARD_NORMAL_POINTERS = (
-    "result",
-    "seeds",
-    "steps",
-)
-STANDARD_NORMAL_NUMBERS = (
-    "result_stride",
-    "steps_stride",
-    "step_value",
-    "elements",
-    "first_sample",
-)
 
-
-@triton.jit(
-    do_not_specialize=STANDARD_NORMAL_NUMBERS, do_not_specialize_on_alignment=STANDARD_NORMAL_POINTERS
-)
+# No size, index or address compiles a kernel anew.
+@triton.jit(do_not_specialize_on_alignment=range(3), do_not_specialize=range(3, 8))
 def standard_normal_kernel(
-    result, result_stride: tl.int64,
-    seeds,
-    steps, steps_stride: tl.int64, step_value: tl.int64,
+    result, seeds, steps,
+    result_stride: tl.int64,
+    steps_stride: tl.int64, step_value: tl.int64,
     elements: tl.int64,
     first_sample: tl.int64,
     STREAM: tl.constexpr,
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STEPS: tl.constexpr,
     WHOLE: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
@@ -43,50 +26,26 @@ def standard_normal_kernel(
     sample = first_sample + tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * TILE
     element = first + tl.arange(0, TILE)
-    step = index_of(steps, steps_stride, step_value, sample, STEPS)
-    z = normals(tl.load(seeds + sample), first, step, TILE, WIDTH, STREAM, PTX)
+    step = index_of(steps, steps_stride, step_value, sample)
+    z = normals(tl.load(seeds + sample), first, step, TILE, result.dtype.element_ty, STREAM, PTX)
     z = tl.where((step >= 0) & (step <= 0xFFFFFFFF), z, float("nan"))
     store(result + sample * result_stride, element, element < elements, z, PTX, WHOLE)
 
 
-# No size, index or address may have a kernel compiled anew.
-DRAW_COMPONENTS_POINTERS = (
-    "result",
-    "seeds",
-    "rows",
-    "steps",
-    "thresholds",
-)
-DRAW_COMPONENTS_NUMBERS = (
-    "rows_stride",
-    "row_value",
-    "steps_stride",
-    "step_value",
-    "threshold_rows",
-    "K",
-    "first_sample",
-)
-
-
-@triton.jit(
-    do_not_specialize=DRAW_COMPONENTS_NUMBERS, do_not_specialize_on_alignment=DRAW_COMPONENTS_POINTERS
-)
+@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 12))
 def draw_components_kernel(
-    result,
-    seeds,
-    rows, rows_stride: tl.int64, row_value: tl.int64,
-    steps, steps_stride: tl.int64, step_value: tl.int64,
-    thresholds, threshold_rows: tl.int64,
+    result, seeds, rows, steps, thresholds,
+    rows_stride: tl.int64, row_value: tl.int64,
+    steps_stride: tl.int64, step_value: tl.int64,
+    threshold_rows: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
-    ROWS: tl.constexpr,
-    STEPS: tl.constexpr,
     MOST: tl.constexpr,
 ):  # fmt: skip
     """Draw the component of one sample; -1 where its row or step is out of range."""
-    sample = first_sample + tl.program_id(0).to(tl.int64)
-    row = index_of(rows, rows_stride, row_value, sample, ROWS)
-    step = index_of(steps, steps_stride, step_value, sample, STEPS)
+    sample = first_sample + tl.program_id(1).to(tl.int64)
+    row = index_of(rows, rows_stride, row_value, sample)
+    step = index_of(steps, steps_stride, step_value, sample)
     row = tl.where(threshold_rows == 1, 0, row)
     valid = (row >= 0) & (row < threshold_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
     component = tl.zeros([], tl.int64)

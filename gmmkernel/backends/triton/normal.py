@@ -68,13 +68,13 @@ def four_normals(seed, block, step, STREAM: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def normals(seed, first, step, N: tl.constexpr, WIDTH: tl.constexpr, STREAM: tl.constexpr, PTX: tl.constexpr):
+def normals(seed, first, step, N: tl.constexpr, DTYPE: tl.constexpr, STREAM: tl.constexpr, PTX: tl.constexpr):
     """Return N normals for the elements from `first`, a multiple of 8, on: float32 [N] in order.
 
-    `WIDTH` elements, 4 or 8, lie in one thread's registers, so that loads and stores of 16 bytes need no exchange
-    between threads: one Philox block, or two.
+    16 bytes of `DTYPE`, 4 elements at least, lie in one thread's registers, so that loads and stores need no
+    exchange between threads: one Philox block, or two of the 16-bit types.
     """
-    if WIDTH == 4:
+    if DTYPE.primitive_bitwidth != 16:
         block = first // 4 + tl.arange(0, N // 4)
         z0, z1, z2, z3 = four_normals(seed, block, step, STREAM, PTX)
         z = tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), [N])

@@ -18,12 +18,12 @@ COMPONENT = tl.constexpr(1)
 
 
 @triton.jit
-def index_of(values, stride: tl.int64, value: tl.int64, sample, GIVEN: tl.constexpr):
+def index_of(values, stride: tl.int64, value: tl.int64, sample):
     """Return a sample's row or step, int64: from its tensor, or the value that all have."""
-    if GIVEN:
-        index = tl.load(values + sample * stride)
-    else:
+    if values is None:
         index = value.to(tl.int64)
+    else:
+        index = tl.load(values + sample * stride)
     return index
 
 
@@ -71,109 +71,58 @@ def add_history(
     return mean
 
 
-# No size, index or address may have a kernel compiled anew.
-STEP_POINTERS = (
-    "x",
-    "output",
-    "uncond",
-    "history0",
-    "history1",
-    "history2",
-    "history3",
-    "result",
-    "prediction",
-    "components",
-    "coefficients",
-    "rows",
-    "steps",
-    "seeds",
-    "thresholds",
-    "offsets",
-    "std",
-)
-STEP_NUMBERS = (
-    "x_stride",
-    "output_stride",
-    "uncond_stride",
-    "history0_stride",
-    "history1_stride",
-    "history2_stride",
-    "history3_stride",
-    "result_stride",
-    "prediction_stride",
-    "coefficient_rows",
-    "rows_stride",
-    "row_value",
-    "steps_stride",
-    "step_value",
-    "threshold_rows",
-    "offset_rows",
-    "std_rows",
-    "std_components",
-    "std_elements",
-    "K",
-    "elements",
-    "first_sample",
-)
-
-
-@triton.jit(do_not_specialize=STEP_NUMBERS, do_not_specialize_on_alignment=STEP_POINTERS)
+# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
+@triton.jit(do_not_specialize_on_alignment=range(17), do_not_specialize=range(17, 39))
 def step_kernel(
-    x, x_stride: tl.int64,  # [B, D]: elements contiguous, the stride from sample to sample
-    output, output_stride: tl.int64,
-    uncond, uncond_stride: tl.int64,
-    history0, history0_stride: tl.int64,
-    history1, history1_stride: tl.int64,
-    history2, history2_stride: tl.int64,
-    history3, history3_stride: tl.int64,
-    result, result_stride: tl.int64,
-    prediction, prediction_stride: tl.int64,
+    x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
+    history0, history1, history2, history3,
+    result, prediction,
     components,  # int64 [B]
     coefficients,  # [S, 16]
+    rows, steps, seeds,  # int64 [B]
+    thresholds,  # int64 [S or 1, K - 1]
+    offsets,  # [S or 1, K, D]
+    std,  # [S or 1, 1 or K, R]
+    x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
+    history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
+    result_stride: tl.int64, prediction_stride: tl.int64,
     coefficient_rows: tl.int64,
-    rows, rows_stride: tl.int64, row_value: tl.int64,
-    steps, steps_stride: tl.int64, step_value: tl.int64,
-    seeds,  # int64 [B]
-    thresholds, threshold_rows: tl.int64,  # int64 [S or 1, K - 1]
-    offsets, offset_rows: tl.int64,  # [S or 1, K, D]
-    std, std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,  # [S or 1, 1 or K, R]
+    rows_stride: tl.int64, row_value: tl.int64,
+    steps_stride: tl.int64, step_value: tl.int64,
+    threshold_rows: tl.int64,
+    offset_rows: tl.int64,
+    std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,
     K: tl.int64,
     elements: tl.int64,
     first_sample: tl.int64,
-    T: tl.constexpr,  # of the arithmetic: float32, or float64 for float64 samples
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, STEPS: tl.constexpr,  # whether these come as tensors
-    UNCOND: tl.constexpr,
-    HISTORY: tl.constexpr,
     PREDICTION: tl.constexpr,  # 0 none, 1 x0, 2 epsilon, 3 model output
-    COMPONENTS: tl.constexpr,  # whether they are wanted
-    MIXTURE: tl.constexpr,
     MOST: tl.constexpr,  # thresholds are read this many at once
     WHOLE: tl.constexpr,  # full tiles, everything aligned
     PTX: tl.constexpr,
 ):  # fmt: skip
     """Take one step for one tile of one sample; programs are numbered (tile, sample)."""
+    T: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32  # of the arithmetic
     sample = first_sample + tl.program_id(1).to(tl.int64)
     first = tl.program_id(0).to(tl.int64) * TILE
     element = first + tl.arange(0, TILE)
     inside = element < elements
-    row = index_of(rows, rows_stride, row_value, sample, ROWS)
-    step = index_of(steps, steps_stride, step_value, sample, STEPS)
+    row = index_of(rows, rows_stride, row_value, sample)
+    step = index_of(steps, steps_stride, step_value, sample)
     valid = (row >= 0) & (row < coefficient_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
     row = tl.where(valid, row, 0)
     seed = tl.load(seeds + sample)
     c = coefficients + row * COLUMNS
 
     component = tl.zeros([], tl.int64)
-    if MIXTURE:
+    if offsets is not None:
         if K > 1:
             table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
             component = choose_component(seed, step, table, K, MOST)
 
     sample_x = load(x + sample * x_stride, element, inside, T, WHOLE)
     o = load(output + sample * output_stride, element, inside, T, WHOLE)
-    if UNCOND:
+    if uncond is not None:
         u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
         o = multiply_add(tl.load(c + 11), o - u, u)
     # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
@@ -183,18 +132,18 @@ def step_kernel(
     y = tl.load(c + 6) * x0
     y = multiply_add(tl.load(c + 5), o, y)
     y = multiply_add(of_sample, sample_x, y)
-    if HISTORY > 0:
+    if history0 is not None:
         y = add_history(y, history0, history0_stride, tl.load(c + 7), sample, element, inside, T, WHOLE)
-    if HISTORY > 1:
+    if history1 is not None:
         y = add_history(y, history1, history1_stride, tl.load(c + 8), sample, element, inside, T, WHOLE)
-    if HISTORY > 2:
+    if history2 is not None:
         y = add_history(y, history2, history2_stride, tl.load(c + 9), sample, element, inside, T, WHOLE)
-    if HISTORY > 3:
+    if history3 is not None:
         y = add_history(y, history3, history3_stride, tl.load(c + 10), sample, element, inside, T, WHOLE)
 
     sigma = tl.load(c + 12)
     noisy = sigma != 0
-    if MIXTURE:
+    if offsets is not None:
         weight = tl.load(c + 13)
         if weight != 0:
             offset_row = tl.where(offset_rows == 1, 0, row) * K + component
@@ -208,9 +157,9 @@ def step_kernel(
             made = tl.where(valid, o, float("nan"))
         store(prediction + sample * prediction_stride, element, inside, made, PTX, WHOLE)
     if noisy:
-        z = normals(seed, first, step, TILE, WIDTH, TRANSITION, PTX).to(T)
+        z = normals(seed, first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
         spread = tl.broadcast_to(sigma, [TILE])
-        if MIXTURE:
+        if offsets is not None:
             std_row = tl.where(std_rows == 1, 0, row) * std_components + tl.where(
                 std_components == 1, 0, component
             )
@@ -222,6 +171,6 @@ def step_kernel(
                 spread = tl.where(reduced, from_table, spread)
         y = multiply_add(spread, z, y)
     store(result + sample * result_stride, element, inside, y, PTX, WHOLE)
-    if COMPONENTS:
+    if components is not None:
         if first == 0:
             tl.store(components + sample, tl.where(valid, component, -1))

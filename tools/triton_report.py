@@ -1,0 +1,222 @@
+"""Report what Triton makes of its kernels: registers, spills, widths of loads, instructions per element.
+
+As tools/sass_report.py does for nvcc's, and as little in need of a GPU. Run
+
+    python tools/triton_report.py                    # a table for sm_80, sm_90 and sm_100
+    python tools/triton_report.py --check            # compare with the budget, exit 1 when over
+    python tools/triton_report.py --write-budget     # after a deliberate change, with the budget's Triton
+
+Kernels are compiled as a launch would compile them: sizes are 64-bit, nothing is known of addresses. A thread's
+elements are unrolled, so there is no loop to count. **Instructions per element**, everything included, of a thread
+that has a full tile's 32 elements: the shortest path by every 16-byte load, root and store in their order, over 32.
+Spills are given as the number of instructions that store and load them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import triton
+from sass_code import Instruction, Resources, parse_sass, reach, successors
+from sass_compile import ROOT, MissingTool, find_cuobjdump, run
+from sass_report import (
+    ARCHITECTURES,
+    MEMORY,
+    KernelReport,
+    budget_release,
+    load_budget,
+    over_budget,
+    over_required,
+    to_budget,
+)
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gmmkernel.backends.triton import launch
+from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
+from gmmkernel.backends.triton.program import WARPS
+from gmmkernel.backends.triton.step import step_kernel
+
+BUDGET = ROOT / "tests" / "triton_kernels" / "budget.json"
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+ELEMENTS_PER_THREAD = launch.LARGE_TILE // (32 * WARPS)
+
+# What the mixture step may cost, whatever the budget file says: instructions per element, prologue included.
+REQUIRED = {("sm_90", f"mixture {dtype}"): 48.0 if dtype == "float32" else 52.0 for dtype in TYPES}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel and what it is compiled for."""
+
+    function: Any
+    tensors: Mapping[str, str]  # the types of those that are there; absent ones are None
+    constants: Mapping[str, Any]
+
+    def source(self, *, ptx: bool = True) -> ASTSource:
+        """Return what `triton.compile` takes."""
+        constants = {**self.constants, "PTX": ptx}
+        signature, known = {}, {}
+        for parameter in self.function.params:
+            name = parameter.name
+            if parameter.do_not_specialize:
+                signature[name] = "i64"
+            elif name in self.tensors:
+                signature[name] = f"*{self.tensors[name]}"
+            else:
+                signature[name], known[name] = "constexpr", constants.get(name)
+        return ASTSource(fn=self.function, signature=signature, constexprs=known)
+
+
+def step(dtype: str, variant: str) -> Kernel:
+    """Return a step: `mixture` and `gaussian` on large full tiles, or `everything` on small ones."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    tensors = dict.fromkeys(("x", "output", "result"), dtype) | {"coefficients": table_type, "seeds": "i64"}
+    constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "MOST": 64, "WHOLE": True}
+    if variant != "gaussian":
+        tensors |= {"thresholds": "i64", "offsets": table_type, "std": table_type}
+    if variant == "everything":
+        tensors |= dict.fromkeys(("uncond", *(f"history{j}" for j in range(4)), "prediction"), dtype)
+        tensors |= dict.fromkeys(("components", "rows", "steps"), "i64")
+        constants |= {"TILE": launch.SMALL_TILE, "PREDICTION": 2, "MOST": 1024, "WHOLE": False}
+    return Kernel(step_kernel, tensors, constants)
+
+
+def noise(dtype: str) -> Kernel:
+    """Return noise on large full tiles."""
+    tensors = {"result": dtype, "seeds": "i64", "steps": "i64"}
+    return Kernel(standard_normal_kernel, tensors, {"STREAM": 2, "TILE": launch.LARGE_TILE, "WHOLE": True})
+
+
+STEPS = ("mixture", "gaussian", "everything")
+KERNELS = {
+    **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
+    "everything float64": step("fp64", "everything"),
+    **{f"noise {name}": noise(dtype) for name, dtype in TYPES.items()},
+    "components": Kernel(
+        draw_components_kernel,
+        dict.fromkeys(("result", "seeds", "rows", "steps", "thresholds"), "i64"),
+        {"MOST": 1024},
+    ),
+}
+
+
+def compile_kernel(kernel: Kernel, target: GPUTarget) -> Any:
+    """Compile for an architecture, with the options of a launch."""
+    options = {"num_warps": WARPS, "enable_fp_fusion": False}
+    return triton.compile(kernel.source(ptx=target.backend == "cuda"), target=target, options=options)
+
+
+def hot_path(code: Sequence[Instruction]) -> int:
+    """Return the instructions of the shortest path by every wide load, root and store, in their order."""
+    after = successors(code, {})
+    stops = [n for n, line in enumerate(code) if re.match(r"LDG\.E\.128|MUFU|STG", line.opcode)]
+    end = next(n for n, line in enumerate(code) if line.root == "EXIT" and n > stops[-1])
+    path = [0, *stops, end]
+    return 1 + sum(reach(after, [here])[there] for here, there in pairwise(path))
+
+
+def report_kernel(name: str, cubin: Path, shared: int, cuobjdump: Path) -> KernelReport:
+    """Read the machine code of one kernel back; `shared` is what a launch gives it besides, in bytes."""
+    (code,) = parse_sass(run([cuobjdump, "-sass", cubin])[0]).values()
+    said = run([cuobjdump, "--dump-resource-usage", cubin])[0]
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", said)}
+    roots = Counter(line.root for line in code)
+    kind = name.split()[0]
+    is_budgeted = kind in ("mixture", "gaussian", "noise")
+    return KernelReport(
+        name=name,
+        resources=Resources(
+            registers=used["REG"],
+            stack=used["STACK"] + used["LOCAL"],
+            spill_stores=roots["STL"],
+            spill_loads=roots["LDL"],
+            shared=used["SHARED"] + shared,
+        ),
+        instructions=len(code),
+        local=roots["LDL"] + roots["STL"],
+        opcodes=Counter(line.opcode for line in code),
+        loops={},
+        per_element={kind: hot_path(code) / ELEMENTS_PER_THREAD} if is_budgeted else {},
+        gather=0,
+    )
+
+
+def report(name: str, architecture: str, folder: Path, cuobjdump: Path) -> tuple[KernelReport, str]:
+    """Return the report of one of `KERNELS` for one architecture ("90"), and its PTX."""
+    made = compile_kernel(KERNELS[name], GPUTarget("cuda", int(architecture), 32))
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    return report_kernel(name, cubin, made.metadata.shared, cuobjdump), made.asm["ptx"]
+
+
+def memory(kernel: KernelReport) -> dict[str, int]:
+    """Return how many loads and stores of each width there are."""
+    return {op: count for op, count in sorted(kernel.opcodes.items()) if MEMORY.match(op.split(".")[0])}
+
+
+def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
+    """Return one architecture's report to read."""
+    lines = [
+        architecture,
+        "  kernel               registers  stack  spills st/ld  shared  instructions  per element  memory",
+    ]
+    for name, kernel in kernels.items():
+        of = kernel.resources
+        spills = f"{of.spill_stores}/{of.spill_loads}"
+        each = "".join(f"{value:.2f}" for value in kernel.per_element.values()) or "-"
+        accesses = ", ".join(f"{count} {opcode}" for opcode, count in memory(kernel).items())
+        lines.append(
+            f"  {name:<21}{of.registers:>9}{of.stack:>7}{spills:>14}{of.shared:>8}{kernel.instructions:>14}"
+            f"{each:>13}  {accesses}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print the report, and compare it if asked; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), metavar="N")
+    parser.add_argument("--check", action="store_true", help="compare with the budget; exit 1 when over it")
+    parser.add_argument("--write-budget", action="store_true", help="write what is measured, rounded up")
+    parser.add_argument("--budget", type=Path, default=BUDGET, help="the budget file")
+    options = parser.parse_args(arguments)
+    try:
+        cuobjdump = find_cuobjdump()
+    except MissingTool as missing:
+        print(f"triton_report: {missing}", file=sys.stderr)
+        return 2
+    reports = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for architecture in options.architectures:
+            kernels = {name: report(name, architecture, Path(folder), cuobjdump)[0] for name in KERNELS}
+            reports[f"sm_{architecture}"] = kernels
+            print(table(f"sm_{architecture}, Triton {triton.__version__}", kernels) + "\n")
+    if options.write_budget:
+        content = {"triton": triton.__version__, "budgets": to_budget(reports, REQUIRED)}
+        options.budget.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        print(f"budget written to {options.budget}")
+    if not options.check:
+        return 0
+    lines = over_required(reports, REQUIRED)
+    release = budget_release(options.budget, "triton")
+    if triton.__version__ == release:
+        lines += over_budget(reports, load_budget(options.budget))
+    else:
+        print(f"The budget is Triton {release}'s: only what is required is compared.")
+    print("\n".join(["Over budget:", *lines]) if lines else "Within budget.")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
