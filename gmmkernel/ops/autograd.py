@@ -52,8 +52,20 @@ Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
 def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) -> Made:
     """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
-    made: Made = _Step.apply(options, *tensors, *history)  # type: ignore[no-untyped-call]
+    given = (*tensors, *history)
+    if torch.compiler.is_compiling():
+        given = _apart(given)
+    made: Made = _Step.apply(options, *given)  # type: ignore[no-untyped-call]
     return made
+
+
+def _apart(given: Sequence[Optional]) -> tuple[Optional, ...]:
+    """Return the tensors such that none comes twice, which torch.compile does not take."""
+    apart: list[Optional] = []
+    for tensor in given:
+        twice = tensor is not None and any(tensor is other for other in apart)
+        apart.append(tensor.view_as(tensor) if tensor is not None and twice else tensor)
+    return tuple(apart)
 
 
 class _Step(torch.autograd.Function):
@@ -103,7 +115,9 @@ class _Step(torch.autograd.Function):
             if grad_prediction is None:
                 return (None,) * len(ctx.needs_input_grad)
             grad = torch.zeros_like(grad_prediction)
-        made = _StepBackward.apply(wanted, ctx.options, grad, grad_prediction, *given)
+        # torch.compile does not trace one Function in another's backward, nor second derivatives.
+        backward = _StepBackward.forward if torch.compiler.is_compiling() else _StepBackward.apply
+        made = backward(wanted, ctx.options, grad, grad_prediction, *given)
         return None, *made[:DIFFERENTIABLE], *(None,) * (fields - DIFFERENTIABLE), *made[DIFFERENTIABLE:]
 
     @staticmethod
