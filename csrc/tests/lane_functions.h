@@ -37,6 +37,9 @@ struct LaneFunctions {
 
   void (*radius)(const uint32_t* word, float* result, int64_t count);
   void (*cos_sin)(const uint32_t* word, float* cosine, float* sine, int64_t count);
+
+  void (*logarithm)(const float* a, float* result, int64_t count);
+  void (*exponential)(const float* a, float* result, int64_t count);
 };
 
 const LaneFunctions& portable_lane_functions();
