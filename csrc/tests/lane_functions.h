@@ -40,6 +40,9 @@ struct LaneFunctions {
 
   void (*logarithm)(const float* a, float* result, int64_t count);
   void (*exponential)(const float* a, float* result, int64_t count);
+  // By DoubleLanes, as this instruction set's compiler options make them.
+  void (*logarithm64)(const double* a, double* result, int64_t count);
+  void (*exponential64)(const double* a, double* result, int64_t count);
 };
 
 const LaneFunctions& portable_lane_functions();

@@ -132,6 +132,14 @@ void exponentials(const float* a, float* result, int64_t count) {
 
 #undef GMM_EACH_VECTOR
 
+void logarithms64(const double* a, double* result, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) result[i] = logarithm<DoubleLanes>(a[i]);
+}
+
+void exponentials64(const double* a, double* result, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) result[i] = exponential<DoubleLanes>(a[i]);
+}
+
 constexpr LaneFunctions functions_named(const char* name) {
   return {name,
           Lanes::width,
@@ -156,7 +164,9 @@ constexpr LaneFunctions functions_named(const char* name) {
           radius,
           cos_sin_pair,
           logarithms,
-          exponentials};
+          exponentials,
+          logarithms64,
+          exponentials64};
 }
 
 }  // namespace

@@ -16,6 +16,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 import triton.language as tl  # noqa: E402
+from elementary_kernel import elementary_kernel  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
@@ -201,6 +202,15 @@ def test_noise_and_components_compile(architecture: int, folder: Path) -> None:
     drawn = {"ROWS": True, "STEPS": False, "MOST": 1024}
     components = compile_kernel(draw_components_kernel, architecture, "i64", tuple(drawn.items()), folder)
     assert components.count(r"STG") == 1
+
+
+@each_architecture
+def test_logarithms_and_exponentials_are_exact_operations(architecture: int, folder: Path) -> None:
+    made = compile_kernel(elementary_kernel, architecture, "fp32", (("N", 1024),), folder)
+    assert made.count(r"MUFU|CALL") == 0
+    assert not re.search(r"\.approx|\.ftz|\bcall", made.ptx)
+    assert set(re.findall(r"\b(?:fma|mad)\.\S*f32", made.ptx)) == {"fma.rn.f32"}
+    assert not re.search(r"\b(?:mul|add|sub)\.f32", made.ptx)
 
 
 def test_float64_compiles_without_fusion(folder: Path) -> None:
