@@ -47,11 +47,13 @@ train: $(VENV)/ready
 golden: $(VENV)/ready
 	$(PY) tools/write_golden.py
 
-# Largest errors of radius, sine and cosine over all 2^32 words, and of 10^9 pairs of normals.
+# Largest errors of radius, sine, cosine, log and exp over all 2^32 words, of 10^9 pairs of normals, and of 10^9
+# logarithms and exponentials in float64.
 accuracy: $(VENV)/ready
 	cmake -S . -B build/tools -G Ninja -DGMM_TOOLS=ON -DGMM_TESTS=OFF
-	cmake --build build/tools --target normal_accuracy
+	cmake --build build/tools --target normal_accuracy elementary_accuracy
 	build/tools/csrc/tools/normal_accuracy
+	build/tools/csrc/tools/elementary_accuracy
 
 wheel: $(VENV)/ready
 	$(PY) -m build

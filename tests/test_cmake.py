@@ -144,3 +144,19 @@ def test_accuracy_tool(tmp_path: Path) -> None:
     assert set(worst) == {"radius", "cosine", "sine", "normal"}
     assert 0.5 < max(worst["radius"], worst["cosine"], worst["sine"]) < 2
     assert 0.5 < worst["normal"] < 5
+
+    tool = tmp_path / "csrc" / "tools" / "elementary_accuracy"
+    printed = _run(tool, "--words", "1048576", "--doubles", "2000000", "--threads", "2")
+    rows = [line.split() for line in printed.splitlines()]
+    worst = {row[0]: float(row[2]) for row in rows if len(row) > 2 and row[1].isdigit()}
+    assert set(worst) == {"log", "exp", "log64", "exp64"}
+    for error in worst.values():
+        assert 0.5 < error < 1.1
+
+
+@pytest.mark.slow
+def test_every_logarithm_and_exponential_on_every_instruction_set(tmp_path: Path) -> None:
+    """All 2^32 float32 numbers; takes a quarter of an hour of one core."""
+    _configure(ROOT, tmp_path, "-DGMM_CUDA=OFF")
+    _run(_tool("cmake"), "--build", tmp_path, "--target", "test_elementary")
+    _run(tmp_path / "csrc" / "tests" / "test_elementary", "--every-word")

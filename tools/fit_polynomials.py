@@ -418,8 +418,8 @@ def fit(problem: Problem, moves: int, rounds: int) -> tuple[Float32s, float, int
 # ----------------------------------------------------------------------------------------------------- output
 
 
-def c99_hex(value: np.float32) -> str:
-    """Return a float32 as a C99 hex literal without trailing zeros."""
+def c99_hex(value: np.float32 | float) -> str:
+    """Return a number as a C99 hex literal without trailing zeros."""
     mantissa, exponent = float(value).hex().split("p")
     return f"{mantissa.rstrip('0').rstrip('.')}p{exponent}"
 

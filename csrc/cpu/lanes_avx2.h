@@ -68,6 +68,17 @@ struct Avx2Lanes {
   GMM_INLINE mask bit30(u32 word) { return _mm256_castsi256_ps(_mm256_slli_epi32(word, 1)); }
   GMM_INLINE mask less(f32 a, f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return _mm256_blendv_ps(no, yes, m); }
+  GMM_INLINE void split(f32 a, f32& exponent, f32& significand) {
+    const __m256i root = _mm256_set1_epi32(0x3F3504F3);
+    const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(a), root);
+    exponent = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
+    const __m256i fraction = _mm256_and_si256(above, _mm256_set1_epi32(0x7FFFFF));
+    significand = _mm256_castsi256_ps(_mm256_add_epi32(fraction, root));
+  }
+  GMM_INLINE f32 power_of_two(f32 n) {
+    const __m256 sum = _mm256_add_ps(n, _mm256_set1_ps(0x1.8p23f + 127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
+  }
   // max and min return their second operand when either is NaN or both are zero.
   GMM_INLINE f32 at_least(f32 value, f32 low) { return _mm256_max_ps(low, value); }
   GMM_INLINE f32 at_most(f32 value, f32 high) { return _mm256_min_ps(high, value); }

@@ -62,6 +62,17 @@ struct Avx512Lanes {
   GMM_INLINE mask bit30(u32 word) { return _mm512_test_epi32_mask(word, _mm512_set1_epi32(0x40000000)); }
   GMM_INLINE mask less(f32 a, f32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+  GMM_INLINE void split(f32 a, f32& exponent, f32& significand) {
+    const __m512i root = _mm512_set1_epi32(0x3F3504F3);
+    const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(a), root);
+    exponent = _mm512_cvtepi32_ps(_mm512_srai_epi32(above, 23));
+    const __m512i fraction = _mm512_and_si512(above, _mm512_set1_epi32(0x7FFFFF));
+    significand = _mm512_castsi512_ps(_mm512_add_epi32(fraction, root));
+  }
+  GMM_INLINE f32 power_of_two(f32 n) {
+    const __m512 sum = _mm512_add_ps(n, _mm512_set1_ps(0x1.8p23f + 127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(sum), 23));
+  }
   // max and min return their second operand when either is NaN or both are zero.
   GMM_INLINE f32 at_least(f32 value, f32 low) { return _mm512_max_ps(low, value); }
   GMM_INLINE f32 at_most(f32 value, f32 high) { return _mm512_min_ps(high, value); }

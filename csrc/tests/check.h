@@ -38,6 +38,18 @@ inline float float_of(uint32_t bits) {
   return value;
 }
 
+inline uint64_t bits_of(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline double double_of(uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // Equal bits, or both NaN: a NaN's payload is free.
 inline bool same(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b != b); }
 

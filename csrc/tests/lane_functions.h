@@ -37,6 +37,12 @@ struct LaneFunctions {
 
   void (*radius)(const uint32_t* word, float* result, int64_t count);
   void (*cos_sin)(const uint32_t* word, float* cosine, float* sine, int64_t count);
+
+  void (*logarithm)(const float* a, float* result, int64_t count);
+  void (*exponential)(const float* a, float* result, int64_t count);
+  // By DoubleLanes, as this instruction set's compiler options make them.
+  void (*logarithm64)(const double* a, double* result, int64_t count);
+  void (*exponential64)(const double* a, double* result, int64_t count);
 };
 
 const LaneFunctions& portable_lane_functions();

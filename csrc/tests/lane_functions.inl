@@ -1,6 +1,7 @@
 // One instruction set's table of lane functions; the file that includes this one names GMM_LANES. As in
 // csrc/cpu/kernels.inl, nothing from the standard library may be called here.
 
+#include "gmmkernel/elementary.h"
 #include "gmmkernel/normal.h"
 #include "gmmkernel/philox.h"
 #include "lane_functions.h"
@@ -121,7 +122,23 @@ void cos_sin_pair(const uint32_t* word, float* cosine, float* sine, int64_t coun
   }
 }
 
+void logarithms(const float* a, float* result, int64_t count) {
+  GMM_EACH_VECTOR Lanes::store(result + i, logarithm<Lanes>(Lanes::load(a + i)));
+}
+
+void exponentials(const float* a, float* result, int64_t count) {
+  GMM_EACH_VECTOR Lanes::store(result + i, exponential<Lanes>(Lanes::load(a + i)));
+}
+
 #undef GMM_EACH_VECTOR
+
+void logarithms64(const double* a, double* result, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) result[i] = logarithm<DoubleLanes>(a[i]);
+}
+
+void exponentials64(const double* a, double* result, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) result[i] = exponential<DoubleLanes>(a[i]);
+}
 
 constexpr LaneFunctions functions_named(const char* name) {
   return {name,
@@ -145,7 +162,11 @@ constexpr LaneFunctions functions_named(const char* name) {
           load_float16,
           store_float16,
           radius,
-          cos_sin_pair};
+          cos_sin_pair,
+          logarithms,
+          exponentials,
+          logarithms64,
+          exponentials64};
 }
 
 }  // namespace

@@ -6,18 +6,11 @@
 // The default is all 2^32 words and 10^9 pairs. Fewer words are spread evenly.
 
 #include <algorithm>
-#include <atomic>
 #include <cfloat>
-#include <chrono>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <mutex>
-#include <thread>
-#include <vector>
 
+#include "accuracy.h"
 #include "gmmkernel/lanes_scalar.h"
 #include "gmmkernel/normal.h"
 #include "gmmkernel/philox.h"
@@ -25,50 +18,9 @@
 namespace {
 
 using gmmkernel::ScalarLanes;
+using Errors = ErrorsOf<float>;
 
 constexpr uint64_t all_words = uint64_t{1} << 32;
-
-// Errors of one quantity: in units in the last place (ulp) of the true value as a float, and relative to it.
-struct Errors {
-  double worst_ulp = 0, sum_ulp = 0, worst_relative = 0;
-  uint32_t worst_words[2] = {0, 0};
-  uint64_t count = 0;
-  float smallest = INFINITY, largest = 0;  // of the absolute values
-
-  void add(float value, long double truth, uint32_t word, uint32_t second_word = 0) {
-    const double error = static_cast<double>(std::fabs(value - truth));
-    const double magnitude = static_cast<double>(std::fabs(truth));
-    const double ulp = error / std::ldexp(1.0, std::ilogb(magnitude) - 23);
-    if (ulp > worst_ulp) {
-      worst_ulp = ulp;
-      worst_words[0] = word;
-      worst_words[1] = second_word;
-    }
-    sum_ulp += ulp;
-    worst_relative = std::max(worst_relative, error / magnitude);
-    smallest = std::min(smallest, std::fabs(value));
-    largest = std::max(largest, std::fabs(value));
-    ++count;
-  }
-
-  void merge(const Errors& other) {
-    if (other.worst_ulp > worst_ulp) {
-      worst_ulp = other.worst_ulp;
-      std::copy(other.worst_words, other.worst_words + 2, worst_words);
-    }
-    sum_ulp += other.sum_ulp;
-    worst_relative = std::max(worst_relative, other.worst_relative);
-    smallest = std::min(smallest, other.smallest);
-    largest = std::max(largest, other.largest);
-    count += other.count;
-  }
-
-  void print(const char* name) const {
-    std::printf("%-7s %12llu  %9.4f  0x%08x 0x%08x  %8.4f  %10.4f  %-12.6g %-12.8g\n", name,
-                static_cast<unsigned long long>(count), worst_ulp, worst_words[0], worst_words[1],
-                sum_ulp / static_cast<double>(count), worst_relative * 0x1p24, smallest, largest);
-  }
-};
 
 // ---- the truth ----
 
@@ -88,40 +40,6 @@ void true_cos_sin(uint32_t word, long double& cosine, long double& sine) {
   sine = std::sin(angle);
   if ((word >> 31) != 0) cosine = -cosine;
   if ((word >> 30 & 1) != 0) std::swap(cosine, sine);
-}
-
-// ---- work, shared by threads ----
-
-// Calls body(first, last, result of this thread) over pieces of [0, count) and merges the results.
-template <class Result>
-Result in_parallel(const char* name, uint64_t count, int threads,
-                   const std::function<void(uint64_t, uint64_t, Result&)>& body) {
-  constexpr uint64_t piece = 1 << 18;
-  std::atomic<uint64_t> next{0};
-  std::atomic<int> running{threads};
-  Result total;
-  std::mutex mutex;
-  std::vector<std::thread> workers;
-  for (int i = 0; i < threads; ++i) {
-    workers.emplace_back([&] {
-      Result mine;
-      for (uint64_t first; (first = next.fetch_add(piece)) < count;) body(first, std::min(first + piece, count), mine);
-      const std::lock_guard<std::mutex> lock(mutex);
-      total.merge(mine);
-      --running;
-    });
-  }
-  const auto start = std::chrono::steady_clock::now();
-  while (running > 0) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(500));
-    const double done = static_cast<double>(std::min(next.load(), count)) / static_cast<double>(count);
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    std::fprintf(stderr, "\r%-7s %5.1f%%  %5.0f s, about %.0f s left   ", name, 100 * done, seconds,
-                 seconds / done - seconds);
-  }
-  std::fputc('\n', stderr);
-  for (std::thread& worker : workers) worker.join();
-  return total;
 }
 
 struct AngleErrors {
@@ -181,22 +99,11 @@ Errors normal_errors(uint64_t pairs, int threads) {
   });
 }
 
-uint64_t number(const char* text, uint64_t low, uint64_t high) {
-  char* end = nullptr;
-  const unsigned long long value = std::strtoull(text, &end, 10);
-  if (*text == '\0' || *end != '\0' || value < low || value > high) {
-    std::fprintf(stderr, "expected a number from %llu to %llu, got '%s'\n", static_cast<unsigned long long>(low),
-                 static_cast<unsigned long long>(high), text);
-    std::exit(2);
-  }
-  return value;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
   uint64_t words = all_words, pairs = 1000000000;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = all_threads();
   for (int i = 1; i < argc; i += 2) {
     const char* value = i + 1 < argc ? argv[i + 1] : "";
     if (std::strcmp(argv[i], "--words") == 0) {
@@ -216,8 +123,7 @@ int main(int argc, char** argv) {
   const Errors normal = normal_errors(pairs, threads);
   std::printf("against long double of %d bits; cosine and sine of the other three quarters of the words: %llu differ\n",
               LDBL_MANT_DIG, static_cast<unsigned long long>(angle.wrong_quadrants));
-  std::printf("%-7s %12s  %9s  %-21s  %8s  %10s  %-12s %-12s\n", "", "values", "worst ulp", "at words", "mean ulp",
-              "rel 2^-24", "smallest", "largest");
+  Errors::print_header("rel 2^-24");
   radius.print("radius");
   angle.cosine.print("cosine");
   angle.sine.print("sine");

@@ -12,9 +12,11 @@ from repository import ROOT
 import gmmkernel
 from gmmkernel import Column, Stream, _core
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Prediction
+from gmmkernel.backends.reference import elementary, normal
 from gmmkernel.ops.checks import SAMPLE_DTYPES
 
-HEADER = (ROOT / "csrc/include/gmmkernel/gmmkernel.h").read_text(encoding="utf-8")
+INCLUDE = ROOT / "csrc/include/gmmkernel"
+HEADER = (INCLUDE / "gmmkernel.h").read_text(encoding="utf-8")
 
 
 def header_enum(name: str, prefix: str) -> dict[str, int]:
@@ -62,6 +64,36 @@ def test_instruction_sets_agree() -> None:
 )
 def test_limits_agree(name: str, value: int) -> None:
     assert re.findall(rf"#define GMM_{name} (\d+)$", HEADER, re.MULTILINE) == [str(value)]
+
+
+def literals(text: str) -> list[float]:
+    """Return the hexadecimal floating-point literals, in their order."""
+    return [float.fromhex(literal) for literal in re.findall(r"-?0x[\d.a-f]+p[+-]?\d+", text)]
+
+
+def test_coefficients_of_normals_agree() -> None:
+    """C++ writes them as it uses them, the highest degree first."""
+    header = (INCLUDE / "normal.h").read_text(encoding="utf-8")
+    log, cos_sin = re.findall(r"minus_two_log\(typename.*?\n}\n|cos_sin\(typename.*?\n}\n", header, re.DOTALL)
+    assert literals(log) == [-(2.0**-31), *normal.LOG_Q[::-1], normal.TWO_LN_2]
+    assert literals(cos_sin) == [2.0**-32, *normal.SIN_S[::-1], *normal.COS_C[::-1]]
+
+
+@pytest.mark.parametrize(("name", "form"), [("Float32", elementary.FLOAT32), ("Float64", elementary.FLOAT64)])
+def test_constants_of_logarithm_and_exponential_agree(name: str, form: elementary._Format) -> None:
+    header = (INCLUDE / "elementary.h").read_text(encoding="utf-8")
+    (body,) = re.findall(rf"struct {name}Elementary {{(.*?)\n}};", header, re.DOTALL)
+    polynomials = dict(re.findall(r" (\w+_p)\(.*?return horner<Lanes>\((.*?)\);", body, re.DOTALL))
+    assert {key: literals(written) for key, written in polynomials.items()} == {
+        "log_p": list(form.log_p),
+        "exp_p": list(form.exp_p),
+    }
+    numbers = dict(re.findall(r"constexpr \w+ (\w+) = (-?\d.*?)f?;", body))
+    assert float(numbers.pop("subnormal_exponent")) == form.fraction_bits
+    assert float.fromhex(numbers.pop("subnormal_scale")) == 2.0**form.fraction_bits
+    values = {key: (literals(text) or [float(text)])[0] for key, text in numbers.items()}
+    assert values == {key: getattr(form, key) for key in values}
+    assert len(values) == 7
 
 
 def test_one_version_everywhere() -> None:

@@ -10,13 +10,17 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import elementary_inputs
+import numpy as np
 import pytest
 import torch
+from elementary_kernel import elementary_kernel
 from helpers import DTYPES, StepCase, assert_same_bits, random_case
 
 from gmmkernel.backends import cpu
 from gmmkernel.backends.constants import Column, Prediction, Stream
 from gmmkernel.backends.protocol import Backend, StepInputs
+from gmmkernel.backends.reference import elementary
 from gmmkernel.backends.triton import launch
 
 KINDS = {
@@ -154,6 +158,15 @@ def test_noise_has_the_same_bits(dtype: torch.dtype, stream: Stream) -> None:
         launch.standard_normal(actual, SEEDS, step, stream)
         cpu.standard_normal(expected, SEEDS, step, stream)
         assert_same_bits(actual, expected)
+
+
+def test_logarithms_and_exponentials_are_those_of_the_reference() -> None:
+    values = elementary_inputs.floats()
+    x, log, exp = torch.from_numpy(values), torch.empty(len(values)), torch.empty(len(values))
+    with np.errstate(over="ignore", invalid="ignore"):  # among arguments that get their results by a rule
+        elementary_kernel[(len(values) >> 12,)](x, log, exp, N=1 << 12)
+    assert_same_bits(log, torch.from_numpy(elementary.log(values)))
+    assert_same_bits(exp, torch.from_numpy(elementary.exp(values)))
 
 
 @pytest.mark.parametrize("components", [1, 2, 8, 65, 66, 1024])

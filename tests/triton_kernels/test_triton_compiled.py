@@ -14,7 +14,9 @@ from sass_report import ARCHITECTURES, KernelReport, load_budget, over_budget, o
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 import triton_report  # noqa: E402
+from elementary_kernel import elementary_kernel  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 from triton_report import ELEMENTS_PER_THREAD, KERNELS, REQUIRED, memory  # noqa: E402
 
 from gmmkernel.backends.triton import launch  # noqa: E402
@@ -139,6 +141,22 @@ def test_a_lack_of_registers_is_noticed(folder: Path, monkeypatch: pytest.Monkey
     of = triton_report.report("mixture float32", "90", folder, find_cuobjdump())[0].resources
     assert of.registers == 32
     assert min(of.stack, of.spill_stores, of.spill_loads) > 0
+
+
+@each_architecture
+def test_logarithms_and_exponentials_are_exact_operations(architecture: str) -> None:
+    source = ASTSource(
+        elementary_kernel,
+        dict.fromkeys(("x", "logarithm", "exponential"), "*fp32") | {"N": "constexpr"},
+        {"N": 1024},
+    )
+    target = GPUTarget("cuda", int(architecture), 32)
+    ptx = triton.compile(source, target=target, options={"num_warps": WARPS, "enable_fp_fusion": False}).asm[
+        "ptx"
+    ]
+    assert not re.search(r"\.approx|\.ftz|\bcall", ptx)
+    assert set(re.findall(r"\b(?:fma|mad)\.\S*f32", ptx)) == {"fma.rn.f32"}
+    assert not re.search(r"\b(?:mul|add|sub)\.f32", ptx)
 
 
 @pytest.mark.parametrize("kernel", [step_kernel, standard_normal_kernel, draw_components_kernel])

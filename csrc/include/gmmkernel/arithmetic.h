@@ -19,6 +19,18 @@ GMM_INLINE float bits_float(uint32_t bits) {
   return value;
 }
 
+GMM_INLINE uint64_t double_bits(double value) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+GMM_INLINE double bits_double(uint64_t bits) {
+  double value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // a * b + c rounded once.
 GMM_INLINE float fused_multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)

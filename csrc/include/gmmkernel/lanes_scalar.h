@@ -51,6 +51,15 @@ struct ScalarLanes {
   GMM_INLINE mask less(f32 a, f32 b) { return a < b; }
   GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m ? yes : no; }
 
+  // A positive normal number as significand in [sqrt(1/2), sqrt(2)) times 2^exponent.
+  GMM_INLINE void split(f32 a, f32& exponent, f32& significand) {
+    const uint32_t above = float_bits(a) - 0x3F3504F3;  // the bits of sqrt(1/2)
+    exponent = signed_to_float(static_cast<uint32_t>(static_cast<int32_t>(above) >> 23));
+    significand = bits_float((above & 0x7FFFFF) + 0x3F3504F3);
+  }
+  // 2^n of an integer in [-126, 127]: the sum has it, and the exponent's bias, in its lowest bits.
+  GMM_INLINE f32 power_of_two(f32 n) { return bits_float(float_bits(add(n, 0x1.8p23f + 127)) << 23); }
+
   // NaN passes through both.
   GMM_INLINE f32 at_least(f32 value, f32 low) { return value < low ? low : value; }
   GMM_INLINE f32 at_most(f32 value, f32 high) { return value > high ? high : value; }
@@ -73,6 +82,12 @@ struct DoubleLanes {
   }
   GMM_INLINE mask less(double a, double b) { return a < b; }
   GMM_INLINE double select(mask m, double yes, double no) { return m ? yes : no; }
+  GMM_INLINE void split(double a, double& exponent, double& significand) {
+    const uint64_t above = double_bits(a) - 0x3FE6A09E667F3BCD;
+    exponent = static_cast<double>(static_cast<int32_t>(static_cast<int64_t>(above) >> 52));
+    significand = bits_double((above & 0xFFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD);
+  }
+  GMM_INLINE double power_of_two(double n) { return bits_double(double_bits(n + (0x1.8p52 + 1023)) << 52); }
   GMM_INLINE double at_least(double value, double low) { return value < low ? low : value; }
   GMM_INLINE double at_most(double value, double high) { return value > high ? high : value; }
 };

@@ -44,6 +44,14 @@ def fma(a: Array, b: Array, c: Array) -> Array:
         return np.where(move, odd, total).astype(np.float32)
 
 
+def horner(coefficients: list[Array], x: Array) -> Array:
+    """Evaluate a polynomial by Horner's rule, one fma a step; coefficients of the dtype of x, lowest degree first."""
+    value = np.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = fma(value, x, coefficient)
+    return value
+
+
 def clip(value: Array, low: Array, high: Array) -> Array:
     """Return `value` held to [low, high]; NaN stays NaN, and a zero keeps its sign."""
     value = np.where(value < low, low, value)

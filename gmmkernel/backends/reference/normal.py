@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gmmkernel.backends.constants import Stream
-from gmmkernel.backends.reference.arithmetic import fma
+from gmmkernel.backends.reference.arithmetic import fma, horner
 from gmmkernel.backends.reference.philox import Words, random_words
 
 Float32 = NDArray[np.float32]
@@ -38,13 +38,6 @@ SIGN_BIT = np.uint32(1 << 31)
 SWAP_BIT = np.uint32(1 << 30)
 
 
-def _horner(coefficients: list[Float32], x: Float32) -> Float32:
-    value = np.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        value = fma(value, x, coefficient)
-    return value
-
-
 def _count_leading_zeros(word: Words) -> NDArray[np.uint32]:
     # frexp's exponent is the number of significant bits: exact, as every word is a float64; 0 for the word 0.
     _, bits = np.frexp(word.astype(np.float64))
@@ -60,7 +53,7 @@ def radius(word: Words) -> Float32:
     zeros = _count_leading_zeros(word)
     below_one = (word << (zeros & np.uint32(31))).view(np.int32)  # (m - 1) 2^32
     g = below_one.astype(np.float32) * np.float32(-(2.0**-31))
-    minus_2_ln_m = fma(g * g, _horner(LOG_Q, g), g)
+    minus_2_ln_m = fma(g * g, horner(LOG_Q, g), g)
     return np.sqrt(fma(zeros.astype(np.float32), TWO_LN_2, minus_2_ln_m))
 
 
@@ -70,8 +63,8 @@ def cos_sin(word: Words) -> tuple[Float32, Float32]:
         quarter = ((word << np.uint32(2)) | np.uint32(2)).view(np.int32)
     t = quarter.astype(np.float32) * np.float32(2.0**-32)
     t2 = t * t
-    sine = fma(t, _horner(SIN_S, t2), t)
-    cosine = fma(_horner(COS_C, t2), t2, np.float32(1))
+    sine = fma(t, horner(SIN_S, t2), t)
+    cosine = fma(horner(COS_C, t2), t2, np.float32(1))
     cosine = (cosine.view(np.uint32) ^ (word & SIGN_BIT)).view(np.float32)
     swap = (word & SWAP_BIT) != 0
     return np.where(swap, sine, cosine), np.where(swap, cosine, sine)
