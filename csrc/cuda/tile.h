@@ -70,6 +70,23 @@ inline bool is_common(const gmm_step_arguments& a) {
   return m.components == 0 || (is_aligned(m.offsets, 16) && is_aligned(m.std, 16) && m.std_elements % 4 == 0);
 }
 
+// The same of gradients: elementwise ones, none of a prediction or a history, no sums.
+inline bool is_common(const gmm_step_backward_arguments& b) {
+  const gmm_step_arguments& a = b.step;
+  const int32_t dtype = a.sample.dtype;
+  if (dtype == GMM_FLOAT64 || b.grad_prediction.data != nullptr || b.grad_coefficients != nullptr) return false;
+  for (const gmm_output& stored : b.grad_history) {
+    if (stored.data != nullptr) return false;
+  }
+  const auto common = [&](const auto& tensor) {
+    return tensor.data == nullptr ||
+           (tensor.dtype == dtype && is_vector(tensor.data, a.batch, tensor.batch_stride, dtype));
+  };
+  return common(a.sample) && common(a.model_output) && common(a.model_output_uncond) && common(b.grad_result) &&
+         common(b.grad_sample) && common(b.grad_model_output) && common(b.grad_model_output_uncond) &&
+         a.elements * size_of(dtype) % 16 == 0;
+}
+
 // Whether noise goes out in whole vectors of 16 bytes.
 inline bool is_common(const gmm_normal_arguments& a) {
   const int32_t dtype = a.result.dtype;
@@ -82,5 +99,35 @@ template <class Arguments>
 uint32_t elements_per_pass(const Arguments& a, int32_t dtype) {
   return block_threads * (is_common(a) && size_of(dtype) == 2 ? 8 : 4);
 }
+
+// Whether there is anything to write for each sample.
+inline bool writes_samples(const gmm_step_backward_arguments& b) {
+  bool wanted = b.grad_coefficients != nullptr || b.grad_sample.data != nullptr ||
+                b.grad_model_output.data != nullptr || b.grad_model_output_uncond.data != nullptr;
+  for (const gmm_output& stored : b.grad_history) wanted = wanted || stored.data != nullptr;
+  return wanted;
+}
+
+constexpr uint32_t sum_tile = 1024;
+
+// Tiles of gradients: with sums of the row's terms, these are what is summed first.
+inline Tiling tiling_of(const gmm_step_backward_arguments& b, int multiprocessors) {
+  const gmm_step_arguments& a = b.step;
+  if (b.grad_coefficients != nullptr) return {a.elements, sum_tile};
+  return tiling_of(a.batch, a.elements, elements_per_pass(b, a.sample.dtype), multiprocessors);
+}
+
+// A level of the tree over a sample's tiles: `count` rows of sums, `stride` rows apart.
+struct SumLevel {
+  int64_t count, stride;
+};
+
+inline Tiling tiling_of(const SumLevel& level) { return {level.count, sum_tile}; }
+
+inline SumLevel first_level(const gmm_step_backward_arguments& b) {
+  return {(b.step.elements + sum_tile - 1) / sum_tile, 1};
+}
+
+inline SumLevel above(const SumLevel& level) { return {tiles_of(tiling_of(level)), level.stride * sum_tile}; }
 
 }  // namespace gmmkernel

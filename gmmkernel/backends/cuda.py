@@ -1,7 +1,7 @@
-"""The compiled CUDA kernels: one launch a call, on the tensors' device and the current stream of PyTorch.
+"""The compiled CUDA kernels, on the tensors' device and the current stream of PyTorch: one launch a call, a few for gradients.
 
-Contiguous tensors cost no allocation, and nothing is waited for or read back: a call may be captured in a CUDA graph,
-after one like it has been made outside, which loads the kernel.
+Contiguous tensors cost no allocation (but for gradients of coefficients, whose sums need room), and nothing is waited
+for or read back: a call may be captured in a CUDA graph, after one like it has been made outside, which loads the kernel.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from gmmkernel import _cuda
 from gmmkernel.backends.compiled import (
     by_sample,
     component_arguments,
+    describe_tensor,
     normal_arguments,
+    step_gradients,
     step_inputs,
     step_outputs,
+    sums_workspace,
 )
 from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.protocol import StepGradients, StepInputs
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -48,6 +51,27 @@ def gmm_step(
     _cuda.step(described, *outputs, *_place(result))
     if target is not result:
         result.copy_(target)
+
+
+def gmm_step_backward(
+    inputs: StepInputs,
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    gradients: StepGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    grad = by_sample(grad)
+    grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
+    workspace = None if gradients.coefficients is None else sums_workspace(inputs)
+    _cuda.step_backward(
+        described,
+        prediction_kind,
+        (describe_tensor(grad), describe_tensor(grad_prediction)),
+        step_gradients(gradients, workspace),
+        *_place(grad),
+    )
 
 
 def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
