@@ -122,8 +122,12 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: StepOptions, *given: Any) -> Any:
-        merged = merge_step(info.batch_size, in_dims[1:], given, (False,) * DIFFERENTIABLE, options.row, options.step)
-        made = step(options._replace(row=merged.row, step=merged.step), StepTensors(*merged.tensors), merged.history)
+        merged = merge_step(
+            info.batch_size, in_dims[1:], given, (False,) * DIFFERENTIABLE, options.row, options.step
+        )
+        made = step(
+            options._replace(row=merged.row, step=merged.step), StepTensors(*merged.tensors), merged.history
+        )
         return tuple(merged.split(tensor) for tensor in made), tuple(None if t is None else 0 for t in made)
 
 
@@ -173,7 +177,10 @@ class _StepBackward(torch.autograd.Function):
             info.batch_size, in_dims[4:], given, wanted[:DIFFERENTIABLE], options.row, options.step
         )
         options = options._replace(row=merged.row, step=merged.step)
-        of_samples = (merged.flat(tensor, dim) for tensor, dim in zip((grad, grad_prediction), in_dims[2:4], strict=True))
+        of_samples = (
+            merged.flat(tensor, dim)
+            for tensor, dim in zip((grad, grad_prediction), in_dims[2:4], strict=True)
+        )
         made = _StepBackward.apply(wanted, options, *of_samples, *merged.tensors, *merged.history)
         gradients = merged.split_gradients(made, given, in_dims[4:])
         return gradients, tuple(None if tensor is None else 0 for tensor in gradients)
@@ -224,7 +231,9 @@ def second_derivatives(
         offset = None if offsets is None else offsets[_entry(offsets, rows), components]
         deviation = None
         if std is not None:
-            deviation = std[_entry(std, rows), components if std.shape[1] > 1 else torch.zeros_like(components)]
+            deviation = std[
+                _entry(std, rows), components if std.shape[1] > 1 else torch.zeros_like(components)
+            ]
         made = eager_step(
             sample.reshape(batch, -1),
             output.reshape(batch, -1),
@@ -239,9 +248,7 @@ def second_derivatives(
         return tuple(tensor.reshape(t.sample.shape) for tensor in made if tensor is not None)
 
     present = [tensor for tensor in primals if tensor is not None]
-    asked = [
-        flag for flag, tensor in zip(wanted, primals, strict=True) if tensor is not None
-    ]
+    asked = [flag for flag, tensor in zip(wanted, primals, strict=True) if tensor is not None]
 
     def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
         cotangents, values = inputs[:cotangent_count], inputs[cotangent_count:]
@@ -262,7 +269,12 @@ def second_derivatives(
     found = iter(pull(filled))
     result: list[Optional] = [next(found), None if grad_prediction is None else next(found)]
     of_primals = [None if tensor is None else next(found) for tensor in primals]
-    return [*result, *of_primals[:DIFFERENTIABLE], *[None] * (fields - DIFFERENTIABLE), *of_primals[DIFFERENTIABLE:]]
+    return [
+        *result,
+        *of_primals[:DIFFERENTIABLE],
+        *[None] * (fields - DIFFERENTIABLE),
+        *of_primals[DIFFERENTIABLE:],
+    ]
 
 
 def _entry(table: Tensor, rows: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ def new_gradients(
     """Return memory for the gradients that are wanted, of the tensors in this order."""
     inputs = [sample, model_output, model_output_uncond, coefficients, offsets, std, *(history or ())]
     made = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if asked and tensor is not None else None
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if asked and tensor is not None
+        else None
         for asked, tensor in zip(wanted, inputs, strict=True)
     ]
     return StepGradients(*made[:6], history=made[6:])

@@ -118,10 +118,21 @@ def gmm_step(
     name = backends.resolve(device.type, backend)
     if wants_gradient:
         if out is not None:
-            raise RuntimeError("out: expected None where an input requires a gradient; detach the inputs or leave it out")
+            raise RuntimeError(
+                "out: expected None where an input requires a gradient; detach the inputs or leave it out"
+            )
         options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
         given = autograd.StepTensors(
-            sample, model_output, model_output_uncond, coefficients, offsets, std, seeds, rows, steps, thresholds
+            sample,
+            model_output,
+            model_output_uncond,
+            coefficients,
+            offsets,
+            std,
+            seeds,
+            rows,
+            steps,
+            thresholds,
         )
         return GMMStepOutput(*autograd.step(options, given, stored or ()))
     if out is None:

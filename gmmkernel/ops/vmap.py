@@ -97,7 +97,14 @@ def merge_step(
         first = torch.arange(0, size * rows, rows, device=index.device)[:, None]
         # One that is out of range must not become another's.
         merged[_ROWS] = torch.where((index >= 0) & (index < rows), index + first, -1).flatten()
-    return Merged(size, rows, row if merged[_ROWS] is None else 0, step, tuple(merged[:_HISTORY]), tuple(merged[_HISTORY:]))
+    return Merged(
+        size,
+        rows,
+        row if merged[_ROWS] is None else 0,
+        step,
+        tuple(merged[:_HISTORY]),
+        tuple(merged[_HISTORY:]),
+    )
 
 
 def _spread(tensor: Tensor, dim: int | None, size: int) -> Tensor:
