@@ -107,13 +107,18 @@ def log_density(a: Array, row: Array, weights: Array, offsets: Array, std: Array
 def log_density_backward(
     grad: Array, responsibilities: Array, a: Array, row: Array, weights: Array, offsets: Array, std: Array
 ) -> DensityGradients:
-    """Return the gradients of one flattened sample, with the arguments of `log_density`.
+    """Return the gradients of one flattened sample.
 
     Sums over components are taken in their order, from 0, by one fma each.
 
     Args:
         grad: scalar, derivative of the loss with respect to the log-density.
         responsibilities: [K], as `log_density` gave them.
+        a: as `log_density` has it, like those that follow.
+        row: the same.
+        weights: the same.
+        offsets: the same.
+        std: the same.
     """
     one = a.dtype.type(1)
     zero = np.zeros_like(a)
