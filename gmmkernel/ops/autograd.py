@@ -226,8 +226,10 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
         primals = [None if tensor is None else next(found) for tensor in (*t[:DIFFERENTIABLE], *history)]
         sample, output, uncond, coefficients, offsets, std, *stored = primals
         made = eager_step(
-            *(None if tensor is None else by_batch(tensor) for tensor in (sample, output, uncond)),  # type: ignore[arg-type]
-            [by_batch(tensor) for tensor in stored if tensor is not None],
+            by_batch(sample),
+            by_batch(output),
+            by_batch(uncond),
+            [by_batch(tensor) for tensor in stored],
             coefficients[rows],  # type: ignore[index]
             None if offsets is None else table_entries(offsets, rows, components),
             None if std is None else table_entries(std, rows, components),
@@ -239,9 +241,9 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
     return forward
 
 
-def by_batch(tensor: Tensor) -> Tensor:
-    """Return a tensor [B, ...] as [B, D]."""
-    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+def by_batch(tensor: Any) -> Any:
+    """Return a tensor [B, ...] as [B, D], and None as it is."""
+    return None if tensor is None else tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
 
 
 def table_entries(table: Tensor, rows: Tensor, components: Tensor) -> Tensor:

@@ -165,8 +165,11 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
         primals = [None if tensor is None else next(found) for tensor in (*t[:DIFFERENTIABLE], *history)]
         sample, output, uncond, coefficients, offsets, std, prev, weights, *stored = primals
         made = eager_log_prob(
-            *(None if tensor is None else by_batch(tensor) for tensor in (prev, sample, output, uncond)),  # type: ignore[arg-type]
-            [by_batch(tensor) for tensor in stored if tensor is not None],
+            by_batch(prev),
+            by_batch(sample),
+            by_batch(output),
+            by_batch(uncond),
+            [by_batch(tensor) for tensor in stored],
             coefficients[rows],  # type: ignore[index]
             entries(weights),
             entries(offsets),
