@@ -10,6 +10,7 @@ from gmmkernel.ops import (
     MixtureTables,
     draw_components,
     gmm_step,
+    gmm_step_log_prob,
     orthonormalize,
     standard_normal,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "draw_components",
     "gaussian_mixture",
     "gmm_step",
+    "gmm_step_log_prob",
     "moment_report",
     "noise_schedule",
     "orthonormalize",

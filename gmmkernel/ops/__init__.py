@@ -1,5 +1,6 @@
 """The public functions over the backends: checks, shapes, choice of backend."""
 
+from gmmkernel.ops.log_prob import gmm_step_log_prob
 from gmmkernel.ops.noise import draw_components, standard_normal
 from gmmkernel.ops.orthonormalize import orthonormalize
 from gmmkernel.ops.step import GMMStepOutput, gmm_step
@@ -10,6 +11,7 @@ __all__ = [
     "MixtureTables",
     "draw_components",
     "gmm_step",
+    "gmm_step_log_prob",
     "orthonormalize",
     "standard_normal",
 ]
