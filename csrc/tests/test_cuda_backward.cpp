@@ -105,6 +105,36 @@ void test_clip_bounds() {
   }
 }
 
+// One tensor of all begins beside the addresses of vectors.
+void test_one_misaligned_tensor() {
+  for (const int32_t dtype : {GMM_FLOAT32, GMM_BFLOAT16, GMM_FLOAT64}) {
+    for (int which = 0; which < 7; ++which) {
+      BackwardOptions options;
+      options.step.batch = 1;
+      options.step.elements = 4096;
+      options.step.padding = 8;
+      options.step.dtype = options.step.output_dtype = dtype;
+      options.step.guidance = true;
+      BackwardCase expected(options, 80, poison), got(options, 80, poison);
+      for (BackwardCase* c : {&expected, &got}) {
+        gmm_step_backward_arguments& b = c->arguments;
+        const void** inputs[] = {&b.step.sample.data, &b.step.model_output.data, &b.step.model_output_uncond.data,
+                                 &b.grad_result.data};
+        void** outputs[] = {&b.grad_sample.data, &b.grad_model_output.data, &b.grad_model_output_uncond.data};
+        const int64_t element = dtype == GMM_FLOAT64 ? 8 : dtype == GMM_FLOAT32 ? 4 : 2;
+        if (which < 4) {
+          *inputs[which] = static_cast<const char*>(*inputs[which]) + element;
+        } else {
+          *outputs[which - 4] = static_cast<char*>(*outputs[which - 4]) + element;
+        }
+      }
+      CHECK(expected.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
+      gmmkernel::emulate_step_backward(got.arguments, 132);
+      CHECK(same_gradients(got, expected), "dtype %d, tensor %d", dtype, which);
+    }
+  }
+}
+
 // A row that clips nothing is not asked for sample and output.
 void test_what_is_not_read() {
   for (const int64_t elements : {1024, 1021}) {
@@ -184,6 +214,7 @@ int main() {
   test_many_samples();
   test_two_levels();
   test_clip_bounds();
+  test_one_misaligned_tensor();
   test_what_is_not_read();
   test_rows_out_of_range();
   CHECK(common_cases > 200 && other_cases > 200 && summed_cases > 200, "%d, %d and %d cases", common_cases, other_cases,

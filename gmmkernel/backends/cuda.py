@@ -1,7 +1,7 @@
-"""The compiled CUDA kernels, on the tensors' device and the current stream of PyTorch: one launch a call, a few for gradients.
+"""The compiled CUDA kernels, on the tensors' device and the current stream of PyTorch: one launch a step.
 
-Contiguous tensors cost no allocation (but for gradients of coefficients, whose sums need room), and nothing is waited
-for or read back: a call may be captured in a CUDA graph, after one like it has been made outside, which loads the kernel.
+Contiguous tensors cost no allocation (gradients of coefficients do: their sums need room), and nothing is waited for or
+read back: a call may be captured in a CUDA graph, after one like it has been made outside, which loads the kernels.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from gmmkernel.backends.compiled import (
     component_arguments,
     describe_tensor,
     normal_arguments,
+    rows_workspace,
     step_gradients,
     step_inputs,
     step_outputs,
-    sums_workspace,
 )
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepGradients, StepInputs
@@ -64,7 +64,7 @@ def gmm_step_backward(
     described, _alive = step_inputs(inputs)
     grad = by_sample(grad)
     grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
-    workspace = None if gradients.coefficients is None else sums_workspace(inputs)
+    workspace = rows_workspace(inputs, gradients)
     _cuda.step_backward(
         described,
         prediction_kind,
