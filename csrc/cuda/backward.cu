@@ -29,37 +29,20 @@ __global__ void __launch_bounds__(block_threads, 2)
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 2)
-    backward_sums_kernel(const __grid_constant__ gmm_step_backward_arguments b, const __grid_constant__ Tiling tiling) {
+    backward_sums_kernel(const __grid_constant__ gmm_step_backward_arguments b, const __grid_constant__ SumRows rows) {
   __shared__ BackwardTile<T> tile;
   __shared__ BackwardSums<T> sums;
+  const Tiling tiling = {b.step.elements, sum_tile};
   if (threadIdx.x < gathering_lanes) gather<any_dtype, true>(b, tiling, here(), tile);
   __syncthreads();
   if (tile.kind == FlowKind::nothing) return;
   draw_noise(tile, threadIdx.x, sums);
   __syncthreads();
-  sum_quarters(b, tile, threadIdx.x, sums);
+  backward_sums(b, tile, threadIdx.x, sums);
   __syncthreads();
-  sum_sixteenths_of_tile(threadIdx.x, sums);
+  sum_to_sixteenths(threadIdx.x, sums.columns);
   __syncthreads();
-  write_sums(b, tile, threadIdx.x, sums);
-}
-
-template <class T>
-__global__ void __launch_bounds__(block_threads, 4)
-    sum_level_kernel(const __grid_constant__ gmm_step_backward_arguments b, const __grid_constant__ SumLevel level) {
-  __shared__ Sixteenths<T> sixteenths;
-  const Place place = here();
-  if (place.sample() >= b.step.batch) return;
-  T* rows = sums_of<T>(b, place.sample());
-  sum_level_part(rows, level, place.tile, place.thread, sixteenths);
-  __syncthreads();
-  sum_level_whole(rows, level, place.tile, place.thread, sixteenths);
-}
-
-template <class T>
-__global__ void __launch_bounds__(block_threads, 4)
-    add_samples_kernel(const __grid_constant__ gmm_step_backward_arguments b) {
-  add_samples<T>(b, static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x);
+  write_sums(rows, tile, threadIdx.x, sums.columns);
 }
 
 // A tile of an entry of a table.
@@ -102,7 +85,6 @@ const void* common_kernel(bool guided) {
 template <class T>
 const void* kernel_for(const gmm_step_backward_arguments& b) {
   const gmm_step_arguments& a = b.step;
-  if (b.grad_coefficients != nullptr) return reinterpret_cast<const void*>(backward_sums_kernel<T>);
   if (!is_common(b)) return reinterpret_cast<const void*>(backward_any_kernel<T>);
   const bool guided = a.model_output_uncond.data != nullptr;
   switch (a.sample.dtype) {
@@ -126,17 +108,16 @@ template <class T>
 cudaError_t launch_all(const gmm_step_backward_arguments& b, int multiprocessors, cudaStream_t stream) {
   const gmm_step_arguments& a = b.step;
   cudaError_t error = cudaSuccess;
-  if (a.batch > 0 && writes_samples(b)) {
-    const Tiling tiling = tiling_of(b, multiprocessors);
-    error = launch(kernel_for<T>(b), a.batch, tiling, b, tiling, stream);
-  }
   if (b.grad_coefficients != nullptr) {
-    SumLevel level = first_level(b);
-    for (; a.batch > 0 && level.count > 1 && error == cudaSuccess; level = above(level)) {
-      error = launch(reinterpret_cast<const void*>(sum_level_kernel<T>), a.batch, tiling_of(level), b, level, stream);
-    }
-    const auto kernel = reinterpret_cast<const void*>(add_samples_kernel<T>);
-    if (error == cudaSuccess) error = launch(kernel, a.coefficient_rows * row_columns, b, stream);
+    const SumRows rows = sum_rows(b.workspace, a, row_columns);
+    const auto kernel = reinterpret_cast<const void*>(backward_sums_kernel<T>);
+    if (a.batch > 0) error = launch(kernel, a.batch, {a.elements, sum_tile}, b, rows, stream);
+    if (error == cudaSuccess) error = launch_sums(rows, sizeof(T), stream);
+    if (error == cudaSuccess) error = launch_add_samples(b, rows, stream);
+  } else if (a.batch > 0 && writes_samples(b)) {
+    const uint32_t per_pass = elements_per_pass(b, a.sample.dtype);
+    const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
+    error = launch(kernel_for<T>(b), a.batch, tiling, b, tiling, stream);
   }
   const auto offsets = reinterpret_cast<const void*>(sum_offsets_kernel<T>);
   const auto std = reinterpret_cast<const void*>(sum_std_kernel<T>);

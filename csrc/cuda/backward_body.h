@@ -32,11 +32,6 @@ struct alignas(16) BackwardTile {
   uint32_t count, std_count;
 };
 
-template <int32_t dtype, class Tensor>
-GMM_INLINE auto present_at(const Tensor& tensor, int64_t sample, int64_t first) {
-  return tensor.data == nullptr ? nullptr : sample_at<dtype>(tensor, sample, first);
-}
-
 template <int32_t dtype, bool sums, class T>
 GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tiling, const Place& place,
                        BackwardTile<T>& tile) {
@@ -81,7 +76,7 @@ GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tilin
   tile.x = sample_at<dtype>(a.sample, sample, first);
   tile.output = sample_at<dtype>(a.model_output, sample, first);
   tile.uncond = present_at<dtype>(a.model_output_uncond, sample, first);
-  tile.grad = sample_at<dtype>(b.grad_result, sample, first);
+  tile.grad = present_at<dtype>(b.grad_result, sample, first);
   tile.grad_prediction = present_at<dtype>(b.grad_prediction, sample, first);
   tile.grad_x = present_at<dtype>(b.grad_sample, sample, first);
   tile.grad_output = present_at<dtype>(b.grad_model_output, sample, first);
@@ -172,19 +167,18 @@ GMM_INLINE void store_some(void* data, int32_t dtype, uint32_t i, uint32_t count
   }
 }
 
-// Elements from the i-th on. For sums, which go one by one, the row's terms are put into `terms`.
+// Elements from the i-th on, given the result's gradient. For sums, which go one by one, the row's terms are put into
+// `terms`, all but those of OFFSET and SIGMA.
 template <class T, int n>
 GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t i,
-                                  const float* noise, T (*terms)[row_columns]) {
+                                  const T (&grad)[n], T (*terms)[row_columns]) {
   using Lanes = typename LanesOf<T>::type;
-  constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
   const gmm_step_arguments& a = b.step;
   const Row<T>& row = tile.row;
   const uint32_t count = tile.count;
   const PredictionKind kind =
       tile.grad_prediction == nullptr ? PredictionKind::none : static_cast<PredictionKind>(a.prediction_kind);
-  T grad[n], more[n] = {}, x[n] = {}, o[n] = {}, difference[n] = {}, other[n];
-  load_some(tile.grad, a.sample.dtype, i, count, grad);
+  T more[n] = {}, x[n] = {}, o[n] = {}, difference[n] = {}, other[n];
   if (tile.kind == FlowKind::clipped || terms != nullptr) {
     load_some(tile.x, a.sample.dtype, i, count, x);
     load_some(tile.output, a.model_output.dtype, i, count, o);
@@ -236,11 +230,6 @@ GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const Ba
   term[GMM_OUTPUT] = Lanes::mul(grad[0], o[0]);
   term[GMM_X0] = Lanes::mul(grad[0], flow[0].x0);
   if (tile.uncond != nullptr) term[GMM_GUIDANCE] = Lanes::mul(flow[0].grad_output, difference[0]);
-  if (i >= tile.std_count) term[GMM_SIGMA] = Lanes::mul(grad[0], static_cast<T>(noise[i]));
-  if (tile.offset != nullptr) {
-    load_some(tile.offset, table_dtype, i, count, other);
-    term[GMM_OFFSET] = Lanes::mul(grad[0], other[0]);
-  }
   if (kind == PredictionKind::epsilon) {
     term[GMM_EPS_SAMPLE] = Lanes::mul(more[0], x[0]);
     term[GMM_EPS_OUTPUT] = Lanes::mul(more[0], o[0]);
@@ -292,7 +281,9 @@ GMM_INLINE void backward_any(const gmm_step_backward_arguments& b, const Backwar
     return;
   }
   for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
-    backward_elements<T, 4>(b, tile, i, nullptr, nullptr);
+    T grad[4];
+    load_four(tile.grad, b.step.sample.dtype, i, tile.count, grad);
+    backward_elements<T, 4>(b, tile, i, grad, nullptr);
   }
 }
 
@@ -301,8 +292,7 @@ GMM_INLINE void backward_any(const gmm_step_backward_arguments& b, const Backwar
 template <class T>
 struct BackwardSums {
   float noise[sum_tile];
-  T quarters[row_columns][block_threads + 16];  // of each column; so that 16 threads' reads meet in no bank
-  Sixteenths<T> sixteenths;
+  Columns<T> columns;
 };
 
 template <class T>
@@ -313,15 +303,9 @@ GMM_INLINE void draw_noise(const BackwardTile<T>& tile, uint32_t thread, Backwar
   for (int j = 0; j < 4; ++j) sums.noise[4 * thread + j] = z[j];
 }
 
-// Gradients of elements a quarter apart, and the sums of their terms.
-template <class T>
-GMM_INLINE void sum_quarters(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread,
-                             BackwardSums<T>& sums) {
-  if (tile.kind == FlowKind::invalid) {
-    fill_with_nan(b, tile, thread);
-    for (int c = 0; c < row_columns; ++c) sums.quarters[c][thread] = static_cast<T>(bits_float(0x7FC00000));
-    return;
-  }
+// Calls gradients(i, terms) for a thread's elements, a quarter of the tile apart, and sums the terms that it makes.
+template <class T, class Gradients>
+GMM_INLINE void sum_quarters(const BackwardTile<T>& tile, uint32_t thread, Columns<T>& columns, Gradients&& gradients) {
   T whole[row_columns];  // sums begin at -0, which changes nothing that is added to it
   for (int c = 0; c < row_columns; ++c) whole[c] = T(-0.0);
   GMM_NO_UNROLL
@@ -332,25 +316,42 @@ GMM_INLINE void sum_quarters(const gmm_step_backward_arguments& b, const Backwar
     for (uint32_t high = 0; high < 2; ++high) {
       const uint32_t i = thread + block_threads * (2 * high + low);
       T terms[row_columns] = {};
-      if (i < tile.count) backward_elements<T, 1>(b, tile, i, sums.noise, &terms);
+      if (i < tile.count) gradients(i, terms);
       for (int c = 0; c < row_columns; ++c) half[c] += terms[c];
     }
     for (int c = 0; c < row_columns; ++c) whole[c] += half[c];
   }
-  for (int c = 0; c < row_columns; ++c) sums.quarters[c][thread] = whole[c];
+  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = whole[c];
 }
 
 template <class T>
-GMM_INLINE void sum_sixteenths_of_tile(uint32_t thread, BackwardSums<T>& sums) {
-  const uint32_t column = thread / 16, i = thread % 16;
-  sums.sixteenths.of[i][column] = sum_sixteen([&](int high) { return sums.quarters[column][16 * high + i]; });
+GMM_INLINE void spoil_quarters(uint32_t thread, Columns<T>& columns) {
+  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = static_cast<T>(bits_float(0x7FC00000));
 }
 
 template <class T>
-GMM_INLINE void write_sums(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread,
-                           const BackwardSums<T>& sums) {
+GMM_INLINE void backward_sums(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread,
+                              BackwardSums<T>& sums) {
+  using Lanes = typename LanesOf<T>::type;
+  if (tile.kind == FlowKind::invalid) {
+    fill_with_nan(b, tile, thread);
+    spoil_quarters(thread, sums.columns);
+    return;
+  }
+  sum_quarters(tile, thread, sums.columns, [&](uint32_t i, T(&terms)[row_columns]) {
+    const T grad[1] = {load_element<T>(tile.grad, b.step.sample.dtype, i)};
+    backward_elements<T, 1>(b, tile, i, grad, &terms);
+    if (i >= tile.std_count) terms[GMM_SIGMA] = Lanes::mul(grad[0], static_cast<T>(sums.noise[i]));
+    if (tile.offset != nullptr) terms[GMM_OFFSET] = Lanes::mul(grad[0], global(tile.offset)[i]);
+  });
+}
+
+template <class T>
+GMM_INLINE void write_sums(const SumRows& rows, const BackwardTile<T>& tile, uint32_t thread,
+                           const Columns<T>& columns) {
   if (thread >= row_columns) return;
-  sums_of<T>(b, tile.sample)[tile.first / sum_tile * row_columns + thread] = sum_sixteenths(sums.sixteenths, thread);
+  sums_of<T>(rows, tile.sample)[tile.first / sum_tile * row_columns + thread] =
+      sum_of_sixteenths(columns.sixteenths, thread);
 }
 
 }  // namespace gmmkernel

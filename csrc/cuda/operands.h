@@ -28,6 +28,11 @@ GMM_INLINE void* sample_at(const gmm_output& output, int64_t sample, int64_t fir
   return advance(output.data, sample * output.batch_stride + first, dtype == any_dtype ? output.dtype : dtype);
 }
 
+template <int32_t dtype, class Tensor>
+GMM_INLINE auto present_at(const Tensor& tensor, int64_t sample, int64_t first) {
+  return tensor.data == nullptr ? nullptr : sample_at<dtype>(tensor, sample, first);
+}
+
 // ---- of a type known when compiling, aligned to 16 bytes ----
 
 template <int32_t dtype>

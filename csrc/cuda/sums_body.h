@@ -24,55 +24,67 @@ GMM_INLINE auto sum_sixty_four(F&& f) {
   return sum_four([&](int low) { return sum_sixteen([&](int high) { return f(4 * high + low); }); });
 }
 
-// ---- sixteen columns at once: thread 16 i + j and the columns ----
+// ---- sixteen columns at once ----
 
-// What is left of sixteen columns of 16 numbers each.
+constexpr uint32_t sum_columns = 16;
+
+// What is left of each column of a tile when its highest two bits are summed over, then when the lowest four are left.
 template <class T>
-struct Sixteenths {
-  T of[16][row_columns];
+struct Columns {
+  T quarters[sum_columns][block_threads + 16];  // so that 16 threads' reads meet in no bank
+  T sixteenths[16][sum_columns];
 };
 
 template <class T>
-GMM_INLINE T sum_sixteenths(const Sixteenths<T>& sixteenths, uint32_t column) {
-  return sum_sixteen([&](int i) { return sixteenths.of[i][column]; });
+GMM_INLINE void sum_to_sixteenths(uint32_t thread, Columns<T>& columns) {
+  const uint32_t column = thread / 16, i = thread % 16;
+  columns.sixteenths[i][column] = sum_sixteen([&](int high) { return columns.quarters[column][16 * high + i]; });
 }
 
-// First, each thread its part of a tile of a level; `rows` are the sample's.
 template <class T>
-GMM_INLINE void sum_level_part(const T* rows, const SumLevel& level, uint32_t tile, uint32_t thread,
-                               Sixteenths<T>& sixteenths) {
-  const uint32_t i = thread / row_columns, column = thread % row_columns;
-  const int64_t first = static_cast<int64_t>(tile) * sum_tile;
-  sixteenths.of[i][column] = sum_sixty_four([&](int high) {
-    const int64_t row = first + row_columns * high + i;
-    return row < level.count ? rows[row * level.stride * row_columns + column] : T(0);
+GMM_INLINE T sum_of_sixteenths(const T (&sixteenths)[16][sum_columns], uint32_t column) {
+  return sum_sixteen([&](int i) { return sixteenths[i][column]; });
+}
+
+template <class T>
+GMM_INLINE T* sums_of(const SumRows& rows, int64_t sample) {
+  return static_cast<T*>(rows.data) + sample * rows.entries * rows.columns;
+}
+
+// ---- the tree over a sample's tiles, a level a launch ----
+
+// First, each thread its part of a tile of rows, in 16 columns from `column`.
+template <class T>
+GMM_INLINE void sum_level_part(const SumRows& rows, const SumLevel& level, int64_t sample, int64_t first,
+                               uint32_t first_column, uint32_t thread, T (&sixteenths)[16][sum_columns]) {
+  const uint32_t i = thread / sum_columns, column = first_column + thread % sum_columns;
+  const T* sums = sums_of<T>(rows, sample);
+  sixteenths[i][thread % sum_columns] = sum_sixty_four([&](int high) {
+    const int64_t row = first + 16 * high + i;
+    return row < level.count && column < rows.columns ? sums[row * level.stride * rows.columns + column] : T(0);
   });
 }
 
-// Then, the first 16 threads the tile's sum, into its first row: no other tile reads or writes that.
+// Then, the first 16 threads the tile's sums, into its first row: no other block reads or writes that.
 template <class T>
-GMM_INLINE void sum_level_whole(T* rows, const SumLevel& level, uint32_t tile, uint32_t thread,
-                                const Sixteenths<T>& sixteenths) {
-  if (thread >= row_columns) return;
-  rows[static_cast<int64_t>(tile) * sum_tile * level.stride * row_columns + thread] =
-      sum_sixteenths(sixteenths, thread);
+GMM_INLINE void sum_level_whole(const SumRows& rows, const SumLevel& level, int64_t sample, int64_t first,
+                                uint32_t first_column, uint32_t thread, const T (&sixteenths)[16][sum_columns]) {
+  const uint32_t column = first_column + thread;
+  if (thread >= sum_columns || column >= rows.columns) return;
+  sums_of<T>(rows, sample)[first * level.stride * rows.columns + column] = sum_of_sixteenths(sixteenths, thread);
 }
 
-// The sums of a sample's tiles; once summed, the first is their sum.
-template <class T>
-GMM_INLINE T* sums_of(const gmm_step_backward_arguments& b, int64_t sample) {
-  return static_cast<T*>(b.workspace) + sample * GMM_SUM_ENTRIES(b.step.elements) * row_columns;
-}
+// ---- the gradients of coefficients ----
 
-// One number of the coefficients' gradients: the samples that took its row, in their order.
+// One number of them: the samples that took its row, in their order.
 template <class T>
-GMM_INLINE void add_samples(const gmm_step_backward_arguments& b, int64_t number) {
+GMM_INLINE void add_samples(const gmm_step_backward_arguments& b, const SumRows& rows, int64_t number) {
   const gmm_step_arguments& a = b.step;
   if (number >= a.coefficient_rows * row_columns) return;
   const int64_t row = number / row_columns, column = number % row_columns;
   T sum = 0;
   for (int64_t sample = 0; sample < a.batch; ++sample) {
-    if (index_at(a.row, sample) == row && is_step(index_at(a.step, sample))) sum += sums_of<T>(b, sample)[column];
+    if (index_at(a.row, sample) == row && is_step(index_at(a.step, sample))) sum += sums_of<T>(rows, sample)[column];
   }
   static_cast<T*>(b.grad_coefficients)[number] = sum;
 }

@@ -24,6 +24,32 @@ GMM_INLINE Table std_of(const gmm_step_backward_arguments& b) {
   return {b.grad_std, m.std_rows, m.std_components, m.std_elements};
 }
 
+// ---- a round's samples that used an entry, a bit each ----
+
+GMM_INLINE void set_user_bit(uint32_t (&words)[block_threads / 32], uint32_t thread, bool uses) {
+#if defined(__CUDA_ARCH__)
+  const uint32_t word = __ballot_sync(0xFFFFFFFF, uses);
+  if (thread % 32 == 0) words[thread / 32] = word;
+#else
+  if (thread % 32 == 0) words[thread / 32] = 0;
+  words[thread / 32] |= static_cast<uint32_t>(uses) << thread % 32;
+#endif
+}
+
+// Calls visit(user) for each, in their order.
+template <class Visit>
+GMM_INLINE void for_users(const uint32_t (&words)[block_threads / 32], Visit&& visit) {
+  GMM_NO_UNROLL
+  for (uint32_t word = 0; word < block_threads / 32; ++word) {
+    GMM_NO_UNROLL
+    for (uint32_t bits = words[word]; bits != 0; bits &= bits - 1) {
+      visit(32 * word + 31 - ScalarLanes::count_leading_zeros(bits & -bits));
+    }
+  }
+}
+
+// ---- offsets and std of steps ----
+
 // The samples of a round that used an entry, a bit each, and what is needed of them.
 template <class T>
 struct Users {
@@ -60,13 +86,7 @@ GMM_INLINE void find_user(const gmm_step_arguments& a, const Table& table, int64
       users.step[thread] = static_cast<uint32_t>(step);
     }
   }
-#if defined(__CUDA_ARCH__)
-  const uint32_t bits = __ballot_sync(0xFFFFFFFF, uses);
-  if (thread % 32 == 0) users.bits[thread / 32] = bits;
-#else
-  if (thread % 32 == 0) users.bits[thread / 32] = 0;
-  users.bits[thread / 32] |= static_cast<uint32_t>(uses) << thread % 32;
-#endif
+  set_user_bit(users.bits, thread, uses);
 }
 
 // Adds what the round's samples give to a thread's four elements, the i-th of the tile and those after it.
@@ -76,21 +96,18 @@ GMM_INLINE void add_users(const gmm_step_backward_arguments& b, const Users<T>& 
   using Lanes = typename LanesOf<T>::type;
   if (i >= count) return;
   const uint64_t block = static_cast<uint64_t>(first) / 4;
-  for (uint32_t word = 0; word < block_threads / 32; ++word) {
-    for (uint32_t bits = users.bits[word]; bits != 0; bits &= bits - 1) {
-      const uint32_t user = 32 * word + 31 - ScalarLanes::count_leading_zeros(bits & -bits);
-      T grad[4];
-      load_four(sample_at<any_dtype>(b.grad_result, first_sample + user, first), b.grad_result.dtype, i, count, grad);
-      if constexpr (noise) {
-        float z[4];
-        draw_normals(philox_keys(users.seed[user]), static_cast<uint32_t>(block) + i / 4,
-                     static_cast<uint32_t>(block >> 32), users.step[user], Stream::transition, z);
-        for (int j = 0; j < 4; ++j) sum[j] = Lanes::fma(grad[j], static_cast<T>(z[j]), sum[j]);
-      } else {
-        for (int j = 0; j < 4; ++j) sum[j] = Lanes::fma(users.weight[user], grad[j], sum[j]);
-      }
+  for_users(users.bits, [&](uint32_t user) {
+    T grad[4];
+    load_four(sample_at<any_dtype>(b.grad_result, first_sample + user, first), b.grad_result.dtype, i, count, grad);
+    if constexpr (noise) {
+      float z[4];
+      draw_normals(philox_keys(users.seed[user]), static_cast<uint32_t>(block) + i / 4,
+                   static_cast<uint32_t>(block >> 32), users.step[user], Stream::transition, z);
+      for (int j = 0; j < 4; ++j) sum[j] = Lanes::fma(grad[j], static_cast<T>(z[j]), sum[j]);
+    } else {
+      for (int j = 0; j < 4; ++j) sum[j] = Lanes::fma(users.weight[user], grad[j], sum[j]);
     }
-  }
+  });
 }
 
 template <class T>

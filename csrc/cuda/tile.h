@@ -100,34 +100,37 @@ uint32_t elements_per_pass(const Arguments& a, int32_t dtype) {
   return block_threads * (is_common(a) && size_of(dtype) == 2 ? 8 : 4);
 }
 
-// Whether there is anything to write for each sample.
+// Whether there is a gradient to write for each sample.
 inline bool writes_samples(const gmm_step_backward_arguments& b) {
-  bool wanted = b.grad_coefficients != nullptr || b.grad_sample.data != nullptr ||
-                b.grad_model_output.data != nullptr || b.grad_model_output_uncond.data != nullptr;
+  bool wanted = b.grad_sample.data != nullptr || b.grad_model_output.data != nullptr ||
+                b.grad_model_output_uncond.data != nullptr;
   for (const gmm_output& stored : b.grad_history) wanted = wanted || stored.data != nullptr;
   return wanted;
 }
 
 constexpr uint32_t sum_tile = 1024;
 
-// Tiles of gradients: with sums of the row's terms, these are what is summed first.
-inline Tiling tiling_of(const gmm_step_backward_arguments& b, int multiprocessors) {
-  const gmm_step_arguments& a = b.step;
-  if (b.grad_coefficients != nullptr) return {a.elements, sum_tile};
-  return tiling_of(a.batch, a.elements, elements_per_pass(b, a.sample.dtype), multiprocessors);
+// The sums of every sample's tiles, [batch][entries][columns], and how many tiles there are; once summed, the first row
+// of a sample is the whole sample's.
+struct SumRows {
+  void* data;
+  int64_t batch, entries, columns, tiles;
+};
+
+inline SumRows sum_rows(void* data, const gmm_step_arguments& a, int64_t columns) {
+  const int64_t entries = GMM_SUM_ENTRIES(a.elements);
+  return {data, a.batch, entries, columns, entries - 1};
 }
 
-// A level of the tree over a sample's tiles: `count` rows of sums, `stride` rows apart.
+// A level of the tree over a sample's tiles: `count` rows, `stride` apart; a block sums 16 columns of a tile of rows.
 struct SumLevel {
   int64_t count, stride;
 };
 
 inline Tiling tiling_of(const SumLevel& level) { return {level.count, sum_tile}; }
 
-inline SumLevel first_level(const gmm_step_backward_arguments& b) {
-  return {(b.step.elements + sum_tile - 1) / sum_tile, 1};
-}
-
 inline SumLevel above(const SumLevel& level) { return {tiles_of(tiling_of(level)), level.stride * sum_tile}; }
+
+inline uint32_t column_blocks(const SumRows& rows) { return static_cast<uint32_t>((rows.columns + 15) / 16); }
 
 }  // namespace gmmkernel

@@ -47,34 +47,42 @@ void emulate_backward_any(const gmm_step_backward_arguments& b, const Tiling& ti
 }
 
 template <class T>
-void emulate_backward_sums(const gmm_step_backward_arguments& b, const Tiling& tiling) {
+void emulate_backward_sums(const gmm_step_backward_arguments& b, const SumRows& rows) {
+  const Tiling tiling = {b.step.elements, sum_tile};
   for_blocks(b.step.batch, tiling, [&](const Place& place) {
     auto tile = uncleared<BackwardTile<T>>();
     auto sums = uncleared<BackwardSums<T>>();
     gather<any_dtype, true>(b, tiling, place, tile);
     for_threads([&](uint32_t thread) { draw_noise(tile, thread, sums); });
-    for_threads([&](uint32_t thread) { sum_quarters(b, tile, thread, sums); });
-    for_threads([&](uint32_t thread) { sum_sixteenths_of_tile(thread, sums); });
-    for_threads([&](uint32_t thread) { write_sums(b, tile, thread, sums); });
+    for_threads([&](uint32_t thread) { backward_sums(b, tile, thread, sums); });
+    for_threads([&](uint32_t thread) { sum_to_sixteenths(thread, sums.columns); });
+    for_threads([&](uint32_t thread) { write_sums(rows, tile, thread, sums.columns); });
   });
 }
 
 // Blocks go from last to first: they may run in any order.
 template <class T>
-void emulate_sums(const gmm_step_backward_arguments& b) {
-  for (SumLevel level = first_level(b); b.step.batch > 0 && level.count > 1; level = above(level)) {
-    for (int64_t sample = b.step.batch - 1; sample >= 0; --sample) {
+void emulate_sums(const SumRows& rows) {
+  for (SumLevel level = {rows.tiles, 1}; level.count > 1; level = above(level)) {
+    for (int64_t sample = rows.batch - 1; sample >= 0; --sample) {
       for (int64_t tile = tiles_of(tiling_of(level)) - 1; tile >= 0; --tile) {
-        auto sixteenths = uncleared<Sixteenths<T>>();
-        T* rows = sums_of<T>(b, sample);
-        const auto number = static_cast<uint32_t>(tile);
-        for_threads([&](uint32_t thread) { sum_level_part(rows, level, number, thread, sixteenths); });
-        for_threads([&](uint32_t thread) { sum_level_whole(rows, level, number, thread, sixteenths); });
+        for (uint32_t column = 0; column < rows.columns; column += sum_columns) {
+          T sixteenths[16][sum_columns];
+          const int64_t first = tile * sum_tile;
+          for_threads([&](uint32_t t) { sum_level_part(rows, level, sample, first, column, t, sixteenths); });
+          for_threads([&](uint32_t t) { sum_level_whole(rows, level, sample, first, column, t, sixteenths); });
+        }
       }
     }
   }
+}
+
+template <class T>
+void emulate_coefficients(const gmm_step_backward_arguments& b, const SumRows& rows) {
+  emulate_sums<T>(rows);
   const int64_t numbers = b.step.coefficient_rows * row_columns;
-  for (int64_t n = 0; n < (numbers + block_threads - 1) / block_threads * block_threads; ++n) add_samples<T>(b, n);
+  const int64_t threads = (numbers + block_threads - 1) / block_threads * block_threads;
+  for (int64_t n = 0; n < threads; ++n) add_samples<T>(b, rows, n);
 }
 
 template <class T, bool noise>
@@ -101,11 +109,13 @@ void emulate_entries(const gmm_step_backward_arguments& b, const Table& table) {
 template <class T>
 void emulate_backward_of(const gmm_step_backward_arguments& b, int multiprocessors) {
   const gmm_step_arguments& a = b.step;
-  if (a.batch > 0 && writes_samples(b)) {
-    const Tiling tiling = tiling_of(b, multiprocessors);
-    if (b.grad_coefficients != nullptr) {
-      emulate_backward_sums<T>(b, tiling);
-    } else if (!is_common(b)) {
+  if (b.grad_coefficients != nullptr) {
+    const SumRows rows = sum_rows(b.workspace, a, row_columns);
+    if (a.batch > 0) emulate_backward_sums<T>(b, rows);
+    emulate_coefficients<T>(b, rows);
+  } else if (a.batch > 0 && writes_samples(b)) {
+    const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(b, a.sample.dtype), multiprocessors);
+    if (!is_common(b)) {
       emulate_backward_any<T>(b, tiling);
     } else if (a.sample.dtype == GMM_BFLOAT16) {
       emulate_backward_common<GMM_BFLOAT16>(b, tiling);
@@ -115,7 +125,6 @@ void emulate_backward_of(const gmm_step_backward_arguments& b, int multiprocesso
       emulate_backward_common<GMM_FLOAT32>(b, tiling);
     }
   }
-  if (b.grad_coefficients != nullptr) emulate_sums<T>(b);
   emulate_entries<T, false>(b, offsets_of(b));
   emulate_entries<T, true>(b, std_of(b));
 }
