@@ -156,7 +156,7 @@ def small_case(comparison: Comparison, number: int) -> None:
 
 
 def gradient_case(comparison: Comparison, number: int) -> None:
-    """Compare the gradients of one random step, sent back by random ones."""
+    """Compare the gradients of one random step and of one log-density, sent back by random ones."""
     size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
     dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
     # Half of them go through the kernels for common gradients, where sums are not wanted.
@@ -168,6 +168,13 @@ def gradient_case(comparison: Comparison, number: int) -> None:
     actual = differentiable.step_gradients(layouts.moved(case, comparison.device), without=tables)
     for name, tensor in expected.items():
         comparison.compare(f"gradients, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
+    density = differentiable.random_density(number, batch=batch, shape=(size,), dtype=dtype)
+    moved = differentiable.Density(
+        layouts.moved(density.case, comparison.device), density.prev_sample.to(comparison.device)
+    )
+    expected, actual = density.gradients(), moved.gradients()
+    for name, tensor in expected.items():
+        comparison.compare(f"densities, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
 
 
 # ---- large cases ----

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = tuple(ROOT / "csrc" / "cuda" / name for name in ("kernels.cu", "backward.cu"))
+SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "backward", "sums", "density"))
 
 # Those of csrc/cuda/CMakeLists.txt that decide about device code.
 COMPILER_FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")

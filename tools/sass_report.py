@@ -87,6 +87,21 @@ NOISE_KERNELS = tuple(f"standard_normal_common {dtype}" for dtype in DTYPES.valu
 BACKWARD_KERNELS = tuple(
     f"backward_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
 )
+OTHER_KERNELS = (
+    "backward_any",
+    "backward_sums",
+    "sum_offsets",
+    "sum_std",
+    "sum_level",
+    "add_samples",
+    "density_sums",
+    "log_prob",
+    "density_backward",
+    "density_backward_sums",
+    "density_offsets",
+    "density_std",
+    "add_shares",
+)
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (
     *STEP_KERNELS,
@@ -96,11 +111,7 @@ KERNELS = (
     "standard_normal_any",
     "draw_components",
     *BACKWARD_KERNELS,
-    *(
-        f"{name} {dtype}"
-        for dtype in ("float32", "float64")
-        for name in ("backward_any", "backward_sums", "sum_level", "add_samples", "sum_offsets", "sum_std")
-    ),
+    *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
 FLOWS = ("free", "clipped")  # of gradients: whether the loop reads sample and model output

@@ -117,6 +117,7 @@ GMM_INLINE void add_shares(const gmm_log_prob_backward_arguments& b, int64_t num
   const int64_t k = number % components;
   const T weight = static_cast<const T*>(b.of.weights)[number];
   T sum = 0;
+  GMM_NO_UNROLL
   for (int64_t sample = 0; sample < a.batch; ++sample) {
     const int64_t row = index_at(a.row, sample);
     if (row < 0 || row >= a.coefficient_rows || table_row(b.of.weight_rows, row) != number / components) continue;

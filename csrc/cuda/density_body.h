@@ -154,9 +154,10 @@ struct ThreadComponents {
   T of[4];
 };
 
+// A NaN need not be kept: it spoils the sum of the parts, and so everything.
 template <class T>
 GMM_INLINE T larger(T a, T b) {
-  return b > a || b != b ? b : a;
+  return b > a ? b : a;
 }
 
 template <class T>
