@@ -7,10 +7,12 @@ from gmmkernel.mixtures import Mixture, gaussian_mixture
 from gmmkernel.moments import MomentReport, moment_report
 from gmmkernel.ops import (
     GMMStepOutput,
+    MixtureMoments,
     MixtureTables,
     draw_components,
     gmm_step,
     gmm_step_log_prob,
+    mixture_moments,
     orthonormalize,
     standard_normal,
 )
@@ -26,6 +28,7 @@ __all__ = [
     "DDIMSampler",
     "GMMStepOutput",
     "Mixture",
+    "MixtureMoments",
     "MixtureTables",
     "MomentReport",
     "NoiseSchedule",
@@ -37,6 +40,7 @@ __all__ = [
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
+    "mixture_moments",
     "moment_report",
     "noise_schedule",
     "orthonormalize",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from helpers import StepCase, random_case
 from torch import Tensor
 
-from gmmkernel import Column, gmm_step_log_prob
+from gmmkernel import Column, gmm_step, gmm_step_log_prob
 
 
 def leaves_of(case: StepCase) -> dict[str, Tensor]:
@@ -133,3 +133,38 @@ def smooth(case: StepCase) -> StepCase:
     for column in (Column.SIGMA, Column.OFFSET, *range(Column.HISTORY_0, Column.HISTORY_3 + 1)):
         coefficients[coefficients[:, column] == 0, column] = 0.3
     return replace(case, coefficients=coefficients)
+
+
+CASE = random_case(
+    3, batch=3, components=3, removed=20, guidance=True, history=2, prediction="x0", dtype=torch.float32
+)
+DENSITY = random_density(3, batch=3, components=3, removed=20, guidance=True, history=2, dtype=torch.float32)
+ARGUMENTS = (
+    CASE.sample,
+    CASE.model_output.float(),
+    DENSITY.case.coefficients,
+    CASE.mixture.offsets,
+)  # of those below
+
+
+def of_sample(
+    x: Tensor, output: Tensor, coefficients: Tensor, offsets: Tensor, seeds: Tensor, row: Any
+) -> Tensor:
+    """Return a step of one schedule and mixture as a function of tensors."""
+    mixture = CASE.mixture._replace(offsets=offsets)
+    return gmm_step(x, output, coefficients, row=row, step=1, seeds=seeds, mixture=mixture).prev_sample
+
+
+def of_density(
+    x: Tensor, output: Tensor, coefficients: Tensor, offsets: Tensor, seeds: Tensor, row: Any
+) -> Tensor:
+    """Return log-densities as a function of the same tensors."""
+    del seeds
+    mixture = DENSITY.case.mixture._replace(offsets=offsets)
+    return gmm_step_log_prob(x * 0.5, x, output, coefficients, row=row, mixture=mixture)
+
+
+def direct(function: Callable[..., Tensor], row: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of one of them."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    return torch.autograd.grad(function(*leaves, CASE.seeds, row).square().sum(), leaves)

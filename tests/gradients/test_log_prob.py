@@ -38,7 +38,8 @@ def truth(density: Density) -> list[float]:
     for b, row in enumerate(rows):
         c = case.coefficients.double()[row]
         elements = mean.shape[1]
-        parts = [(1.0, torch.zeros(elements), torch.full((elements,), float(c[Column.SIGMA])))]
+        nothing = torch.zeros(elements, dtype=torch.float64)
+        parts = [(1.0, nothing, nothing + c[Column.SIGMA])]
         if case.mixture is not None:
             weights, offsets, std = (
                 table.double()[row if len(table) > 1 else 0]
@@ -150,7 +151,7 @@ def test_without_variance_there_is_no_density(dtype: torch.dtype) -> None:
 
 def test_steps_without_noise_have_none() -> None:
     rows = ddim_coefficients(noise_schedule("linear"), timesteps(4), eta=1.0)
-    mixture = gaussian_mixture("ortho", elements=6, scale=0.1, n_components=3, n_steps=4).bind(rows)
+    mixture = gaussian_mixture("ortho", elements=6, scale=1e-3, n_components=3, n_steps=4).bind(rows)
     x = torch.linspace(-1, 1, 12).view(2, 6)
     for row in range(4):
         made = gmm_step(x, x, rows, row=row, seeds=torch.arange(2), mixture=mixture, return_log_prob=True)
