@@ -185,10 +185,10 @@ int check_gradients(const gmm_step_backward_arguments& b, const gmm_step_argumen
   if (a.mixture.components == 0 && (b.grad_offsets != nullptr || b.grad_std != nullptr)) {
     return fail(GMM_INVALID_ARGUMENT, "%s: the step has no mixture", b.grad_offsets ? "grad_offsets" : "grad_std");
   }
-  if (is_empty(a)) return GMM_SUCCESS;
-  if (b.grad_coefficients != nullptr && b.workspace == nullptr) {
+  if (a.batch > 0 && b.grad_coefficients != nullptr && b.workspace == nullptr) {
     return fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with grad_coefficients");
   }
+  if (is_empty(a)) return GMM_SUCCESS;
   if (const int status = check_gradient(b.grad_sample, a.sample, a, "grad_sample")) return status;
   if (const int status = check_gradient(b.grad_model_output, a.model_output, a, "grad_model_output")) return status;
   if (const int status =
