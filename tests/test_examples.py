@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -134,6 +135,7 @@ def test_the_table_has_every_method_and_comes_out_again(
 ) -> None:
     monkeypatch.setattr(learn_offsets, "SCALES", (0.5,))
     monkeypatch.setattr(learn_offsets, "BATCH", 50)
+    monkeypatch.setattr(learn_offsets, "learn", functools.partial(learn_offsets.learn, batch=50))
     words = ["--steps", "2", "--iterations", "1", "--count", "50", "--choice-count", "50", "--seed"]
     printed = []
     for seed in "334":
