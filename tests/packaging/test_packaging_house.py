@@ -134,6 +134,16 @@ def test_the_mathematics_includes_nothing_above_it() -> None:
         assert all(name.startswith("gmmkernel/") for name in included), (path, included)
 
 
+def test_examples_use_what_is_public_and_are_short() -> None:
+    examples = sources(".py", under="examples")
+    assert len(examples) >= 2
+    for path in examples:
+        ours = {name.rpartition(".")[0] for name in imports(path) if name.split(".")[0] == "gmmkernel"}
+        assert ours
+        assert ours <= {"gmmkernel", "gmmkernel.digits"}, path
+        assert (ROOT / path).stat().st_size < 15_000, path
+
+
 def test_files_can_be_read_in_one_sitting() -> None:
     code = [path for path in files() if path.suffix in {".py", ".h", ".cpp", ".inl", ".c", ".cu", ".cuh"}]
     sizes = {path: (ROOT / path).stat().st_size for path in code}
