@@ -56,6 +56,26 @@ def eager_step(
     return mean + offsets[components].view_as(sample) + std.view(sample.shape[1:]) * noise
 
 
+def eager_log_prob(
+    prev_sample: Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    offsets: Tensor,
+    std: Tensor,
+    *,
+    alpha: float,
+    prev_alpha: float,
+    sigma: float,
+) -> Tensor:
+    """Return the log-density [B] of one DDIM-GMM step, written plainly; arguments as `eager_step` has them."""
+    x0 = ((sample - math.sqrt(1 - alpha) * model_output) / math.sqrt(alpha)).clamp(-1, 1)
+    direction = math.sqrt(max(1 - prev_alpha - sigma**2, 0))
+    mean = math.sqrt(prev_alpha) * x0 + direction * model_output
+    distance = (prev_sample - mean).flatten(1)[:, None] - offsets
+    levels = -((distance / std).square() / 2 + std.log() + math.log(2 * math.pi) / 2).sum(2)
+    return torch.logsumexp(levels, dim=1) - math.log(offsets.shape[0])
+
+
 def compiled_eager_step() -> StepFunction:
     """Return `eager_step` under torch.compile; it is compiled at the first call, for torch's threads of then.
 

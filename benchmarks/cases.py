@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks import gradient_cases
 from benchmarks.baselines import StepFunction, compiled_eager_step, diffusers_step, eager_step
 from benchmarks.timers import Timer
 from benchmarks.workload import Workload
@@ -121,6 +122,8 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
         "mixture step, 8 components, right after a PyTorch operation, whose threads still spin",
         partial(_step, mixture=eight, after_torch=True),
     )
+    for name, (measures, function, options) in gradient_cases.FUNCTIONS.items():
+        yield name, measures, partial(_forward_backward, function=function, options=options)
     yield "standard_normal/out", "the package's noise alone", _standard_normal
     yield (
         "eager/K8/new",
@@ -169,6 +172,20 @@ def _step(
 
     before = _torch_operation(workload) if after_torch else None
     return Prepared(call, workload.step_bytes(dtype, tables), context, before)
+
+
+def _forward_backward(
+    workload: Workload,
+    dtype: torch.dtype,
+    *,
+    function: Callable[[Workload], gradient_cases.Forward],
+    options: dict[str, bool],
+) -> Prepared:
+    call = gradient_cases.forward_backward(workload, dtype, function(workload), **options)
+    # Forward as a step; backward reads the inputs and the result's gradient, and writes two gradients.
+    return Prepared(
+        call, workload.step_bytes(dtype) + 5 * workload.inputs(dtype)[0].nbytes, torch.enable_grad
+    )
 
 
 def _torch_operation(workload: Workload) -> Callable[[], Tensor]:

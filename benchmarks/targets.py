@@ -53,6 +53,18 @@ TARGETS = (
     Target("diffusers / step K=8", SMALL_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/new/float32", at_least=4),
     Target("the same, preallocated", SMALL_SHAPE, "diffusers/K1/new/float32", "gmm_step/K8/out/float32"),
     Target("step K=1024 / K=64", LARGE_SHAPE, "gmm_step/K1024/out/float32", "gmm_step/K64/out/float32", at_most=1.1),
+    Target(
+        "PyTorch / step K=8, forward and backward", LARGE_SHAPE, "eager/K8-backward/new/float32",
+        "gmm_step/K8-backward/new/float32", at_least=10,
+    ),
+    Target(
+        "the same, tables' gradients too", LARGE_SHAPE, "eager/K8-backward-tables/new/float32",
+        "gmm_step/K8-backward-tables/new/float32",
+    ),
+    Target(
+        "PyTorch / log-density K=8, forward and backward", LARGE_SHAPE, "eager/K8-log_prob-backward/new/float32",
+        "log_prob/K8-backward/new/float32",
+    ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip
 

@@ -80,7 +80,7 @@ class Workload:
 
     def bounded_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO-VUB: variance is removed from the first R = min(K, D) elements only."""
-        thresholds, offsets, std = self.mixture(components)
+        thresholds, offsets, std, _ = self.mixture(components)
         first = torch.full_like(std[:, :, :components], math.sqrt(15 / 16) * self.sigma)
         return MixtureTables(thresholds, offsets, first)
 

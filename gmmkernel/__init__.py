@@ -7,9 +7,12 @@ from gmmkernel.mixtures import Mixture, gaussian_mixture
 from gmmkernel.moments import MomentReport, moment_report
 from gmmkernel.ops import (
     GMMStepOutput,
+    MixtureMoments,
     MixtureTables,
     draw_components,
     gmm_step,
+    gmm_step_log_prob,
+    mixture_moments,
     orthonormalize,
     standard_normal,
 )
@@ -25,6 +28,7 @@ __all__ = [
     "DDIMSampler",
     "GMMStepOutput",
     "Mixture",
+    "MixtureMoments",
     "MixtureTables",
     "MomentReport",
     "NoiseSchedule",
@@ -35,6 +39,8 @@ __all__ = [
     "draw_components",
     "gaussian_mixture",
     "gmm_step",
+    "gmm_step_log_prob",
+    "mixture_moments",
     "moment_report",
     "noise_schedule",
     "orthonormalize",

@@ -126,7 +126,8 @@ def _mixture(variant: str, weights: Sequence[float] | None) -> Case:
             variant, elements=ELEMENTS, scale=0.5, n_steps=STEPS, weights=weights, seed=7
         )
         rows = ddim_coefficients(noise_schedule("linear"), timesteps(STEPS), eta=1.0)
-        return list(mixture.bind(rows))
+        tables = mixture.bind(rows)
+        return [tables.thresholds, tables.offsets, tables.std]
 
     return run
 

@@ -2,7 +2,6 @@
 
 #include <cstdarg>
 #include <cstdio>
-#include <initializer_list>
 
 #define GMM_TEXT(x) #x
 #define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
@@ -78,18 +77,28 @@ int check_rows(int64_t rows, int64_t coefficient_rows, const char* name) {
               (long long)rows);
 }
 
+int check_count(int64_t components) {
+  if (components >= 1 && components <= GMM_MAX_COMPONENTS) return GMM_SUCCESS;
+  return fail(GMM_INVALID_ARGUMENT, "components: expected 1 to %d, got %lld", GMM_MAX_COMPONENTS,
+              (long long)components);
+}
+
 int check_components(int64_t components, const int64_t* thresholds) {
-  if (components < 1 || components > GMM_MAX_COMPONENTS) {
-    return fail(GMM_INVALID_ARGUMENT, "components: expected 1 to %d, got %lld", GMM_MAX_COMPONENTS,
-                (long long)components);
-  }
+  if (const int status = check_count(components)) return status;
   if (components > 1 && thresholds == nullptr) return fail(GMM_INVALID_ARGUMENT, "thresholds: no data");
   return GMM_SUCCESS;
 }
 
-int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_rows) {
+// What a component is drawn with is looked at where one is drawn.
+enum class Draws { component, nothing };
+
+int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_rows, Draws draws) {
   if (m.components == 0) return GMM_SUCCESS;
-  if (const int status = check_components(m.components, m.thresholds)) return status;
+  if (const int status = check_count(m.components)) return status;
+  if (draws == Draws::component) {
+    if (const int status = check_components(m.components, m.thresholds)) return status;
+    if (const int status = check_rows(m.threshold_rows, coefficient_rows, "threshold_rows")) return status;
+  }
   if (elements > 0 && m.offsets == nullptr) return fail(GMM_INVALID_ARGUMENT, "offsets: no data");
   if (m.std_elements < 0 || m.std_elements > elements) {
     return fail(GMM_INVALID_ARGUMENT, "std_elements: expected 0 to %lld, got %lld", (long long)elements,
@@ -100,7 +109,6 @@ int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_ro
     return fail(GMM_INVALID_ARGUMENT, "std_components: expected 1 or %lld, got %lld", (long long)m.components,
                 (long long)m.std_components);
   }
-  if (const int status = check_rows(m.threshold_rows, coefficient_rows, "threshold_rows")) return status;
   if (const int status = check_rows(m.offset_rows, coefficient_rows, "offset_rows")) return status;
   return check_rows(m.std_rows, coefficient_rows, "std_rows");
 }
@@ -121,7 +129,7 @@ namespace {
 
 bool is_empty(const gmm_step_arguments& a) { return a.batch == 0 || a.elements == 0; }
 
-int check_inputs(const gmm_step_arguments& a, Memory memory) {
+int check_inputs(const gmm_step_arguments& a, Memory memory, Draws draws) {
   if (const int status = check_sizes(a.batch, a.elements)) return status;
   if (!is_dtype(a.sample.dtype)) return fail(GMM_INVALID_ARGUMENT, "sample: unknown dtype %d", a.sample.dtype);
   const int32_t dtype = a.sample.dtype;
@@ -139,10 +147,12 @@ int check_inputs(const gmm_step_arguments& a, Memory memory) {
   if (a.coefficients == nullptr || a.coefficient_rows < 1) {
     return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
   }
-  if (a.batch > 0 && a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
   if (const int status = check_index(a.row, a.batch, a.coefficient_rows - 1, "row", memory)) return status;
-  if (const int status = check_index(a.step, a.batch, max_step, "step", memory)) return status;
-  return check_mixture(a.mixture, a.elements, a.coefficient_rows);
+  if (draws == Draws::component) {
+    if (a.batch > 0 && a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+    if (const int status = check_index(a.step, a.batch, max_step, "step", memory)) return status;
+  }
+  return check_mixture(a.mixture, a.elements, a.coefficient_rows, draws);
 }
 
 // An output of another tensor's type, where it is wanted.
@@ -158,7 +168,7 @@ int check_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_st
 }  // namespace
 
 int check(const gmm_step_arguments& a, Memory memory) {
-  if (const int status = check_inputs(a, memory)) return status;
+  if (const int status = check_inputs(a, memory, Draws::component)) return status;
   if (is_empty(a)) return GMM_SUCCESS;
   const int32_t dtype = a.sample.dtype;
   if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
@@ -168,25 +178,16 @@ int check(const gmm_step_arguments& a, Memory memory) {
   return check_output_dtype(a.prediction, dtype, "prediction");
 }
 
-int check(const gmm_step_backward_arguments& b, Memory memory) {
-  const gmm_step_arguments& a = b.step;
-  if (const int status = check_inputs(a, memory)) return status;
+namespace {
+
+// The outputs of gradients of `a`'s inputs.
+int check_gradients(const gmm_step_backward_arguments& b, const gmm_step_arguments& a) {
   if (a.mixture.components == 0 && (b.grad_offsets != nullptr || b.grad_std != nullptr)) {
     return fail(GMM_INVALID_ARGUMENT, "%s: the step has no mixture", b.grad_offsets ? "grad_offsets" : "grad_std");
   }
-  if (b.grad_coefficients != nullptr && b.workspace == nullptr && !is_empty(a)) {
-    return fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with grad_coefficients");
-  }
   if (is_empty(a)) return GMM_SUCCESS;
-  if (b.grad_result.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_result: no data");
-  for (const gmm_input* grad : {&b.grad_result, &b.grad_prediction}) {
-    if (grad->data != nullptr && grad->dtype != a.sample.dtype) {
-      return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d",
-                  grad == &b.grad_result ? "grad_result" : "grad_prediction", grad->dtype, a.sample.dtype);
-    }
-  }
-  if (b.grad_prediction.data != nullptr && a.prediction_kind == GMM_PREDICTION_NONE) {
-    return fail(GMM_INVALID_ARGUMENT, "grad_prediction: the step has no prediction");
+  if (b.grad_coefficients != nullptr && b.workspace == nullptr) {
+    return fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with grad_coefficients");
   }
   if (const int status = check_gradient(b.grad_sample, a.sample, a, "grad_sample")) return status;
   if (const int status = check_gradient(b.grad_model_output, a.model_output, a, "grad_model_output")) return status;
@@ -198,6 +199,63 @@ int check(const gmm_step_backward_arguments& b, Memory memory) {
     if (const int status = check_gradient(b.grad_history[j], a.history[j], a, "grad_history")) return status;
   }
   return GMM_SUCCESS;
+}
+
+// An input of the sample's very type.
+int check_same_dtype(const gmm_input& input, const gmm_step_arguments& a, const char* name) {
+  if (input.dtype == a.sample.dtype) return GMM_SUCCESS;
+  return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d", name, input.dtype, a.sample.dtype);
+}
+
+int check_density(const gmm_log_prob_arguments& p, Memory memory) {
+  const gmm_step_arguments& a = p.step;
+  if (const int status = check_inputs(a, memory, Draws::nothing)) return status;
+  if (a.mixture.components > 0) {
+    if (p.weights == nullptr) return fail(GMM_INVALID_ARGUMENT, "weights: no data");
+    if (const int status = check_rows(p.weight_rows, a.coefficient_rows, "weight_rows")) return status;
+  }
+  if (is_empty(a)) return GMM_SUCCESS;
+  if (p.prev_sample.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "prev_sample: no data");
+  return check_same_dtype(p.prev_sample, a, "prev_sample");
+}
+
+}  // namespace
+
+int check(const gmm_step_backward_arguments& b, Memory memory) {
+  const gmm_step_arguments& a = b.step;
+  if (const int status = check_inputs(a, memory, Draws::component)) return status;
+  if (const int status = check_gradients(b, a)) return status;
+  if (is_empty(a)) return GMM_SUCCESS;
+  if (b.grad_result.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_result: no data");
+  if (const int status = check_same_dtype(b.grad_result, a, "grad_result")) return status;
+  if (b.grad_prediction.data == nullptr) return GMM_SUCCESS;
+  if (a.prediction_kind == GMM_PREDICTION_NONE) {
+    return fail(GMM_INVALID_ARGUMENT, "grad_prediction: the step has no prediction");
+  }
+  return check_same_dtype(b.grad_prediction, a, "grad_prediction");
+}
+
+int check(const gmm_log_prob_arguments& p, Memory memory) {
+  if (const int status = check_density(p, memory)) return status;
+  if (p.step.batch == 0) return GMM_SUCCESS;
+  if (p.log_prob == nullptr) return fail(GMM_INVALID_ARGUMENT, "log_prob: no data");
+  if (p.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
+  return GMM_SUCCESS;
+}
+
+int check(const gmm_log_prob_backward_arguments& b, Memory memory) {
+  const gmm_step_arguments& a = b.of.step;
+  if (const int status = check_density(b.of, memory)) return status;
+  if (const int status = check_gradients(b.gradients, a)) return status;
+  if (a.mixture.components == 0 && b.grad_weights != nullptr) {
+    return fail(GMM_INVALID_ARGUMENT, "grad_weights: the step has no mixture");
+  }
+  if (a.batch == 0) return GMM_SUCCESS;
+  if (b.grad_log_prob == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_log_prob: no data");
+  if (a.mixture.components > 0 && b.of.responsibilities == nullptr) {
+    return fail(GMM_INVALID_ARGUMENT, "responsibilities: no data");
+  }
+  return check_gradient(b.grad_prev_sample, b.of.prev_sample, a, "grad_prev_sample");
 }
 
 int check(const gmm_normal_arguments& a, Memory memory) {

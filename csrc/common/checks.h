@@ -13,6 +13,8 @@ enum class Memory { host, device };
 
 int check(const gmm_step_arguments& arguments, Memory memory);
 int check(const gmm_step_backward_arguments& arguments, Memory memory);
+int check(const gmm_log_prob_arguments& arguments, Memory memory);
+int check(const gmm_log_prob_backward_arguments& arguments, Memory memory);
 int check(const gmm_normal_arguments& arguments, Memory memory);
 int check(const gmm_component_arguments& arguments, Memory memory);
 

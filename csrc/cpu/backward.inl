@@ -22,6 +22,7 @@ struct Group<float> {
   GMM_INLINE void load_noise(const float* noise, V& v) {
     for (int i = 0; i < n; ++i) v[i] = Lanes::load(noise + i * Lanes::width);
   }
+  GMM_INLINE void load_terms(const float* terms, V& v) { load_noise(terms, v); }
   GMM_INLINE void store_terms(float* terms, const V& v) {
     for (int i = 0; i < n; ++i) Lanes::store(terms + i * Lanes::width, v[i]);
   }
@@ -41,6 +42,7 @@ struct Group<double> {
     }
   }
   GMM_INLINE void load_noise(const float* noise, V& v) { v[0] = *noise; }
+  GMM_INLINE void load_terms(const double* terms, V& v) { v[0] = terms[0]; }
   GMM_INLINE void store_terms(double* terms, const V& v) { terms[0] = v[0]; }
 };
 
@@ -61,10 +63,11 @@ struct SampleBackward {
 };
 
 template <class T>
-GMM_INLINE SampleBackward<T> gather_backward(const gmm_step_backward_arguments& b, int64_t sample) {
+GMM_INLINE SampleBackward<T> gather_backward(const gmm_step_backward_arguments& b, int64_t sample,
+                                             const Entries& entries) {
   const gmm_step_arguments& a = b.step;
   SampleBackward<T> s;
-  s.entries = entries_of(a, sample);
+  s.entries = entries;
   s.row = static_cast<const Row<T>*>(a.coefficients)[s.entries.row];
   s.x = sample_of(a.sample, sample);
   s.output = sample_of(a.model_output, sample);
@@ -91,10 +94,19 @@ GMM_INLINE SampleBackward<T> gather_backward(const gmm_step_backward_arguments& 
 template <class T>
 using Terms = T[row_columns][tile];
 
-// One group of a tile that begins at element `tile_first`; `terms` is nullptr where no sums are wanted.
+// Put a group's terms of one column's sum.
+template <class T, class Term>
+GMM_INLINE void put_terms(Terms<T>& terms, int column, int at, Term term) {
+  typename Group<T>::V value;
+  for (int v = 0; v < Group<T>::n; ++v) value[v] = term(v);
+  Group<T>::store_terms(terms[column] + at, value);
+}
+
+// The group from element `at` of a tile that begins at `first`: elementwise gradients, and the terms of all sums but
+// those of OFFSET and SIGMA; `terms` is nullptr where no sums are wanted.
 template <class T>
 GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, int64_t first, int count, int at,
-                               const float* noise, Terms<T>* terms) {
+                               const typename Group<T>::V& grad, Terms<T>* terms) {
   using G = Group<T>;
   using L = typename G::L;
   using V = typename G::V;
@@ -102,8 +114,7 @@ GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, in
   const Row<T>& row = s.row;
   const int64_t i = first + at;
   const int left = count - at < G::size ? count - at : G::size;
-  V x, o, difference, grad, more, value;
-  G::load(s.grad, i, left, grad);
+  V x, o, difference, more, value;
   for (int v = 0; v < n; ++v) x[v] = o[v] = difference[v] = more[v] = L::splat(0);
   if (reads_sample) {
     G::load(s.x, i, left, x);
@@ -143,10 +154,7 @@ GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, in
   }
 
   if (terms == nullptr) return;
-  const auto put = [&](int column, auto term) {
-    for (int v = 0; v < n; ++v) value[v] = term(v);
-    G::store_terms((*terms)[column] + at, value);
-  };
+  const auto put = [&](int column, auto term) { put_terms<T>(*terms, column, at, term); };
   put(GMM_X0_SAMPLE, [&](int v) { return L::mul(flow[v].grad_x0, x[v]); });
   put(GMM_X0_OUTPUT, [&](int v) { return L::mul(flow[v].grad_x0, o[v]); });
   put(GMM_CLIP_MIN, [&](int v) { return flow[v].grad_low; });
@@ -162,12 +170,6 @@ GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, in
   }
   if (s.uncond.data != nullptr) {
     put(GMM_GUIDANCE, [&](int v) { return L::mul(flow[v].grad_output, difference[v]); });
-  }
-  G::load_noise(noise + at, other);
-  put(GMM_SIGMA, [&](int v) { return L::mul(grad[v], other[v]); });
-  if (s.offset.data != nullptr) {
-    G::load(s.offset, i, left, other);
-    put(GMM_OFFSET, [&](int v) { return L::mul(grad[v], other[v]); });
   }
   if (s.kind == PredictionKind::epsilon) {
     put(GMM_EPS_SAMPLE, [&](int v) { return L::mul(more[v], x[v]); });
@@ -193,21 +195,11 @@ bool has_terms(const SampleBackward<T>& s, int column) {
   }
 }
 
-// Elementwise gradients of a tile and, where wanted, the tile's sums in `sums` [16].
+// The sums of a tile of `count` elements.
 template <class T>
-void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums) {
-  constexpr int size = Group<T>::size;
-  if (sums == nullptr) {
-    const bool reads_sample = clips(s.row);
-    for (int at = 0; at < count; at += size) backward_group<T>(s, reads_sample, first, count, at, nullptr, nullptr);
-    return;
-  }
-  Terms<T> terms;
-  float noise[tile];
-  for (int at = 0; at < count; at += group) draw_normals(s.entries.keys, first + at, s.entries.step, noise + at);
-  for (int at = 0; at < count; at += size) backward_group<T>(s, true, first, count, at, noise, &terms);
-  const int64_t table = s.std_elements - first;
-  for (int at = 0; at < table && at < count; ++at) terms[GMM_SIGMA][at] = 0;
+void sum_terms(const SampleBackward<T>& s, Terms<T>& terms, int64_t first, int count, T* sums) {
+  const int64_t of_table = s.std_elements - first;
+  for (int at = 0; at < of_table && at < count; ++at) terms[GMM_SIGMA][at] = 0;
   for (int column = 0; column < row_columns; ++column) {
     if (!has_terms(s, column)) {
       sums[column] = 0;
@@ -218,6 +210,36 @@ void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums
   }
 }
 
+// Elementwise gradients of a tile and, where wanted, the tile's sums in `sums` [16].
+template <class T>
+void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums) {
+  using G = Group<T>;
+  using L = typename G::L;
+  typename G::V grad, other;
+  const auto left = [&](int at) { return count - at < G::size ? count - at : G::size; };
+  if (sums == nullptr) {
+    const bool reads_sample = clips(s.row);
+    for (int at = 0; at < count; at += G::size) {
+      G::load(s.grad, first + at, left(at), grad);
+      backward_group<T>(s, reads_sample, first, count, at, grad, nullptr);
+    }
+    return;
+  }
+  Terms<T> terms;
+  float noise[tile];
+  for (int at = 0; at < count; at += group) draw_normals(s.entries.keys, first + at, s.entries.step, noise + at);
+  for (int at = 0; at < count; at += G::size) {
+    G::load(s.grad, first + at, left(at), grad);
+    backward_group<T>(s, true, first, count, at, grad, &terms);
+    G::load_noise(noise + at, other);
+    put_terms<T>(terms, GMM_SIGMA, at, [&](int v) { return L::mul(grad[v], other[v]); });
+    if (s.offset.data == nullptr) continue;
+    G::load(s.offset, first + at, left(at), other);
+    put_terms<T>(terms, GMM_OFFSET, at, [&](int v) { return L::mul(grad[v], other[v]); });
+  }
+  sum_terms(s, terms, first, count, sums);
+}
+
 GMM_INLINE int64_t tiles_of(int64_t elements) { return (elements + tile - 1) / tile; }
 
 template <class T>
@@ -225,7 +247,7 @@ void backward(const gmm_step_backward_arguments& b, int64_t first_tile, int64_t 
   const int64_t elements = b.step.elements, tiles = tiles_of(elements);
   for (int64_t t = first_tile; t < last_tile;) {
     const int64_t sample = t / tiles;
-    const SampleBackward<T> s = gather_backward<T>(b, sample);
+    const SampleBackward<T> s = gather_backward<T>(b, sample, entries_of(b.step, sample));
     for (; t < last_tile && t / tiles == sample; ++t) {
       const int64_t number = t - sample * tiles, first = number * tile;
       const int count = static_cast<int>(elements - first < tile ? elements - first : tile);

@@ -23,6 +23,11 @@ constexpr int64_t piece_elements = 16384;
 // The same where every sample of the batch is gone through: smaller, so that sums stay in cache.
 constexpr int64_t scatter_elements = 4096;
 
+int64_t tiles_of(int64_t elements) { return GMM_SUM_ENTRIES(elements) - 1; }
+
+// Tiles that one thread takes at a time, each of them as much work as the mixture has components.
+int64_t piece_of(const gmm_log_prob_arguments& p) { return p.step.mixture.components < 8 ? 8 : 1; }
+
 int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
   if (options == nullptr) return fail(GMM_INVALID_ARGUMENT, "options: missing");
   if (options->threads < 1) {
@@ -65,7 +70,7 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
     const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
     draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
   }
-  const auto run = a.sample.dtype == GMM_FLOAT64 ? kernels->step_float64 : kernels->step_float32;
+  const auto run = kernels->of(a.sample.dtype).step;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
                options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
   return GMM_SUCCESS;
@@ -79,19 +84,56 @@ int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gm
   if (const int status = pick(options, kernels)) return status;
   if (const int status = check(b, Memory::host)) return status;
 
-  const bool wide = a.sample.dtype == GMM_FLOAT64;
-  const auto tiles = wide ? kernels->backward_float64 : kernels->backward_float32;
-  const int64_t tile_count = a.batch * (GMM_SUM_ENTRIES(a.elements) - 1);
-  parallel_for(tile_count, piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { tiles(b, first, last); });
+  const TypedKernels& of = kernels->of(a.sample.dtype);
+  parallel_for(a.batch * tiles_of(a.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.backward(b, first, last); });
   if (b.grad_coefficients != nullptr) {
     const ExactFloatEnvironment environment;
-    (wide ? kernels->sum_rows_float64 : kernels->sum_rows_float32)(b);
+    of.sum_rows(b);
   }
   if (b.grad_offsets != nullptr || b.grad_std != nullptr) {
-    const auto tables = wide ? kernels->scatter_float64 : kernels->scatter_float32;
     parallel_for(kernels->groups_per_sample(a.elements), scatter_elements / kernels->group_elements, options->threads,
-                 [&](int64_t first, int64_t last) { tables(b, first, last); });
+                 [&](int64_t first, int64_t last) { of.scatter(b, first, last); });
+  }
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_log_prob_arguments& p = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(p, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(p.step.sample.dtype);
+  parallel_for(p.step.batch * tiles_of(p.step.elements), piece_of(p), options->threads,
+               [&](int64_t first, int64_t last) { of.log_prob_tiles(p, first, last); });
+  parallel_for(p.step.batch, 16, options->threads,
+               [&](int64_t first, int64_t last) { of.log_prob_samples(p, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_log_prob_backward_arguments& b = *arguments;
+  const gmm_step_arguments& a = b.of.step;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(b, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.sample.dtype);
+  parallel_for(a.batch * tiles_of(a.elements), piece_of(b.of), options->threads,
+               [&](int64_t first, int64_t last) { of.log_prob_backward(b, first, last); });
+  {
+    const ExactFloatEnvironment environment;
+    if (b.gradients.grad_coefficients != nullptr) {
+      gmm_step_backward_arguments rows = b.gradients;
+      rows.step = a;
+      of.sum_rows(rows);
+    }
+    if (b.grad_weights != nullptr) of.sum_weights(b);
+  }
+  if (b.gradients.grad_offsets != nullptr || b.gradients.grad_std != nullptr) {
+    parallel_for(kernels->groups_per_sample(a.elements), 1024 / kernels->group_elements, options->threads,
+                 [&](int64_t first, int64_t last) { of.log_prob_scatter(b, first, last); });
   }
   return GMM_SUCCESS;
 }

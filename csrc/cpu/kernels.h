@@ -8,24 +8,33 @@
 namespace gmmkernel {
 
 // Work is counted in groups: `group_elements` consecutive elements of one sample, the last group of a sample may be
-// partial. Group g of sample b has number b * groups_per_sample(elements) + g.
+// partial. Group g of sample b has number b * groups_per_sample(elements) + g. What sums over elements counts in tiles
+// of 1024 elements in the same way. Tables' gradients are added up over all samples for a range of groups of elements.
+
+// Kernels of one arithmetic, float or double.
+struct TypedKernels {
+  void (*step)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
+  // Elementwise gradients and tiles' sums; then the rows' sums; then offsets and std.
+  void (*backward)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*sum_rows)(const gmm_step_backward_arguments&);
+  void (*scatter)(const gmm_step_backward_arguments&, int64_t first_group, int64_t last_group);
+  // Tiles' sums; then the densities.
+  void (*log_prob_tiles)(const gmm_log_prob_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*log_prob_samples)(const gmm_log_prob_arguments&, int64_t first_sample, int64_t last_sample);
+  void (*log_prob_backward)(const gmm_log_prob_backward_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*sum_weights)(const gmm_log_prob_backward_arguments&);
+  void (*log_prob_scatter)(const gmm_log_prob_backward_arguments&, int64_t first_group, int64_t last_group);
+};
+
 struct Kernels {
   int64_t group_elements;
-  void (*step_float32)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
-  void (*step_float64)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
-  // Gradients by tiles of 1024 elements, numbered as groups are; then the sums of rows; then, by groups of elements,
-  // each for all samples, the tables' sums.
-  void (*backward_float32)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
-  void (*backward_float64)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
-  void (*sum_rows_float32)(const gmm_step_backward_arguments&);
-  void (*sum_rows_float64)(const gmm_step_backward_arguments&);
-  void (*scatter_float32)(const gmm_step_backward_arguments&, int64_t first_group, int64_t last_group);
-  void (*scatter_float64)(const gmm_step_backward_arguments&, int64_t first_group, int64_t last_group);
+  TypedKernels of_float, of_double;
   void (*standard_normal)(const gmm_normal_arguments&, int64_t first_group, int64_t last_group);
   // Sum of a[i] * b[i] by the fixed tree; `partial` has room for ceil(count / 1024) numbers.
   double (*dot)(const double* a, const double* b, int64_t count, double* partial);
   void (*subtract_scaled)(double* row, const double* other, double scale, int64_t count);
 
+  const TypedKernels& of(int32_t dtype) const { return dtype == GMM_FLOAT64 ? of_double : of_float; }
   int64_t groups_per_sample(int64_t elements) const { return (elements + group_elements - 1) / group_elements; }
 };
 

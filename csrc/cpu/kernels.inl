@@ -6,6 +6,7 @@
 #include "common/layout.h"
 #include "cpu/kernels.h"
 #include "gmmkernel/backward.h"
+#include "gmmkernel/density.h"
 #include "gmmkernel/normal.h"
 #include "gmmkernel/transition.h"
 
@@ -28,23 +29,24 @@ constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
 #include "cpu/step.inl"
 #include "cpu/sums.inl"
 #include "cpu/backward.inl"
+#include "cpu/density.inl"
 // clang-format on
 
 namespace gmmkernel {
 namespace {
 
-const Kernels kernels = {group,
-                         step<float>,
-                         step<double>,
-                         backward<float>,
-                         backward<double>,
-                         sum_rows<float>,
-                         sum_rows<double>,
-                         scatter<float>,
-                         scatter<double>,
-                         standard_normal,
-                         dot,
-                         subtract_scaled};
+template <class T>
+constexpr TypedKernels typed = {step<T>,
+                                backward<T>,
+                                sum_rows<T>,
+                                scatter<T>,
+                                log_prob_tiles<T>,
+                                log_prob_samples<T>,
+                                log_prob_backward<T>,
+                                sum_weights<T>,
+                                log_prob_scatter<T>};
+
+const Kernels kernels = {group, typed<float>, typed<double>, standard_normal, dot, subtract_scaled};
 
 }  // namespace
 }  // namespace gmmkernel

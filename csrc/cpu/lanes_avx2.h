@@ -47,6 +47,7 @@ struct Avx2Lanes {
   GMM_INLINE f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
   GMM_INLINE f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
+  GMM_INLINE f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
   // The exponent of the word as a float gives the position of its top bit. Clearing the bit below the top one first

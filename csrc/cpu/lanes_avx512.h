@@ -48,6 +48,7 @@ struct Avx512Lanes {
   GMM_INLINE f32 mul(f32 a, f32 b) { return _mm512_mul_ps(a, b); }
   GMM_INLINE f32 add(f32 a, f32 b) { return _mm512_add_ps(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return _mm512_sub_ps(a, b); }
+  GMM_INLINE f32 div(f32 a, f32 b) { return _mm512_div_ps(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return _mm512_sqrt_ps(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return _mm512_cvtepi32_ps(a); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return _mm512_lzcnt_epi32(a); }

@@ -94,24 +94,57 @@ inline gmm_step_arguments step(const py::tuple& of_step, const py::tuple& result
   return a;
 }
 
-// `grads`: of the result and the prediction; `gradients`: as StepGradients, then the workspace.
-inline gmm_step_backward_arguments step_backward(const py::tuple& of_step, int prediction_kind, const py::tuple& grads,
-                                                 const py::tuple& gradients) {
+// The outputs of gmm_step_backward_arguments, in the order of StepGradients, then the workspace.
+inline gmm_step_backward_arguments gradients(const py::tuple& t) {
   gmm_step_backward_arguments b = {};
+  b.grad_sample = output(t[0]);
+  b.grad_model_output = output(t[1]);
+  b.grad_model_output_uncond = output(t[2]);
+  b.grad_coefficients = pointer<void>(t[3].cast<std::uintptr_t>());
+  b.grad_offsets = pointer<void>(t[4].cast<std::uintptr_t>());
+  b.grad_std = pointer<void>(t[5].cast<std::uintptr_t>());
+  const py::list history = t[6];
+  if (history.size() > GMM_MAX_HISTORY) throw py::value_error("grad_history: more than 4 tensors");
+  for (std::size_t j = 0; j < history.size(); ++j) b.grad_history[j] = output(history[j]);
+  b.workspace = pointer<void>(t[7].cast<std::uintptr_t>());
+  return b;
+}
+
+// `grads`: of the result and of the prediction.
+inline gmm_step_backward_arguments step_backward(const py::tuple& of_step, int prediction_kind, const py::tuple& grads,
+                                                 const py::tuple& to) {
+  gmm_step_backward_arguments b = gradients(to);
   b.step = inputs(of_step);
   b.step.prediction_kind = prediction_kind;
   b.grad_result = input(grads[0]);
   b.grad_prediction = input(grads[1]);
-  b.grad_sample = output(gradients[0]);
-  b.grad_model_output = output(gradients[1]);
-  b.grad_model_output_uncond = output(gradients[2]);
-  const py::list history = gradients[3];
-  if (history.size() > GMM_MAX_HISTORY) throw py::value_error("grad_history: more than 4 tensors");
-  for (std::size_t j = 0; j < history.size(); ++j) b.grad_history[j] = output(history[j]);
-  b.grad_coefficients = pointer<void>(gradients[4].cast<std::uintptr_t>());
-  b.grad_offsets = pointer<void>(gradients[5].cast<std::uintptr_t>());
-  b.grad_std = pointer<void>(gradients[6].cast<std::uintptr_t>());
-  b.workspace = pointer<void>(gradients[7].cast<std::uintptr_t>());
+  return b;
+}
+
+// `mixture_weights`: address and rows.
+inline gmm_log_prob_arguments log_prob(const py::tuple& of_step, const py::tuple& prev_sample,
+                                       const py::tuple& mixture_weights, std::uintptr_t result,
+                                       std::uintptr_t responsibilities, std::uintptr_t workspace) {
+  gmm_log_prob_arguments p = {};
+  p.step = inputs(of_step);
+  p.prev_sample = input(prev_sample);
+  p.weights = pointer<const void>(mixture_weights[0].cast<std::uintptr_t>());
+  p.weight_rows = mixture_weights[1].cast<std::int64_t>();
+  p.log_prob = pointer<void>(result);
+  p.responsibilities = pointer<void>(responsibilities);
+  p.workspace = pointer<void>(workspace);
+  return p;
+}
+
+inline gmm_log_prob_backward_arguments log_prob_backward(const gmm_log_prob_arguments& of, std::uintptr_t grad,
+                                                         const py::tuple& grad_prev_sample, std::uintptr_t grad_weights,
+                                                         const py::tuple& to) {
+  gmm_log_prob_backward_arguments b = {};
+  b.of = of;
+  b.grad_log_prob = pointer<const void>(grad);
+  b.grad_prev_sample = output(grad_prev_sample);
+  b.grad_weights = pointer<void>(grad_weights);
+  b.gradients = gradients(to);
   return b;
 }
 

@@ -58,11 +58,11 @@ def step_inputs(inputs: StepInputs) -> tuple[tuple[Any, ...], list[Tensor]]:
     history = [by_sample(stored) for stored in inputs.history]
     batch = sample.shape[0]
     mixture: tuple[Any, ...] = ()
-    if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
+    if inputs.offsets is not None and inputs.std is not None:
         mixture = (
             inputs.offsets.shape[1],
-            inputs.thresholds.data_ptr(),
-            inputs.thresholds.shape[0],
+            address(inputs.thresholds),
+            0 if inputs.thresholds is None else inputs.thresholds.shape[0],
             inputs.offsets.data_ptr(),
             inputs.offsets.shape[0],
             inputs.std.data_ptr(),
@@ -106,18 +106,28 @@ def step_gradients(gradients: StepGradients, workspace: Tensor | None) -> tuple[
         describe_tensor(gradients.sample),
         describe_tensor(gradients.model_output),
         describe_tensor(gradients.model_output_uncond),
-        [describe_tensor(gradient) for gradient in gradients.history],
         address(gradients.coefficients),
         address(gradients.offsets),
         address(gradients.std),
+        [describe_tensor(gradient) for gradient in gradients.history],
         address(workspace),
     )
 
 
-def sums_workspace(inputs: StepInputs) -> Tensor:
-    """Return room for the sums over elements of each sample: of every tile, and their own."""
+def sums_workspace(inputs: StepInputs, columns: int) -> Tensor:
+    """Return room for a number of sums over elements of each sample: of every tile, and the samples' own."""
     batch, elements = inputs.sample.shape[0], math.prod(inputs.sample.shape[1:])
-    return inputs.coefficients.new_empty(batch, -(-elements // SUM_TILE) + 1, inputs.coefficients.shape[1])
+    return inputs.coefficients.new_empty(batch, -(-elements // SUM_TILE) + 1, columns)
+
+
+def rows_workspace(inputs: StepInputs, gradients: StepGradients) -> Tensor | None:
+    """Return room for the sums that gradients of coefficients are made of, where they are wanted."""
+    return None if gradients.coefficients is None else sums_workspace(inputs, inputs.coefficients.shape[1])
+
+
+def density_inputs(prev_sample: Tensor, weights: Tensor | None) -> tuple[Any, ...]:
+    """Return what an extension's `log_prob` takes after the step's inputs; `prev_sample` as `by_sample` returns it."""
+    return describe_tensor(prev_sample), (address(weights), 0 if weights is None else weights.shape[0])
 
 
 def normal_arguments(target: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> tuple[Any, ...]:

@@ -11,17 +11,20 @@ from torch import Tensor
 
 from gmmkernel import _core
 from gmmkernel.backends.compiled import (
+    address,
     by_sample,
     component_arguments,
+    density_inputs,
     describe_tensor,
     normal_arguments,
+    rows_workspace,
     step_gradients,
     step_inputs,
     step_outputs,
     sums_workspace,
 )
 from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import StepGradients, StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
 
 _BEST = 0
 
@@ -86,12 +89,59 @@ def gmm_step_backward(
     described, _alive = step_inputs(inputs)
     grad = by_sample(grad)
     grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
-    workspace = None if gradients.coefficients is None else sums_workspace(inputs)
+    workspace = rows_workspace(inputs, gradients)
     _core.step_backward(
         described,
         prediction_kind,
         (describe_tensor(grad), describe_tensor(grad_prediction)),
         step_gradients(gradients, workspace),
+        torch.get_num_threads(),
+        _instruction_set,
+    )
+
+
+def log_prob(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    result: Tensor,
+    responsibilities: Tensor | None = None,
+) -> None:
+    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    prev_sample = by_sample(prev_sample)
+    workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
+    _core.log_prob(
+        described,
+        *density_inputs(prev_sample, weights),
+        address(result),
+        address(responsibilities),
+        address(workspace),
+        torch.get_num_threads(),
+        _instruction_set,
+    )
+
+
+def log_prob_backward(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    responsibilities: Tensor | None,
+    grad: Tensor,
+    gradients: LogProbGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    prev_sample = by_sample(prev_sample)
+    workspace = rows_workspace(inputs, gradients.step)
+    _core.log_prob_backward(
+        described,
+        *density_inputs(prev_sample, weights),
+        address(responsibilities),
+        address(grad),
+        describe_tensor(gradients.prev_sample),
+        address(gradients.weights),
+        step_gradients(gradients.step, workspace),
         torch.get_num_threads(),
         _instruction_set,
     )

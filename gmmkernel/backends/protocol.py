@@ -47,6 +47,14 @@ class StepGradients(NamedTuple):
     history: Sequence[Tensor | None] = ()
 
 
+class LogProbGradients(NamedTuple):
+    """Where to write the gradients of a log-density; those of the transition's inputs as in `StepGradients`."""
+
+    prev_sample: Tensor | None = None
+    weights: Tensor | None = None
+    step: StepGradients = StepGradients()
+
+
 class Backend(Protocol):
     """Functions of a backend module."""
 
@@ -69,6 +77,30 @@ class Backend(Protocol):
         gradients: StepGradients,
     ) -> None:
         """Write gradients of a loss, given its gradients of the next sample and of the prediction."""
+
+    @staticmethod
+    def log_prob(
+        inputs: StepInputs,
+        prev_sample: Tensor,
+        weights: Tensor | None,
+        result: Tensor,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
+
+        Of `inputs`, what draws is not read: seeds, step and thresholds. `weights` [S or 1, K] belong to the mixture.
+        """
+
+    @staticmethod
+    def log_prob_backward(
+        inputs: StepInputs,
+        prev_sample: Tensor,
+        weights: Tensor | None,
+        responsibilities: Tensor | None,
+        grad: Tensor,
+        gradients: LogProbGradients,
+    ) -> None:
+        """Write gradients of a loss, given its gradients [B] of the log-densities."""
 
     @staticmethod
     def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:

@@ -115,6 +115,7 @@ class Mixture:
             thresholds=thresholds(self.weights)[None].to(device),
             offsets=self.offsets.to(device, dtype),
             std=self._std(coefficients),
+            weights=self.weights[None].to(device, dtype),
         )
 
     def _std(self, coefficients: Tensor) -> Tensor:

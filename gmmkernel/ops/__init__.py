@@ -1,5 +1,7 @@
 """The public functions over the backends: checks, shapes, choice of backend."""
 
+from gmmkernel.ops.log_prob import gmm_step_log_prob
+from gmmkernel.ops.moments import MixtureMoments, mixture_moments
 from gmmkernel.ops.noise import draw_components, standard_normal
 from gmmkernel.ops.orthonormalize import orthonormalize
 from gmmkernel.ops.step import GMMStepOutput, gmm_step
@@ -7,9 +9,12 @@ from gmmkernel.ops.tables import MixtureTables
 
 __all__ = [
     "GMMStepOutput",
+    "MixtureMoments",
     "MixtureTables",
     "draw_components",
     "gmm_step",
+    "gmm_step_log_prob",
+    "mixture_moments",
     "orthonormalize",
     "standard_normal",
 ]

@@ -6,6 +6,7 @@ pass; derivatives of these are plain PyTorch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,8 +15,8 @@ from torch import Tensor
 
 from gmmkernel.backends.constants import Stream
 from gmmkernel.ops import library
-from gmmkernel.ops.eager import eager_step
-from gmmkernel.ops.vmap import merge_step
+from gmmkernel.ops.eager import eager_step, second_derivatives
+from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
 
 Optional: TypeAlias = Tensor | None
 
@@ -46,32 +47,33 @@ class StepTensors(NamedTuple):
 
 
 DIFFERENTIABLE = 6  # the first fields of StepTensors
+FIELDS = len(StepTensors._fields)
+ROLES = (*[Role.BATCH] * 3, *[Role.TABLE] * 3, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE)
 
 Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
 
 def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) -> Made:
     """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
-    given = (*tensors, *history)
-    if torch.compiler.is_compiling():
-        given = _apart(given)
-    made: Made = _Step.apply(options, *given)  # type: ignore[no-untyped-call]
+    made: Made = _Step.apply(options, *apart((*tensors, *history)))  # type: ignore[no-untyped-call]
     return made
 
 
-def _apart(given: Sequence[Optional]) -> tuple[Optional, ...]:
+def apart(given: tuple[Optional, ...]) -> tuple[Optional, ...]:
     """Return the tensors such that none comes twice, which torch.compile does not take."""
-    apart: list[Optional] = []
+    if not torch.compiler.is_compiling():
+        return given
+    once: list[Optional] = []
     for tensor in given:
-        twice = tensor is not None and any(tensor is other for other in apart)
-        apart.append(tensor.view_as(tensor) if tensor is not None and twice else tensor)
-    return tuple(apart)
+        twice = tensor is not None and any(tensor is other for other in once)
+        once.append(tensor.view_as(tensor) if tensor is not None and twice else tensor)
+    return tuple(once)
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(options: StepOptions, *given: Any) -> Made:
-        t, history = StepTensors(*given[: len(StepTensors._fields)]), given[len(StepTensors._fields) :]
+        t, history = StepTensors(*given[:FIELDS]), given[FIELDS:]
         out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
         prediction = torch.empty_like(out) if options.prediction_kind else None
         components = t.seeds.new_empty(t.seeds.shape) if options.components else None
@@ -107,24 +109,22 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Optional, grad_prediction: Optional, _components: Optional) -> Any:
-        given = ctx.saved_tensors
-        fields = len(StepTensors._fields)
-        needs = ctx.needs_input_grad[1:]
-        wanted = (*needs[:DIFFERENTIABLE], *needs[fields:])
         if grad is None:
             if grad_prediction is None:
                 return (None,) * len(ctx.needs_input_grad)
             grad = torch.zeros_like(grad_prediction)
+        needs = ctx.needs_input_grad[1:]
+        wanted = (*needs[:DIFFERENTIABLE], *needs[FIELDS:])
         # torch.compile does not trace one Function in another's backward, nor second derivatives.
         backward = _StepBackward.forward if torch.compiler.is_compiling() else _StepBackward.apply
-        made = backward(wanted, ctx.options, grad, grad_prediction, *given)
-        return None, *made[:DIFFERENTIABLE], *(None,) * (fields - DIFFERENTIABLE), *made[DIFFERENTIABLE:]
+        made = backward(wanted, ctx.options, grad, grad_prediction, *ctx.saved_tensors)
+        return None, *among_all(made)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: StepOptions, *given: Any) -> Any:
-        merged = merge_step(info.batch_size, in_dims[1:], given, (False,) * DIFFERENTIABLE, options.row, options.step)
-        made = step(options._replace(row=merged.row, step=merged.step), StepTensors(*merged.tensors), merged.history)
-        return tuple(merged.split(tensor) for tensor in made), tuple(None if t is None else 0 for t in made)
+        merged = _merge(info.batch_size, in_dims[1:], given, (False,) * len(given), options)
+        made = _Step.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
+        return tuple(map(merged.split, made)), tuple(None if tensor is None else 0 for tensor in made)
 
 
 class _StepBackward(torch.autograd.Function):
@@ -132,21 +132,18 @@ class _StepBackward(torch.autograd.Function):
     def forward(
         wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *given: Any
     ) -> Any:
-        fields = len(StepTensors._fields)
-        made = iter(
-            library.gmm_step_backward(
-                list(wanted),
-                grad,
-                grad_prediction,
-                options.prediction_kind,
-                options.row,
-                options.step,
-                options.backend,
-                *given[:fields],
-                list(given[fields:]) or None,
-            )
+        made = library.gmm_step_backward(
+            list(wanted),
+            grad,
+            grad_prediction,
+            options.prediction_kind,
+            options.row,
+            options.step,
+            options.backend,
+            *given[:FIELDS],
+            list(given[FIELDS:]) or None,
         )
-        return tuple(next(made) if asked else None for asked in wanted)
+        return among_wanted(made, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -157,7 +154,11 @@ class _StepBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, grad_prediction, *given = ctx.saved_tensors
-        return None, None, *second_derivatives(ctx.wanted, ctx.options, grad, grad_prediction, given, grads)
+        cotangents = [grad] if grad_prediction is None else [grad, grad_prediction]
+        primals = [*given[:DIFFERENTIABLE], *given[FIELDS:]]
+        forward = _eager(ctx.options, StepTensors(*given[:FIELDS]), given[FIELDS:], len(cotangents))
+        of_cotangents, of_primals = second_derivatives(forward, cotangents, primals, ctx.wanted, grads)
+        return None, None, *of_cotangents, *[None] * (2 - len(of_cotangents)), *among_all(of_primals)
 
     @staticmethod
     def vmap(
@@ -169,101 +170,83 @@ class _StepBackward(torch.autograd.Function):
         grad_prediction: Optional,
         *given: Any,
     ) -> Any:
-        merged = merge_step(
-            info.batch_size, in_dims[4:], given, wanted[:DIFFERENTIABLE], options.row, options.step
-        )
-        options = options._replace(row=merged.row, step=merged.step)
-        of_samples = (merged.flat(tensor, dim) for tensor, dim in zip((grad, grad_prediction), in_dims[2:4], strict=True))
-        made = _StepBackward.apply(wanted, options, *of_samples, *merged.tensors, *merged.history)
-        gradients = merged.split_gradients(made, given, in_dims[4:])
+        merged = _merge(info.batch_size, in_dims[4:], given, among_all(wanted, False), options)
+        grads = merge_batch(info.batch_size, in_dims[2:4], (grad, grad_prediction))
+        of = options._replace(row=merged.row)
+        made = _StepBackward.apply(wanted, of, *grads, *merged.tensors)  # type: ignore[no-untyped-call]
+        primals, dims = ([*of[:DIFFERENTIABLE], *of[FIELDS:]] for of in (given, in_dims[4:]))
+        gradients = merged.split_gradients(made, primals, dims)
         return gradients, tuple(None if tensor is None else 0 for tensor in gradients)
 
 
-def second_derivatives(
+def among_wanted(made: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Optional, ...]:
+    """Return one result for each flag: the next of those made where it is set."""
+    found = iter(made)
+    return tuple(next(found) if asked else None for asked in wanted)
+
+
+def among_all(of_primals: Sequence[Any], nothing: Any = None) -> tuple[Any, ...]:
+    """Return what there is for tensors with a gradient as one entry for each tensor and the history."""
+    return *of_primals[:DIFFERENTIABLE], *[nothing] * (FIELDS - DIFFERENTIABLE), *of_primals[DIFFERENTIABLE:]
+
+
+def merge_batch(size: int, dims: Sequence[int | None], given: Sequence[Optional]) -> tuple[Optional, ...]:
+    """Return tensors [B, ...] with a mapped dimension as part of the batch."""
+    roles = [Role.BATCH] * len(given)
+    return merge(size, dims, given, roles, [False] * len(given), table_rows=0, batch=0, row=0).tensors
+
+
+def _merge(
+    size: int,
+    dims: Sequence[int | None],
+    given: Sequence[Optional],
     wanted: Sequence[bool],
     options: StepOptions,
-    grad: Tensor,
-    grad_prediction: Optional,
-    given: Sequence[Any],
-    grads: Sequence[Optional],
-) -> list[Optional]:
-    """Return the derivatives of a step's gradients with respect to what they were computed from, by PyTorch.
+) -> Merged:
+    coefficients, seeds = StepTensors._fields.index("coefficients"), StepTensors._fields.index("seeds")
+    table_rows, batch = (rows_of(given[i], dims[i]) for i in (coefficients, seeds))  # type: ignore[arg-type]
+    roles = (*ROLES, *[Role.BATCH] * (len(given) - FIELDS))
+    return merge(size, dims, given, roles, wanted, table_rows, batch, options.row)
 
-    Args:
-        wanted: which gradients were computed.
-        options: of the step.
-        grad: gradient of the next sample.
-        grad_prediction: gradient of the prediction, or None.
-        given: the step's tensors and history.
-        grads: gradients with respect to the gradients that were wanted; None for the others.
 
-    Returns:
-        One for `grad`, one for `grad_prediction` and one for each of `given`, None where there is none.
-    """
-    fields = len(StepTensors._fields)
-    t, history = StepTensors(*given[:fields]), given[fields:]
+def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outputs: int) -> Any:
+    """Return the step as a function of the tensors that have a gradient, in plain PyTorch."""
     batch = t.sample.shape[0]
     noise = t.coefficients.new_empty(t.sample.shape)
     library.standard_normal(noise, t.seeds, options.step, Stream.TRANSITION, options.backend, t.steps)
-    noise = noise.reshape(batch, -1)
-    rows = t.rows if t.rows is not None else torch.full_like(t.seeds, options.row)
-    rows = rows.expand(batch)
+    rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(batch)
     components = torch.zeros_like(t.seeds)
     if t.thresholds is not None:
         library.draw_components(
             components, t.seeds, t.thresholds, options.row, options.step, options.backend, t.rows, t.steps
         )
 
-    primals = (*t[:DIFFERENTIABLE], *history)
-
-    def forward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        of = iter(inputs)
-        sample, output, uncond, coefficients, offsets, std, *stored = (
-            None if tensor is None else next(of) for tensor in primals
-        )
-        offset = None if offsets is None else offsets[_entry(offsets, rows), components]
-        deviation = None
-        if std is not None:
-            deviation = std[_entry(std, rows), components if std.shape[1] > 1 else torch.zeros_like(components)]
+    def forward(*present: Tensor) -> tuple[Tensor, ...]:
+        found = iter(present)
+        primals = [None if tensor is None else next(found) for tensor in (*t[:DIFFERENTIABLE], *history)]
+        sample, output, uncond, coefficients, offsets, std, *stored = primals
         made = eager_step(
-            sample.reshape(batch, -1),
-            output.reshape(batch, -1),
-            None if uncond is None else uncond.reshape(batch, -1),
-            [tensor.reshape(batch, -1) for tensor in stored],
-            coefficients[rows],
-            offset,
-            deviation,
-            noise,
+            by_batch(sample),
+            by_batch(output),
+            by_batch(uncond),
+            [by_batch(tensor) for tensor in stored],
+            coefficients[rows],  # type: ignore[index]
+            None if offsets is None else table_entries(offsets, rows, components),
+            None if std is None else table_entries(std, rows, components),
+            by_batch(noise),
             options.prediction_kind,
         )
-        return tuple(tensor.reshape(t.sample.shape) for tensor in made if tensor is not None)
+        return tuple(tensor.reshape(t.sample.shape) for tensor in made[:outputs] if tensor is not None)
 
-    present = [tensor for tensor in primals if tensor is not None]
-    asked = [
-        flag for flag, tensor in zip(wanted, primals, strict=True) if tensor is not None
-    ]
-
-    def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        cotangents, values = inputs[:cotangent_count], inputs[cotangent_count:]
-        _, pull = torch.func.vjp(forward, *values)
-        if len(cotangents) == 1 and options.prediction_kind:
-            cotangents = (*cotangents, torch.zeros_like(cotangents[0]))
-        made = pull(cotangents)
-        return tuple(gradient for gradient, flag in zip(made, asked, strict=True) if flag)
-
-    cotangents = [grad] if grad_prediction is None else [grad, grad_prediction]
-    cotangent_count = len(cotangents)
-    made, pull = torch.func.vjp(backward, *cotangents, *present)
-    of_gradients = [given for given, flag in zip(grads, wanted, strict=True) if flag]
-    filled = tuple(
-        torch.zeros_like(value) if given is None else given
-        for given, value in zip(of_gradients, made, strict=True)
-    )
-    found = iter(pull(filled))
-    result: list[Optional] = [next(found), None if grad_prediction is None else next(found)]
-    of_primals = [None if tensor is None else next(found) for tensor in primals]
-    return [*result, *of_primals[:DIFFERENTIABLE], *[None] * (fields - DIFFERENTIABLE), *of_primals[DIFFERENTIABLE:]]
+    return forward
 
 
-def _entry(table: Tensor, rows: Tensor) -> Tensor:
-    return rows if table.shape[0] > 1 else torch.zeros_like(rows)
+def by_batch(tensor: Any) -> Any:
+    """Return a tensor [B, ...] as [B, D], and None as it is."""
+    return None if tensor is None else tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+
+
+def table_entries(table: Tensor, rows: Tensor, components: Tensor) -> Tensor:
+    """Return each sample's entry of a table [S or 1, K or 1, ...]."""
+    row = rows if table.shape[0] > 1 else torch.zeros_like(rows)
+    return table[row, components if table.shape[1] > 1 else torch.zeros_like(components)]

@@ -37,12 +37,16 @@ def check_tensor(value: object, name: str) -> Tensor:
     return value
 
 
-def wants_gradient(inputs: Sequence[Tensor | None], history: Sequence[Tensor]) -> bool:
-    """Return whether a call must go through autograd: for a gradient, or for a transform of `torch.func`."""
+def wants_gradient(function: str, inputs: Sequence[Tensor | None], history: Sequence[Tensor]) -> bool:
+    """Return whether a call must go through autograd: for a gradient, or for a transform of `torch.func`.
+
+    Raises:
+        RuntimeError: an input of `function` has a forward-mode tangent.
+    """
     if forward_ad._current_level >= 0:
         for tensor in (*inputs, *history):
             if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
-                raise RuntimeError("gmm_step: an input has a forward-mode tangent, which is not supported")
+                raise RuntimeError(f"{function}: an input has a forward-mode tangent, which is not supported")
     if torch._C._are_functorch_transforms_active():
         return True
     if not torch.is_grad_enabled():
@@ -68,6 +72,18 @@ def check_sample(sample: Tensor) -> None:
         raise TypeError(f"sample: expected float32, bfloat16, float16 or float64, got {sample.dtype}")
     if sample.dim() < 1:
         raise ValueError("sample: expected at least one dimension (the batch), got a scalar")
+
+
+def check_prev_sample(prev_sample: Tensor, sample: Tensor) -> None:
+    """Check the sample that a transition led to: shape, type and device of the one it started from."""
+    check_tensor(prev_sample, "prev_sample")
+    if prev_sample.shape != sample.shape:
+        raise ValueError(
+            f"prev_sample: expected the sample's shape {tuple(sample.shape)}, got {tuple(prev_sample.shape)}"
+        )
+    if prev_sample.dtype != sample.dtype:
+        raise TypeError(f"prev_sample: expected the sample's dtype {sample.dtype}, got {prev_sample.dtype}")
+    check_device(prev_sample, "prev_sample", sample.device, "sample")
 
 
 def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
@@ -205,7 +221,24 @@ def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) 
         raise ValueError(f"mixture.std: expected 1 or K = {components} components, got {std.shape[1]}")
     if std.shape[2] > elements:
         raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {std.shape[2]}")
-    return MixtureTables(thresholds, offsets, std)
+    return MixtureTables(thresholds, offsets, std, mixture.weights)
+
+
+def check_weights(mixture: MixtureTables, coefficients: Tensor) -> Tensor:
+    """Check the weights of a mixture that has been checked, and must have them; returns them contiguous."""
+    weights = mixture.weights
+    if weights is None:
+        raise ValueError("mixture.weights: expected a tensor [S or 1, K], which log-densities need, got None")
+    check_tensor(weights, "mixture.weights")
+    if weights.dtype != coefficients.dtype:
+        raise TypeError(f"mixture.weights: expected {coefficients.dtype}, got {weights.dtype}")
+    check_device(weights, "mixture.weights", coefficients.device, "sample")
+    rows, components = coefficients.shape[0], mixture.offsets.shape[1]
+    if weights.dim() != 2 or weights.shape[0] not in (1, rows) or weights.shape[1] != components:
+        raise ValueError(
+            f"mixture.weights: expected shape [1 or {rows}, {components}], got {tuple(weights.shape)}"
+        )
+    return contiguous(weights)
 
 
 def _check_table(table: Tensor, name: str, coefficients: Tensor) -> Tensor:

@@ -1,13 +1,43 @@
-"""The step in plain PyTorch, for derivatives of its gradients: of any order, but not fused, and not in fixed bits."""
+"""Transitions in plain PyTorch, for derivatives of their gradients: of any order, but not fused, nor in fixed bits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Prediction
+
+
+def predict(
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    row: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sample, the guided output, x0 and the mean before any offset.
+
+    Args:
+        sample: [B, D].
+        model_output: like `sample`.
+        model_output_uncond: like `sample`, or None without a guidance pair.
+        history: up to 4 tensors like `sample`.
+        row: [B, 16], each sample's coefficients, in the dtype to compute in.
+    """
+    x, o = sample.to(row.dtype), model_output.to(row.dtype)
+    c = {column: row[:, column, None] for column in Column}
+    if model_output_uncond is not None:
+        u = model_output_uncond.to(row.dtype)
+        o = u + c[Column.GUIDANCE] * (o - u)
+    x0 = c[Column.X0_SAMPLE] * x + c[Column.X0_OUTPUT] * o
+    x0 = torch.clamp(x0, c[Column.CLIP_MIN], c[Column.CLIP_MAX])
+    mean = c[Column.SAMPLE] * x + c[Column.OUTPUT] * o + c[Column.X0] * x0
+    for j, stored in enumerate(history):
+        mean = mean + c[Column(Column.HISTORY_0 + j)] * stored.to(row.dtype)
+    return x, o, x0, mean
 
 
 def eager_step(
@@ -24,36 +54,105 @@ def eager_step(
     """Return the next sample and the prediction asked for, as `gmm_step` does.
 
     Args:
-        sample: [B, D].
-        model_output: like `sample`.
-        model_output_uncond: like `sample`, or None without a guidance pair.
-        history: up to 4 tensors like `sample`.
-        row: [B, 16], each sample's coefficients, in the dtype to compute in.
-        offset: [B, D] of that dtype, each sample's component's, or None without a mixture.
+        sample: as `predict` has it, like those up to the row.
+        model_output: the same.
+        model_output_uncond: the same.
+        history: the same.
+        row: the same.
+        offset: [B, D] of the row's dtype, each sample's component's, or None without a mixture.
         std: [B, R] of that dtype, or None without a mixture.
         noise: [B, D] of that dtype.
         prediction_kind: a `Prediction`.
     """
-    x, o = sample.to(row.dtype), model_output.to(row.dtype)
-    c = {column: row[:, column, None] for column in Column}
-    if model_output_uncond is not None:
-        u = model_output_uncond.to(row.dtype)
-        o = u + c[Column.GUIDANCE] * (o - u)
-    x0 = c[Column.X0_SAMPLE] * x + c[Column.X0_OUTPUT] * o
-    x0 = torch.clamp(x0, c[Column.CLIP_MIN], c[Column.CLIP_MAX])
-    y = c[Column.SAMPLE] * x + c[Column.OUTPUT] * o + c[Column.X0] * x0
-    for j, stored in enumerate(history):
-        y = y + c[Column(Column.HISTORY_0 + j)] * stored.to(row.dtype)
-    sigma = c[Column.SIGMA].expand_as(y)
+    x, o, x0, y = predict(sample, model_output, model_output_uncond, history, row)
+    sigma = row[:, Column.SIGMA, None].expand_as(y)
     if offset is not None and std is not None:
-        y = y + c[Column.OFFSET] * offset
+        y = y + row[:, Column.OFFSET, None] * offset
         sigma = torch.cat([std, sigma[:, std.shape[1] :]], dim=1)
     y = y + sigma * noise
     predictions = {
         Prediction.NONE: None,
         Prediction.X0: x0,
-        Prediction.EPSILON: c[Column.EPS_SAMPLE] * x + c[Column.EPS_OUTPUT] * o,
+        Prediction.EPSILON: row[:, Column.EPS_SAMPLE, None] * x + row[:, Column.EPS_OUTPUT, None] * o,
         Prediction.MODEL_OUTPUT: o,
     }
     made = predictions[Prediction(prediction_kind)]
     return y.to(sample.dtype), None if made is None else made.to(sample.dtype)
+
+
+def eager_log_prob(
+    prev_sample: Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    row: Tensor,
+    weights: Tensor | None,
+    offsets: Tensor | None,
+    std: Tensor | None,
+) -> Tensor:
+    """Return log-densities [B], as `gmm_step_log_prob` does.
+
+    Args:
+        prev_sample: [B, D].
+        sample: as `predict` has it, like those up to the row.
+        model_output: the same.
+        model_output_uncond: the same.
+        history: the same.
+        row: the same.
+        weights: [B, K] of the row's dtype, each sample's mixture's, or None without one.
+        offsets: [B, K, D] of that dtype, or None.
+        std: [B, 1 or K, R] of that dtype, or None.
+    """
+    *_, mean = predict(sample, model_output, model_output_uncond, history, row)
+    distance = (prev_sample.to(row.dtype) - mean)[:, None]
+    sigma = row[:, Column.SIGMA, None, None].expand_as(distance)
+    if offsets is not None and std is not None:
+        distance = distance - row[:, Column.OFFSET, None, None] * offsets
+        sigma = torch.cat([std, sigma[..., std.shape[2] :].expand(-1, std.shape[1], -1)], dim=2)
+    energy = (distance / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
+    level = -energy.sum(2)
+    return torch.logsumexp(level if weights is None else weights.log() + level, dim=1)
+
+
+Functions = Callable[..., tuple[Tensor, ...]]
+
+
+def second_derivatives(
+    forward: Functions,
+    cotangents: Sequence[Tensor],
+    primals: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return the derivatives of a function's gradients with respect to what they are computed from.
+
+    Args:
+        forward: takes the primals that are not None; returns a tuple.
+        cotangents: the gradients of its results.
+        primals: its inputs.
+        wanted: of which primals the gradient was computed.
+        grads: gradients of a loss with respect to those gradients; None for zeros.
+
+    Returns:
+        Gradients of the cotangents; of the primals, None where they are.
+    """
+    present = [tensor for tensor in primals if tensor is not None]
+    asked = [flag for flag, tensor in zip(wanted, primals, strict=True) if tensor is not None]
+    count = len(cotangents)
+
+    def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
+        _, pull = torch.func.vjp(forward, *inputs[count:])  # type: ignore[misc]
+        made = pull(tuple(inputs[:count]))
+        return tuple(gradient for gradient, flag in zip(made, asked, strict=True) if flag)
+
+    # Typed as if it might return auxiliary data as well.
+    made, pull = torch.func.vjp(backward, *cotangents, *present)  # type: ignore[misc]
+    of_gradients = [given for given, flag in zip(grads, wanted, strict=True) if flag]
+    filled = tuple(
+        torch.zeros_like(value) if given is None else given
+        for given, value in zip(of_gradients, made, strict=True)
+    )
+    found = iter(pull(filled))
+    of_cotangents = [next(found) for _ in cotangents]
+    return of_cotangents, [None if tensor is None else next(found) for tensor in primals]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import library as torch_library
 
 from gmmkernel import backends
-from gmmkernel.backends.protocol import StepGradients, StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
 
 _library = torch_library.Library("gmmkernel", "DEF")
 
@@ -55,7 +55,7 @@ def _gmm_step(
     backends.load(backend).gmm_step(inputs, out, prediction, prediction_kind, components)
 
 
-def new_gradients(
+def _new_gradients(
     wanted: Sequence[bool],
     sample: Tensor,
     model_output: Tensor,
@@ -68,10 +68,17 @@ def new_gradients(
     """Return memory for the gradients that are wanted, of the tensors in this order."""
     inputs = [sample, model_output, model_output_uncond, coefficients, offsets, std, *(history or ())]
     made = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if asked and tensor is not None else None
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if asked and tensor is not None
+        else None
         for asked, tensor in zip(wanted, inputs, strict=True)
     ]
-    return StepGradients(*made[:6], history=made[6:])
+    return _gradients_of_step(made[:6], made[6:])
+
+
+def _gradients_of_step(made: Sequence[Tensor | None], history: Sequence[Tensor | None]) -> StepGradients:
+    sample, model_output, model_output_uncond, coefficients, offsets, std = made
+    return StepGradients(sample, model_output, model_output_uncond, coefficients, offsets, std, history)
 
 
 def _those_wanted(gradients: StepGradients) -> list[Tensor]:
@@ -98,7 +105,7 @@ def _gmm_step_backward(
     thresholds: Tensor | None,
     history: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    gradients = new_gradients(
+    gradients = _new_gradients(
         wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history
     )
     inputs = StepInputs(
@@ -139,8 +146,158 @@ def _gmm_step_backward_fake(
     history: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     return _those_wanted(
-        new_gradients(wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history)
+        _new_gradients(wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history)
     )
+
+
+def _density_inputs(
+    row: int,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    rows: Tensor | None,
+    history: Sequence[Tensor] | None,
+) -> StepInputs:
+    return StepInputs(
+        sample,
+        model_output,
+        coefficients,
+        coefficients.new_empty(0, dtype=torch.int64),  # nothing is drawn
+        row if rows is None else rows,
+        0,
+        model_output_uncond,
+        history or (),
+        None,
+        offsets,
+        std,
+    )
+
+
+def _new_densities(sample: Tensor, coefficients: Tensor, weights: Tensor | None) -> list[Tensor]:
+    """Return memory for the log-densities and, where there is a mixture, its responsibilities."""
+    batch = sample.shape[0]
+    shapes = [(batch,)] if weights is None else [(batch,), (batch, weights.shape[1])]
+    return [coefficients.new_empty(shape) for shape in shapes]
+
+
+def _log_prob(
+    row: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    rows: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    made = _new_densities(sample, coefficients, weights)
+    inputs = _density_inputs(
+        row, sample, model_output, model_output_uncond, coefficients, offsets, std, rows, history
+    )
+    backends.load(backend).log_prob(inputs, prev_sample, weights, *made)
+    return made
+
+
+def _log_prob_fake(
+    row: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    rows: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    return _new_densities(sample, coefficients, weights)
+
+
+def _log_prob_backward(
+    wanted: Sequence[bool],
+    grad: Tensor,
+    responsibilities: Tensor | None,
+    row: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    rows: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    gradients = _new_density_gradients(
+        wanted,
+        (sample, model_output, model_output_uncond, coefficients, offsets, std),
+        (prev_sample, weights),
+        history,
+    )
+    inputs = _density_inputs(
+        row, sample, model_output, model_output_uncond, coefficients, offsets, std, rows, history
+    )
+    backends.load(backend).log_prob_backward(inputs, prev_sample, weights, responsibilities, grad, gradients)
+    return _densities_wanted(gradients)
+
+
+def _log_prob_backward_fake(
+    wanted: Sequence[bool],
+    grad: Tensor,
+    responsibilities: Tensor | None,
+    row: int,
+    backend: str,
+    sample: Tensor,
+    model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    coefficients: Tensor,
+    offsets: Tensor | None,
+    std: Tensor | None,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    rows: Tensor | None,
+    history: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    return _densities_wanted(
+        _new_density_gradients(
+            wanted,
+            (sample, model_output, model_output_uncond, coefficients, offsets, std),
+            (prev_sample, weights),
+            history,
+        )
+    )
+
+
+def _new_density_gradients(
+    wanted: Sequence[bool],
+    of_step: Sequence[Tensor | None],
+    of_density: Sequence[Tensor | None],
+    history: Sequence[Tensor] | None,
+) -> LogProbGradients:
+    made = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if asked and tensor is not None
+        else None
+        for asked, tensor in zip(wanted, (*of_step, *of_density, *(history or ())), strict=True)
+    ]
+    return LogProbGradients(made[6], made[7], _gradients_of_step(made[:6], made[8:]))
+
+
+def _densities_wanted(gradients: LogProbGradients) -> list[Tensor]:
+    of_step = gradients.step
+    order = (*of_step[:6], gradients.prev_sample, gradients.weights, *of_step.history)
+    return [tensor for tensor in order if tensor is not None]
 
 
 def _standard_normal(
@@ -187,6 +344,20 @@ for _schema, _implementation, _fake in (
         _gmm_step_backward_fake,
     ),
     (
+        "gmm_step_log_prob(SymInt row, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
+        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, "
+        "Tensor[]? history=None) -> Tensor[]",
+        _log_prob,
+        _log_prob_fake,
+    ),
+    (
+        "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, SymInt row, str backend, "
+        "Tensor sample, Tensor model_output, Tensor? model_output_uncond, Tensor coefficients, Tensor? offsets, "
+        "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, Tensor[]? history=None) -> Tensor[]",
+        _log_prob_backward,
+        _log_prob_backward_fake,
+    ),
+    (
         "standard_normal(Tensor(a!) out, Tensor seeds, SymInt step, int stream, str backend, "
         "Tensor? steps=None) -> ()",
         _standard_normal,
@@ -206,5 +377,7 @@ for _schema, _implementation, _fake in (
 
 gmm_step = torch.ops.gmmkernel.gmm_step.default
 gmm_step_backward = torch.ops.gmmkernel.gmm_step_backward.default
+log_prob = torch.ops.gmmkernel.gmm_step_log_prob.default
+log_prob_backward = torch.ops.gmmkernel.gmm_step_log_prob_backward.default
 standard_normal = torch.ops.gmmkernel.standard_normal.default
 draw_components = torch.ops.gmmkernel.draw_components.default

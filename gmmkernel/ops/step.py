@@ -11,6 +11,8 @@ from torch import Tensor
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.ops import autograd, checks, library
+from gmmkernel.ops.autograd_log_prob import LogProbOptions, LogProbTensors
+from gmmkernel.ops.log_prob import log_density
 from gmmkernel.ops.memory import check_overlap
 from gmmkernel.ops.tables import MixtureTables
 
@@ -23,7 +25,7 @@ _PREDICTIONS = {
     "model_output": int(Prediction.MODEL_OUTPUT),
 }
 _PREDICTION_NAMES = tuple(_PREDICTIONS)
-_NO_TABLES = (None, None, None)
+_NO_TABLES = (None, None, None, None)
 
 
 class GMMStepOutput(NamedTuple):
@@ -34,11 +36,13 @@ class GMMStepOutput(NamedTuple):
             it is the `out` given.
         prediction: the prediction asked for, like `sample`, or None.
         components: int64 [B], the component drawn for each sample (0 without a mixture), or None.
+        log_prob: [B], the log-density of `prev_sample` (`gmm_step_log_prob`), or None.
     """
 
     prev_sample: Tensor
     prediction: Tensor | None
     components: Tensor | None
+    log_prob: Tensor | None = None
 
 
 def gmm_step(
@@ -54,6 +58,7 @@ def gmm_step(
     history: Sequence[Tensor] = (),
     prediction: PredictionName | None = None,
     return_components: bool = False,
+    return_log_prob: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> GMMStepOutput:
@@ -71,6 +76,10 @@ def gmm_step(
     0 and no std in the mixture). A sample's result depends on its own row of every argument alone: not on the batch,
     the device, the backend or the number of threads.
 
+    Gradients reach `sample`, the model outputs, the history, the coefficients, and the mixture's offsets and std:
+    those of the values drawn, with noise and component held fixed (docs/gradients.md). Nothing is saved for them but
+    the inputs. Weights and seeds have none; for the weights there is `gmm_step_log_prob`.
+
     Args:
         sample: [B, ...] float32, bfloat16, float16 or float64; D elements a sample, any strides.
         model_output: like `sample`; float32 or the sample's dtype, bfloat16 and float16 also beside float32. The
@@ -86,6 +95,8 @@ def gmm_step(
         history: up to 4 stored predictions of a multistep sampler, like `model_output`.
         prediction: also return "x0" (clipped), "epsilon" or the guided "model_output".
         return_components: also return the component drawn for each sample.
+        return_log_prob: also return the log-density of the sample drawn, a second pass that costs K * D. The sample
+            is held fixed in it: its gradient is that of the score-function (REINFORCE) estimator.
         out: tensor to write the result into; may be `sample` itself.
         backend: a backend's name; None chooses by device (`gmmkernel.backends`).
 
@@ -96,7 +107,8 @@ def gmm_step(
         TypeError: an argument is of a type or dtype that is not allowed.
         ValueError: a shape or device does not fit, or `mixture` was made for another D or number of steps.
         IndexError: a row or step is out of range (tensors on the CPU; elsewhere such a sample is filled with NaN).
-        RuntimeError: an input requires a gradient, or the backend asked for is not available.
+        RuntimeError: `out` is given where an input requires a gradient, an input has a forward-mode tangent, or the
+            backend asked for is not available.
     """
     checks.check_sample(sample)
     batch, device = sample.shape[0], sample.device
@@ -109,34 +121,45 @@ def gmm_step(
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
-    thresholds, offsets, std = tables or _NO_TABLES
+    thresholds, offsets, std, _ = tables or _NO_TABLES
     if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
+    weights = checks.check_weights(tables, coefficients) if return_log_prob and tables is not None else None
     wants_gradient = checks.wants_gradient(
-        (sample, model_output, coefficients, offsets, std, model_output_uncond), stored or ()
+        "gmm_step", (sample, model_output, coefficients, offsets, std, model_output_uncond), stored or ()
     )
     name = backends.resolve(device.type, backend)
     if wants_gradient:
         if out is not None:
-            raise RuntimeError("out: expected None where an input requires a gradient; detach the inputs or leave it out")
+            raise RuntimeError(
+                "out: expected None where an input requires a gradient; detach the inputs or leave it out"
+            )
         options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
         given = autograd.StepTensors(
-            sample, model_output, model_output_uncond, coefficients, offsets, std, seeds, rows, steps, thresholds
+            sample,
+            model_output,
+            model_output_uncond,
+            coefficients,
+            offsets,
+            std,
+            seeds,
+            rows,
+            steps,
+            thresholds,
         )
-        return GMMStepOutput(*autograd.step(options, given, stored or ()))
-    if out is None:
-        out = torch.empty_like(sample, memory_format=torch.contiguous_format)
+        made = GMMStepOutput(*autograd.step(options, given, stored or ()))
     else:
-        checks.check_out(out, sample.shape, sample.dtype, device)
-        check_overlap(
-            out,
-            in_place={
+        if out is None:
+            out = torch.empty_like(sample, memory_format=torch.contiguous_format)
+        else:
+            checks.check_out(out, sample.shape, sample.dtype, device)
+            elementwise = {
                 "sample": sample,
                 "model_output": model_output,
                 "model_output_uncond": model_output_uncond,
                 **{f"history[{j}]": tensor for j, tensor in enumerate(stored or ())},
-            },
-            tables={
+            }
+            elsewhere = {
                 "coefficients": coefficients,
                 "row": rows,
                 "step": steps,
@@ -144,18 +167,38 @@ def gmm_step(
                 "mixture.thresholds": thresholds,
                 "mixture.offsets": offsets,
                 "mixture.std": std,
-            },
+            }
+            if return_log_prob:  # which reads everything again
+                check_overlap(out, in_place={}, tables={**elementwise, **elsewhere})
+            else:
+                check_overlap(out, in_place=elementwise, tables=elsewhere)
+        needed = (out, sample, model_output, coefficients, seeds, row, step, name)
+        predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
+        components = seeds.new_empty(batch) if return_components else None
+        no_inputs = (
+            rows is None
+            and steps is None
+            and model_output_uncond is None
+            and stored is None
+            and tables is None
         )
-
-    needed = (out, sample, model_output, coefficients, seeds, row, step, name)
-    made = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
-    components = seeds.new_empty(batch) if return_components else None
-    no_inputs = (
-        rows is None and steps is None and model_output_uncond is None and stored is None and tables is None
+        if no_inputs and predicted is None and components is None:
+            library.gmm_step(*needed)
+        else:
+            inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std)
+            library.gmm_step(*needed, *inputs, predicted, components, _PREDICTIONS[prediction])
+        made = GMMStepOutput(out, predicted, components)
+    if not return_log_prob:
+        return made
+    tensors = LogProbTensors(
+        sample,
+        model_output,
+        model_output_uncond,
+        coefficients,
+        offsets,
+        std,
+        made.prev_sample.detach(),
+        weights,
+        rows,
     )
-    if no_inputs and made is None and components is None:
-        library.gmm_step(*needed)
-    else:
-        inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std)
-        library.gmm_step(*needed, *inputs, made, components, _PREDICTIONS[prediction])
-    return GMMStepOutput(out, made, components)
+    return made._replace(log_prob=log_density(LogProbOptions(row, name), tensors, stored))

@@ -16,12 +16,14 @@ class MixtureTables(NamedTuple):
         offsets: float32 or float64 [S or 1, K, D], the offsets delta_k, times the row's `Column.OFFSET` in a step.
         std: the same dtype, [S or 1, 1 or K, R] with R <= D: standard deviations of the first R elements; elements
             from R on have the row's sigma. R = 0: the mixture removes no variance.
+        weights: the same dtype, [S or 1, K], the weights themselves: positive. Log-densities need them, steps do not.
     """
 
     thresholds: Tensor
     offsets: Tensor
     std: Tensor
+    weights: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MixtureTables:
         """Return the tables on `device`."""
-        return MixtureTables(*(table.to(device) for table in self))
+        return MixtureTables(*(None if table is None else table.to(device) for table in self))  # type: ignore[arg-type]

@@ -1,42 +1,37 @@
-"""`torch.func.vmap` over a step: the mapped dimension becomes part of the batch, whose samples know nothing of it."""
+"""`torch.func.vmap` over a transition: the mapped dimension joins the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
 
-# Where `ops.autograd.StepTensors` has them.
-_COEFFICIENTS, _OFFSETS, _STD, _SEEDS, _ROWS, _STEPS, _THRESHOLDS, _HISTORY = 3, 4, 5, 6, 7, 8, 9, 10
-_TABLES = (_COEFFICIENTS, _OFFSETS, _STD, _THRESHOLDS)
+
+class Role(Enum):
+    """What the first dimension of a tensor is."""
+
+    BATCH = 1
+    TABLE = 2  # S coefficient rows, or 1 entry for all
+    ROWS = 3  # an index into tables, with one entry or B
+    STEPS = 4  # any other index
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A step of N * B samples.
+    """A transition of N * B samples.
 
     Attributes:
         size: N, the mapped dimension.
-        table_rows: S, the rows of the coefficients before.
         row: the row of all samples, where no tensor says it.
-        step: the same of the noise counter.
-        tensors: the step's tensors, samples [N * B, ...]; tables that differ along N, or whose gradients do, are
-            [N * S, ...].
-        history: the stored predictions, merged.
+        tensors: [N * B, ...]; tables that differ along N, or whose gradients do, are [N * S, ...].
     """
 
     size: int
-    table_rows: int
     row: int
-    step: int
     tensors: tuple[Tensor | None, ...]
-    history: tuple[Tensor, ...]
-
-    def flat(self, tensor: Tensor | None, dim: int | None) -> Tensor | None:
-        """Return a tensor [B, ...], mapped over `dim` or not at all, as [N * B, ...]."""
-        return None if tensor is None else _spread(tensor, dim, self.size).flatten(0, 1)
 
     def split(self, tensor: Tensor | None) -> Tensor | None:
         """Return a result [N * B, ...] as [N, B, ...]."""
@@ -45,59 +40,69 @@ class Merged:
     def split_gradients(
         self, gradients: Sequence[Tensor | None], given: Sequence[Tensor | None], dims: Sequence[int | None]
     ) -> tuple[Tensor | None, ...]:
-        """Return gradients of the first tensors of a step and of its history for each of N."""
-        apart = [self.split(gradient) for gradient in gradients]
-        for i in _TABLES[:-1]:
-            gradient, table = apart[i], given[i]
-            if gradient is not None and table is not None:
-                entries = table.shape[0] if dims[i] is None else table.movedim(dims[i], 0).shape[1]
-                if entries < gradient.shape[1]:  # one entry served all rows
-                    apart[i] = gradient.sum(1, keepdim=True)
+        """Return gradients of tensors for each of N; of a table whose one entry served all rows, their sum."""
+        apart = []
+        for gradient, tensor, dim in zip(gradients, given, dims, strict=True):
+            made = self.split(gradient)
+            if made is not None and tensor is not None and _spread(tensor, dim, 1).shape[1] < made.shape[1]:
+                made = made.sum(1, keepdim=True)
+            apart.append(made)
         return tuple(apart)
 
 
-def merge_step(
+def merge(
     size: int,
     dims: Sequence[int | None],
     given: Sequence[Tensor | None],
+    roles: Sequence[Role],
     wanted: Sequence[bool],
+    table_rows: int,
+    batch: int,
     row: int,
-    step: int,
 ) -> Merged:
     """Merge a mapped dimension into the batch.
 
     Args:
         size: N, of the mapped dimension.
         dims: where each tensor has it, None where it does not.
-        given: the step's tensors as in `ops.autograd.StepTensors`, then the history.
-        wanted: which of the first tensors have a gradient that is wanted, for each of N.
-        row: the row of all samples, where `given` has none.
-        step: the same of the noise counter.
+        given: the tensors.
+        roles: what they are.
+        wanted: for each, whether its gradient is wanted, for each of N.
+        table_rows: S.
+        batch: B.
+        row: the row of all samples, where no tensor of role ROWS says it.
     """
-    merged = [
-        None if tensor is None or i in (*_TABLES, _ROWS, _STEPS) else _spread(tensor, dim, size).flatten(0, 1)
-        for i, (tensor, dim) in enumerate(zip(given, dims, strict=True))
+    is_own = [
+        role is Role.TABLE and (dim is not None or asked)
+        for dim, role, asked in zip(dims, roles, wanted, strict=True)
     ]
-    coefficients, seeds = given[_COEFFICIENTS], given[_SEEDS]
-    assert coefficients is not None and seeds is not None
-    batch = _spread(seeds, dims[_SEEDS], size).shape[1]
-    rows = _spread(coefficients, dims[_COEFFICIENTS], size).shape[1]
-    own = [dims[i] is not None or (i < len(wanted) and wanted[i]) for i in _TABLES]
-    for i, is_own in zip(_TABLES, own, strict=True):
-        merged[i] = table = given[i]
-        if table is not None and (is_own or (any(own) and (i == _COEFFICIENTS or table.shape[0] > 1))):
-            entries = _spread(table, dims[i], size)
-            merged[i] = entries.expand(size, rows, *entries.shape[2:]).flatten(0, 1)
+    apart = any(is_own)
+    merged: list[Tensor | None] = []
+    for tensor, dim, role, own in zip(given, dims, roles, is_own, strict=True):
+        if role is Role.ROWS:
+            rows = None if tensor is None else _merge_index(tensor, dim, size, batch)
+            if apart:
+                like = next(other for other in given if other is not None)
+                rows = torch.tensor([row], device=like.device) if rows is None else rows
+                rows = _shift(rows, size, batch, table_rows)
+            merged.append(rows)
+        elif tensor is None:
+            merged.append(None)
+        elif role is Role.STEPS:
+            merged.append(_merge_index(tensor, dim, size, batch))
+        elif role is Role.BATCH:
+            merged.append(_spread(tensor, dim, size).flatten(0, 1))
+        elif own or (apart and tensor.shape[0] == table_rows):
+            entries = _spread(tensor, dim, size)
+            merged.append(entries.expand(size, table_rows, *entries.shape[2:]).flatten(0, 1))
+        else:
+            merged.append(tensor)
+    return Merged(size, 0 if apart else row, tuple(merged))
 
-    merged[_STEPS] = _merge_index(given[_STEPS], dims[_STEPS], size, batch)
-    merged[_ROWS] = _merge_index(given[_ROWS], dims[_ROWS], size, batch)
-    if any(own):
-        index = merged[_ROWS] if merged[_ROWS] is not None else torch.full_like(seeds.flatten()[:1], row)
-        index = index.expand(size * batch).reshape(size, batch)
-        first = torch.arange(0, size * rows, rows, device=index.device)[:, None]
-        # One that is out of range must not become another's.
-        merged[_ROWS] = torch.where((index >= 0) & (index < rows), index + first, -1).flatten()
-    return Merged(size, rows, row if merged[_ROWS] is None else 0, step, tuple(merged[:_HISTORY]), tuple(merged[_HISTORY:]))
+
+def rows_of(tensor: Tensor, dim: int | None) -> int:
+    """Return the length of a tensor's first dimension but for the mapped one."""
+    return _spread(tensor, dim, 1).shape[1]
 
 
 def _spread(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -105,7 +110,14 @@ def _spread(tensor: Tensor, dim: int | None, size: int) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _merge_index(index: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
-    if index is None or (dim is None and index.shape[0] == 1):
+def _merge_index(index: Tensor, dim: int | None, size: int, batch: int) -> Tensor:
+    if dim is None and index.shape[0] == 1:
         return index
     return _spread(index, dim, size).expand(size, batch).flatten()
+
+
+def _shift(rows: Tensor, size: int, batch: int, table_rows: int) -> Tensor:
+    """Return the rows in tables of N * S; one that is out of range must not become another's."""
+    first = torch.arange(0, size * table_rows, table_rows, device=rows.device)[:, None]
+    rows = rows.expand(size * batch).reshape(size, batch)
+    return torch.where((rows >= 0) & (rows < table_rows), rows + first, -1).flatten()

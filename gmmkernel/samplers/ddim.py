@@ -250,7 +250,8 @@ class DDIMSampler:
         for index in range(first_step, self.coefficients.shape[0]):
             timestep = self.timesteps[index]
             wanted: PredictionName | None = "x0" if keep or callback is not None else None
-            sample, x0, _ = self.step(model(sample, timestep), index, sample, seeds, prediction=wanted)
+            made = self.step(model(sample, timestep), index, sample, seeds, prediction=wanted)
+            sample, x0 = made.prev_sample, made.prediction
             bar.update()
             if x0 is not None:
                 if callback is not None:

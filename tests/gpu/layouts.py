@@ -28,7 +28,7 @@ def moved(case: StepCase, device: torch.device = DEVICE) -> StepCase:
         row=move(case.row),
         step=move(case.step),
         seeds=move(case.seeds),
-        mixture=None if case.mixture is None else MixtureTables(*(move(table) for table in case.mixture)),
+        mixture=None if case.mixture is None else MixtureTables(*(move(table) for table in case.mixture[:3])),
     )
 
 
@@ -54,7 +54,7 @@ def unaligned(tensor: Tensor) -> Tensor:
 def _unaligned_case(case: StepCase) -> StepCase:
     tables = case.mixture
     if tables is not None:
-        tables = MixtureTables(*(unaligned(table) for table in tables))
+        tables = MixtureTables(*(unaligned(table) for table in tables[:3]))
     return replace(
         case.map_samples(unaligned),
         coefficients=unaligned(case.coefficients),

@@ -178,8 +178,8 @@ def test_each_sample_takes_its_own_row_of_every_table(backend: str) -> None:
 
 def test_tables_of_one_entry_are_shared_by_all_rows(backend: str) -> None:
     case = random_case(3, batch=5, components=6, removed=20, per_sample=True)
-    single = MixtureTables(*(table[:1] for table in case.mixture))
-    repeated = MixtureTables(*(table.repeat(4, *[1] * (table.dim() - 1)) for table in single))
+    single = MixtureTables(*(table[:1] for table in case.mixture[:3]))
+    repeated = MixtureTables(*(table.repeat(4, *[1] * (table.dim() - 1)) for table in single[:3]))
     expected = case.run(mixture=repeated, backend=backend)
     for shared in itertools.product((False, True), repeat=3):
         tables = [s if one else r for one, s, r in zip(shared, single, repeated, strict=True)]
@@ -305,7 +305,7 @@ def test_inputs_are_left_as_they_were(backend: str, dtype: torch.dtype) -> None:
         case.coefficients,
         case.row,
         case.seeds,
-        *case.mixture,
+        *case.mixture[:3],
     ]
     before = [tensor.clone() for tensor in tensors]
     case.run(backend=backend)

@@ -280,9 +280,9 @@ def test_float64_samples_take_float64_coefficients_and_tables() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_inputs_that_ask_for_gradients_are_refused(dtype: torch.dtype) -> None:
+def test_an_out_beside_inputs_that_ask_for_gradients_is_refused(dtype: torch.dtype) -> None:
     case = good_case(dtype)
-    message = "gmm_step: an input requires a gradient, which this version does not compute; detach the inputs"
+    message = "out: expected None where an input requires a gradient; detach the inputs or leave it out"
     changes = [
         with_tensor(case, name, torch.zeros(2, 3, 4, dtype=dtype, requires_grad=True)) for name in LIKE_SAMPLE
     ]
@@ -293,7 +293,7 @@ def test_inputs_that_ask_for_gradients_are_refused(dtype: torch.dtype) -> None:
     for change in changes:
         assert_refused(case, RuntimeError, message, **change)
         with torch.no_grad():
-            made = case.run(**change)
+            made = case.run(**change, out=torch.empty(2, 3, 4, dtype=dtype))
         assert not made.prev_sample.requires_grad
 
 

@@ -75,7 +75,7 @@ def test_requests_of_different_schedules_share_a_batch_by_joined_tables(backend:
     steps = [torch.arange(BATCH), torch.arange(BATCH) + 100]
 
     def with_full_tables(case: StepCase, rows: int) -> MixtureTables:
-        full = [table.expand(rows, *table.shape[1:]) for table in case.mixture]
+        full = [table.expand(rows, *table.shape[1:]) for table in case.mixture[:3]]
         full[2] = full[2].expand(rows, 4, 11)
         return MixtureTables(*full)
 

@@ -126,7 +126,7 @@ def test_tables_indices_and_seeds_may_be_strided(backend: str) -> None:
         row=spread(case.row),
         step=None if case.step is None else spread(case.step),
         seeds=spread(case.seeds),
-        mixture=MixtureTables(*map(spread, case.mixture)),
+        mixture=MixtureTables(*map(spread, case.mixture[:3])),
     )
     assert_same_output(strided.run(backend=backend), expected)
     one = case.run(row=1, step=5, backend=backend)

@@ -112,7 +112,7 @@ def test_fake_tensors_get_shapes_types_and_strides_without_computing(name: str) 
 
     def to_fake(value: Any) -> Any:
         if isinstance(value, MixtureTables):
-            return MixtureTables(*map(mode.from_tensor, value))
+            return MixtureTables(*map(mode.from_tensor, value[:3]))
         if isinstance(value, list):
             return [mode.from_tensor(tensor) for tensor in value]
         return mode.from_tensor(value) if isinstance(value, torch.Tensor) else value

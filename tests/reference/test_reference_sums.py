@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gmmkernel.backends.reference.sums import TILE, orthonormalize, tree_sum
+from gmmkernel.backends.constants import SUM_TILE as TILE
+from gmmkernel.backends.reference.sums import orthonormalize, tree_sum
 
 SIZES = (1, 2, 3, 63, 1000, TILE - 1, TILE, TILE + 1, 4097, 3 * TILE)
 

@@ -154,6 +154,26 @@ typedef struct gmm_step_backward_arguments {
 /* The sums of tiles of 1024 elements, and their sum. */
 #define GMM_SUM_ENTRIES(elements) (((elements) + 1023) / 1024 + 1)
 
+/* Log-densities of transitions: of prev_sample, given what a step reads, under the whole mixture. NaN where a standard
+ * deviation is 0: there is no density. */
+typedef struct gmm_log_prob_arguments {
+  gmm_step_arguments step; /* its inputs but seeds, step and thresholds, which are not looked at */
+  gmm_input prev_sample;   /* the sample's type */
+  const void* weights;     /* [weight_rows][K], with a mixture, positive, of the tables' type, like the results */
+  int64_t weight_rows;     /* 1, or as many as the coefficients */
+  void* log_prob;          /* [batch] */
+  void* responsibilities;  /* [batch][K], each component's share of the density; optional */
+  void* workspace;         /* [batch][GMM_SUM_ENTRIES(elements)][K + 1] numbers of the tables' type */
+} gmm_log_prob_arguments;
+
+typedef struct gmm_log_prob_backward_arguments {
+  gmm_log_prob_arguments of;   /* as given; responsibilities are read; log_prob and workspace are not looked at */
+  const void* grad_log_prob;   /* [batch], of the tables' type */
+  gmm_output grad_prev_sample; /* optional, the sample's type */
+  void* grad_weights;          /* optional, [weight_rows][K] */
+  gmm_step_backward_arguments gradients; /* its outputs and workspace; the rest is not looked at */
+} gmm_log_prob_backward_arguments;
+
 typedef struct gmm_normal_arguments {
   int64_t batch;
   int64_t elements;
@@ -188,6 +208,8 @@ typedef struct gmm_cpu_options {
 
 GMM_API int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_draw_components(const gmm_component_arguments* arguments);
 

@@ -33,6 +33,7 @@ struct ScalarLanes {
   GMM_INLINE f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }
   GMM_INLINE f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
   GMM_INLINE f32 sub(f32 a, f32 b) { return __fsub_rn(a, b); }
+  GMM_INLINE f32 div(f32 a, f32 b) { return __fdiv_rn(a, b); }
   GMM_INLINE f32 sqrt(f32 a) { return __fsqrt_rn(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return __int2float_rn(static_cast<int32_t>(a)); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return __clz(static_cast<int>(a)); }
@@ -40,6 +41,7 @@ struct ScalarLanes {
   GMM_INLINE f32 mul(f32 a, f32 b) { return a * b; }
   GMM_INLINE f32 add(f32 a, f32 b) { return a + b; }
   GMM_INLINE f32 sub(f32 a, f32 b) { return a - b; }
+  GMM_INLINE f32 div(f32 a, f32 b) { return a / b; }
   GMM_INLINE f32 sqrt(f32 a) { return __builtin_sqrtf(a); }
   GMM_INLINE f32 signed_to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return a == 0 ? 32 : static_cast<uint32_t>(__builtin_clz(a)); }
@@ -73,6 +75,7 @@ struct DoubleLanes {
   GMM_INLINE double add(double a, double b) { return a + b; }
   GMM_INLINE double mul(double a, double b) { return a * b; }
   GMM_INLINE double sub(double a, double b) { return a - b; }
+  GMM_INLINE double div(double a, double b) { return a / b; }
   GMM_INLINE double fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
     return __dadd_rn(__dmul_rn(a, b), c);

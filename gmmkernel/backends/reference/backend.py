@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Prediction, Stream
-from gmmkernel.backends.protocol import StepGradients, StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
 from gmmkernel.backends.reference import arithmetic, normal, sums
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
-from gmmkernel.backends.reference.transition import choose_component, transition
+from gmmkernel.backends.reference.density import log_density, log_density_backward
+from gmmkernel.backends.reference.transition import choose_component, predict, transition
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def _exact_environment() -> Iterator[None]:
             torch.set_flush_denormal(True)
 
 
-def _read(tensor: Tensor, dtype: type[Any]) -> NDArray[Any]:
+def _read(tensor: Tensor, dtype: Any) -> NDArray[Any]:
     """Return one flattened sample, widened exactly to the arithmetic's dtype."""
     flat = tensor.detach().contiguous().reshape(-1)
     if tensor.dtype == torch.bfloat16:
@@ -72,34 +73,26 @@ def _table_row(table: Tensor, row: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sample:
-    """What a step reads of one sample, widened to the arithmetic's dtype."""
+    """What a transition reads of one sample, widened to the arithmetic's dtype."""
 
     x: Array
     output: Array
     output_uncond: Array | None
     history: list[Array]
     coefficients: Array
-    component: int
-    offset: Array | None
-    std: Array
-    seed: int
-    step: int
     row: int
+
+    @property
+    def read(self) -> tuple[Array, Array, Array | None, list[Array]]:
+        """What is read elementwise."""
+        return self.x, self.output, self.output_uncond, self.history
 
 
 def _samples(inputs: StepInputs) -> Iterator[_Sample]:
     batch = inputs.sample.shape[0]
     dtype = np.float64 if inputs.sample.dtype == torch.float64 else np.float32
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
-    steps = _per_sample(inputs.step, batch, 2**32, "step")
-    seeds = inputs.seeds.tolist()
     for b in range(batch):
-        k, offset, std = 0, None, np.empty(0, dtype)
-        if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
-            k = choose_component(seeds[b], steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
-            offset = _table_row(inputs.offsets, rows[b])[k].numpy()
-            std_rows = _table_row(inputs.std, rows[b])
-            std = std_rows[0 if std_rows.shape[0] == 1 else k].numpy()
         uncond = inputs.model_output_uncond
         yield _Sample(
             _read(inputs.sample[b], dtype),
@@ -107,13 +100,33 @@ def _samples(inputs: StepInputs) -> Iterator[_Sample]:
             None if uncond is None else _read(uncond[b], dtype),
             [_read(stored[b], dtype) for stored in inputs.history],
             inputs.coefficients[rows[b]].numpy(),
-            k,
-            offset,
-            std,
-            seeds[b],
-            steps[b],
             rows[b],
         )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What one sample draws: its component's tables, and what its noise comes from."""
+
+    component: int
+    offset: Array | None
+    std: Array
+    seed: int
+    step: int
+
+
+def _draws(inputs: StepInputs) -> Iterator[_Draw]:
+    batch = inputs.sample.shape[0]
+    rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
+    steps = _per_sample(inputs.step, batch, 2**32, "step")
+    for b, seed in enumerate(inputs.seeds.tolist()):
+        k, offset, std = 0, None, inputs.coefficients.new_empty(0).numpy()
+        if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
+            k = choose_component(seed, steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
+            offset = _table_row(inputs.offsets, rows[b])[k].numpy()
+            std_rows = _table_row(inputs.std, rows[b])
+            std = std_rows[0 if std_rows.shape[0] == 1 else k].numpy()
+        yield _Draw(k, offset, std, seed, steps[b])
 
 
 @_exact_environment()
@@ -125,10 +138,8 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    for b, s in enumerate(_samples(inputs)):
-        made = transition(
-            s.x, s.output, s.output_uncond, s.history, s.coefficients, s.offset, s.std, s.seed, s.step
-        )
+    for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
+        made = transition(*s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step)
         if prediction is not None:
             chosen = {
                 Prediction.X0: made.x0,
@@ -137,7 +148,7 @@ def gmm_step(
             }[Prediction(prediction_kind)]
             _write(prediction[b], chosen)
         if components is not None:
-            components[b] = s.component
+            components[b] = drawn.component
         _write(result[b], made.sample)
 
 
@@ -151,25 +162,84 @@ def gmm_step_backward(
 ) -> None:
     """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
     tables = _TableGradients(gradients)
-    for b, s in enumerate(_samples(inputs)):
+    for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
         g = _read(grad[b], s.x.dtype)
-        noise = normal.standard_normal(s.seed, s.step, Stream.TRANSITION, s.x.size).astype(s.x.dtype)
+        noise = normal.standard_normal(drawn.seed, drawn.step, Stream.TRANSITION, s.x.size).astype(s.x.dtype)
+        r = drawn.std.size
         sigma_terms = g * noise
-        sigma_terms[: s.std.size] = 0
+        sigma_terms[:r] = 0
         made = transition_backward(
             g,
             None if grad_prediction is None else _read(grad_prediction[b], s.x.dtype),
             Prediction(prediction_kind),
-            s.x,
-            s.output,
-            s.output_uncond,
-            s.history,
+            *s.read,
             s.coefficients,
-            np.zeros_like(g) if s.offset is None else g * s.offset,
+            np.zeros_like(g) if drawn.offset is None else g * drawn.offset,
             sigma_terms,
         )
         _write_gradients(gradients, b, made)
-        tables.add(s.row, s.component, made.row, s.coefficients[Column.OFFSET], g, g[: s.std.size], noise)
+        tables.add_row(s.row, made.row)
+        tables.add_offset(s.row, drawn.component, s.coefficients[Column.OFFSET], g)
+        tables.add_std(s.row, drawn.component, g[:r], noise[:r])
+
+
+@_exact_environment()
+def log_prob(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    result: Tensor,
+    responsibilities: Tensor | None = None,
+) -> None:
+    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
+    for b, s in enumerate(_samples(inputs)):
+        _, _, mean = predict(*s.read, s.coefficients)
+        a = _read(prev_sample[b], s.x.dtype) - mean
+        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row))
+        result[b] = float(made.log_prob)
+        if responsibilities is not None:
+            responsibilities[b] = torch.from_numpy(made.responsibilities)
+
+
+@_exact_environment()
+def log_prob_backward(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    responsibilities: Tensor | None,
+    grad: Tensor,
+    gradients: LogProbGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
+    tables = _TableGradients(gradients.step, gradients.weights)
+    for b, s in enumerate(_samples(inputs)):
+        _, _, mean = predict(*s.read, s.coefficients)
+        a = _read(prev_sample[b], s.x.dtype) - mean
+        shares = np.empty(0, a.dtype) if responsibilities is None else responsibilities[b].numpy()
+        mixture = _mixture_of(inputs, weights, s.row)
+        of = log_density_backward(grad[b].numpy(), shares, a, s.coefficients, *mixture)
+        made = transition_backward(
+            of.mean, None, Prediction.NONE, *s.read, s.coefficients, of.offset_terms, of.sigma_terms
+        )
+        _write_gradients(gradients.step, b, made)
+        if gradients.prev_sample is not None:
+            _write(gradients.prev_sample[b], -of.mean)
+        tables.add_row(s.row, made.row)
+        r = mixture[2].shape[1]
+        for k in range(shares.size):
+            tables.add_offset(s.row, k, of.offset_weights[k], of.offset_units[k])
+            tables.add_std(s.row, k, of.std_weights[k], of.std_units[k, :r])
+            tables.add_weight(s.row, k, of.weights[k])
+
+
+def _mixture_of(inputs: StepInputs, weights: Tensor | None, row: int) -> tuple[Array, Array, Array]:
+    """Return the weights [K], offsets [K, D] and std [1 or K, R] of a row; K and R are 0 without a mixture."""
+    if weights is None or inputs.offsets is None or inputs.std is None:
+        none = inputs.coefficients.new_empty(0).numpy()
+        return none, none[:, None], none[None]
+    tables = (weights, inputs.offsets, inputs.std)
+    of_weights, offsets, std = (_table_row(table, row).numpy() for table in tables)
+    return of_weights, offsets, std
 
 
 def _write_gradients(gradients: StepGradients, b: int, made: SampleGradients) -> None:
@@ -184,28 +254,34 @@ def _write_gradients(gradients: StepGradients, b: int, made: SampleGradients) ->
 
 
 class _TableGradients:
-    """Sums over the samples that used an entry of a table, added in the order of the batch."""
+    """Sums over the samples that used an entry of a table, added in the order of the batch by one operation each."""
 
-    def __init__(self, gradients: StepGradients) -> None:
-        self._tables = gradients
-        for table in (gradients.coefficients, gradients.offsets, gradients.std):
+    def __init__(self, gradients: StepGradients, weights: Tensor | None = None) -> None:
+        self._tables, self._weights = gradients, weights
+        for table in (gradients.coefficients, gradients.offsets, gradients.std, weights):
             if table is not None:
                 table.zero_()
 
-    def add(
-        self, row: int, k: int, of_row: Array, weight: Array, of_offset: Array, of_std: Array, factor: Array
-    ) -> None:
-        """Add one sample's: `of_row`, and weight * of_offset and of_std * factor in one fma each."""
+    def add_row(self, row: int, of_row: Array) -> None:
         if self._tables.coefficients is not None:
-            entry = self._tables.coefficients[row].numpy()
-            entry += of_row
+            self._tables.coefficients[row].numpy()[:] += of_row
+
+    def add_offset(self, row: int, k: int, a: Array, b: Array) -> None:
         if self._tables.offsets is not None:
-            entry = _table_row(self._tables.offsets, row)[k].numpy()
-            entry[:] = arithmetic.fma(weight, of_offset, entry)
+            self._add(_table_row(self._tables.offsets, row)[k], a, b)
+
+    def add_std(self, row: int, k: int, a: Array, b: Array) -> None:
         if self._tables.std is not None:
             table = _table_row(self._tables.std, row)
-            entry = table[0 if table.shape[0] == 1 else k].numpy()
-            entry[:] = arithmetic.fma(of_std, factor[: of_std.size], entry)
+            self._add(table[0 if table.shape[0] == 1 else k], a, b)
+
+    def add_weight(self, row: int, k: int, of_weight: Array) -> None:
+        if self._weights is not None:
+            _table_row(self._weights, row).numpy()[k] += of_weight
+
+    @staticmethod
+    def _add(entry: Tensor, a: Array, b: Array) -> None:
+        entry.numpy()[:] = arithmetic.fma(a, b, entry.numpy())
 
 
 @_exact_environment()

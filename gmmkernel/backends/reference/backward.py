@@ -17,7 +17,7 @@ from gmmkernel.backends.reference.sums import tree_sum
 
 @dataclass(frozen=True)
 class SampleGradients:
-    """Derivatives of a loss with respect to what a step read of a sample, in the arithmetic's dtype (float32 or float64)."""
+    """Derivatives of a loss with respect to what a step read of a sample, float32 or float64 as it computes."""
 
     sample: Array
     model_output: Array

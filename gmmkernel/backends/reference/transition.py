@@ -44,6 +44,26 @@ def choose_component(seed: int, step: int, thresholds: Array) -> int:
     return int(np.count_nonzero(np.int64(word) >= thresholds))
 
 
+def predict(
+    x: Array, output: Array, output_uncond: Array | None, history: Sequence[Array], row: Array
+) -> tuple[Array, Array, Array]:
+    """Return the guided output, x0 and the mean before any offset, with the arguments of `transition`."""
+    o = output
+    if output_uncond is not None:
+        o = fma(row[Column.GUIDANCE], output - output_uncond, output_uncond)
+
+    x0 = fma(row[Column.X0_OUTPUT], o, row[Column.X0_SAMPLE] * x)
+    x0 = clip(x0, row[Column.CLIP_MIN], row[Column.CLIP_MAX])
+
+    mean = row[Column.X0] * x0
+    mean = fma(row[Column.OUTPUT], o, mean)
+    mean = fma(row[Column.SAMPLE], x, mean)
+    for j, prediction in enumerate(history):
+        if row[Column.HISTORY_0 + j] != 0:
+            mean = fma(row[Column.HISTORY_0 + j], prediction, mean)
+    return o, x0, mean
+
+
 def transition(
     x: Array,
     output: Array,
@@ -74,19 +94,7 @@ def transition(
     Returns:
         The next sample and the predictions made on the way.
     """
-    o = output
-    if output_uncond is not None:
-        o = fma(row[Column.GUIDANCE], output - output_uncond, output_uncond)
-
-    x0 = fma(row[Column.X0_OUTPUT], o, row[Column.X0_SAMPLE] * x)
-    x0 = clip(x0, row[Column.CLIP_MIN], row[Column.CLIP_MAX])
-
-    mean = row[Column.X0] * x0
-    mean = fma(row[Column.OUTPUT], o, mean)
-    mean = fma(row[Column.SAMPLE], x, mean)
-    for j, prediction in enumerate(history):
-        if row[Column.HISTORY_0 + j] != 0:
-            mean = fma(row[Column.HISTORY_0 + j], prediction, mean)
+    o, x0, mean = predict(x, output, output_uncond, history, row)
     if offset is not None and row[Column.OFFSET] != 0:
         mean = fma(row[Column.OFFSET], offset, mean)
 

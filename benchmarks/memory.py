@@ -1,0 +1,64 @@
+"""Peak memory of forward and backward passes: python -m benchmarks.memory (Linux).
+
+The most that a call adds to the resident memory of a process of its own, results and gradients included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.gradient_cases import FUNCTIONS, forward_backward
+from benchmarks.targets import LARGE_SHAPE
+from benchmarks.workload import Workload
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Return the bytes that a call adds to the resident memory at its peak."""
+    _RESET.write_text("5")  # the peak begins again at what is resident now
+    before = _resident("VmRSS")
+    call()
+    return _resident("VmHWM") - before
+
+
+def _peak_of(name: str, shape: tuple[int, ...]) -> int:
+    _, function, options = FUNCTIONS[name]
+    calls = []
+    for size in ((1, *[4] * (len(shape) - 1)), shape):  # a small one first, for what is loaded once
+        workload = Workload(size, torch.device("cpu"))
+        calls.append(forward_backward(workload, torch.float32, function(workload), **options))
+    calls[0](0)
+    return peak_memory(lambda: calls[1](0))
+
+
+def _resident(field: str) -> int:
+    (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def main() -> None:
+    """Print the peaks."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
+    parser.add_argument(
+        "--size", default="x".join(map(str, LARGE_SHAPE)), help="batch shape (default: %(default)s)"
+    )
+    size = parser.parse_args().size
+    shape = tuple(map(int, size.split("x")))
+    batch = 4 * int(torch.Size(shape).numel())
+    print(f"{size} float32: a batch is {batch / 2**20:.1f} MiB")
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # so that freed tensors do not stay resident
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
+        for name, (measures, _, _) in FUNCTIONS.items():
+            peak = processes.apply(_peak_of, (name, shape))
+            print(f"{name:34} {peak / 2**20:8.1f} MiB {peak / batch:6.2f} batches  {measures}")
+
+
+if __name__ == "__main__":
+    main()

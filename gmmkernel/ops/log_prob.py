@@ -1,0 +1,86 @@
+"""`gmm_step_log_prob`: the log-density of a transition under the whole mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from gmmkernel import backends
+from gmmkernel.ops import checks, library
+from gmmkernel.ops.autograd_log_prob import LogProbOptions, LogProbTensors, log_prob_with_gradient
+from gmmkernel.ops.tables import MixtureTables
+
+
+def gmm_step_log_prob(
+    prev_sample: Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    coefficients: Tensor,
+    *,
+    row: int | Tensor,
+    mixture: MixtureTables | None = None,
+    model_output_uncond: Tensor | None = None,
+    history: Sequence[Tensor] = (),
+    backend: str | None = None,
+) -> Tensor:
+    """Return log p(prev_sample | sample) of one sampling step, whichever component drew it.
+
+        log p = log sum_k pi_k prod_e N(prev_sample_e; mean_e + OFFSET * delta_k,e, std_k,e^2)
+
+    with the mean of `gmm_step`. It costs K * D, where a step costs D: every component is looked at. Sums over
+    elements have a fixed order and take what components differ in apart from what they share, so that their shares of
+    the density are exact to a few ulp however large D is; the result itself is of the order of D, and float32 has 24
+    bits for it. The bits are the same on every backend and for any split of the batch.
+
+    Gradients reach everything that is continuous: `prev_sample`, `sample`, model outputs, history, coefficients, and
+    the mixture's offsets, std and weights (as if their sum were not fixed).
+
+    Where a standard deviation is 0 the transition has no density, and the result is NaN: at steps without noise
+    (eta = 0, or the last one) and where a mixture removes all of the variance.
+
+    Args:
+        prev_sample: [B, ...] the sample at the next (less noisy) step, like `sample`.
+        sample: [B, ...] float32, bfloat16, float16 or float64, any strides.
+        model_output: like `sample`, of the types that `gmm_step` allows.
+        coefficients: [S, 16] float32, float64 beside a float64 sample.
+        row: which row each sample takes: int, or int64 tensor [], [1] or [B].
+        mixture: a mixture bound to the coefficient rows, with its weights, or None for a Gaussian step.
+        model_output_uncond: the unconditional output of a guidance pair.
+        history: up to 4 stored predictions of a multistep sampler.
+        backend: a backend's name; None chooses by device.
+
+    Returns:
+        [B] float32, float64 for float64 samples; in nats.
+
+    Raises:
+        TypeError: an argument is of a type or dtype that is not allowed.
+        ValueError: a shape or device does not fit, or the mixture has no weights.
+        IndexError: a row is out of range (tensors on the CPU; elsewhere the result is NaN).
+        RuntimeError: an input has a forward-mode tangent, or the backend asked for is not available.
+    """
+    checks.check_sample(sample)
+    checks.check_prev_sample(prev_sample, sample)
+    checks.check_like_sample(model_output, "model_output", sample)
+    if model_output_uncond is not None:
+        checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
+    stored = checks.check_history(history, sample)
+    coefficients = checks.check_coefficients(coefficients, sample)
+    row, rows = checks.check_index(row, "row", sample.shape[0], coefficients.shape[0] - 1, sample.device)
+    offsets = std = weights = None
+    if mixture is not None:
+        _, offsets, std, _ = checks.check_mixture(mixture, coefficients, sample)
+        weights = checks.check_weights(mixture, coefficients)
+    name = backends.resolve(sample.device.type, backend)
+    tensors = LogProbTensors(
+        sample, model_output, model_output_uncond, coefficients, offsets, std, prev_sample, weights, rows
+    )
+    return log_density(LogProbOptions(row, name), tensors, stored)
+
+
+def log_density(options: LogProbOptions, tensors: LogProbTensors, history: list[Tensor] | None) -> Tensor:
+    """Return the log-densities of arguments that have been checked, with gradients where they are asked for."""
+    if checks.wants_gradient("gmm_step_log_prob", tensors, history or ()):
+        return log_prob_with_gradient(options, tensors, history or ())
+    made: Tensor = library.log_prob(*options, *tensors, history)[0]
+    return made

@@ -1,0 +1,162 @@
+"""Random transitions as functions of the tensors that have gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from helpers import StepCase, random_case
+from torch import Tensor
+
+from gmmkernel import Column, gmm_step, gmm_step_log_prob
+
+
+def leaves_of(case: StepCase) -> dict[str, Tensor]:
+    """Return the tensors of a case that have a gradient, by name."""
+    found = {
+        "sample": case.sample,
+        "model_output": case.model_output,
+        "coefficients": case.coefficients,
+        "model_output_uncond": case.model_output_uncond,
+        **{f"history{j}": stored for j, stored in enumerate(case.history)},
+    }
+    if case.mixture is not None:
+        found |= {"offsets": case.mixture.offsets, "std": case.mixture.std}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def with_leaves(case: StepCase, leaves: dict[str, Tensor]) -> StepCase:
+    """Return the case with other tensors of these names."""
+    tables = {name: leaves[name] for name in ("offsets", "std", "weights") if name in leaves}
+    history = [leaves.get(f"history{j}", stored) for j, stored in enumerate(case.history)]
+    own = {name: tensor for name, tensor in leaves.items() if name in StepCase.__dataclass_fields__}
+    mixture = case.mixture._replace(**tables) if case.mixture is not None else None
+    return replace(case, mixture=mixture, history=history, **own)
+
+
+def cotangent(like: Tensor, seed: int) -> Tensor:
+    """Return a random gradient of a result."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+
+
+def step_gradients(
+    case: StepCase, grads: Sequence[Tensor] | None = None, **options: Any
+) -> dict[str, Tensor]:
+    """Return the gradients that a step's result and prediction send back, those given or random ones."""
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in leaves_of(case).items()}
+    made = with_leaves(case, leaves).run(**options)
+    results = [tensor for tensor in made[:2] if tensor is not None]
+    grads = grads or [cotangent(result, 1 + i) for i, result in enumerate(results)]
+    found = torch.autograd.grad(results, list(leaves.values()), grads[: len(results)])
+    return dict(zip(leaves, found, strict=True))
+
+
+@dataclass(frozen=True)
+class Density:
+    """A log-density: the transition, whose mixture has weights, and the sample it leads to."""
+
+    case: StepCase
+    prev_sample: Tensor
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return the tensors that have a gradient, by name."""
+        found = {"prev_sample": self.prev_sample, **leaves_of(self.case)}
+        if self.case.mixture is not None and self.case.mixture.weights is not None:
+            found["weights"] = self.case.mixture.weights
+        return found
+
+    def with_leaves(self, leaves: dict[str, Tensor]) -> Density:
+        """Return the same with other tensors of these names."""
+        return Density(with_leaves(self.case, leaves), leaves.get("prev_sample", self.prev_sample))
+
+    def log_prob(self, **options: Any) -> Tensor:
+        """Call `gmm_step_log_prob`."""
+        arguments = {
+            "row": self.case.row,
+            "mixture": self.case.mixture,
+            "model_output_uncond": self.case.model_output_uncond,
+            "history": self.case.history,
+        }
+        tensors = (self.prev_sample, self.case.sample, self.case.model_output, self.case.coefficients)
+        return gmm_step_log_prob(*tensors, **(arguments | options))
+
+    def gradients(self, grad: Tensor | None = None, **options: Any) -> dict[str, Tensor]:
+        """Return the log-densities and the gradients they send back, for the gradient given or a random one."""
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in self.leaves().items()}
+        made = self.with_leaves(leaves).log_prob(**options)
+        found = torch.autograd.grad(made, list(leaves.values()), cotangent(made, 1) if grad is None else grad)
+        return {"log_prob": made.detach(), **dict(zip(leaves, found, strict=True))}
+
+
+def random_density(seed: int, *, positive: bool = True, **options: Any) -> Density:
+    """Return a random log-density.
+
+    Args:
+        seed: the same seed and options give the same one.
+        positive: no standard deviation is 0.
+        options: those of `random_case`.
+    """
+    case = random_case(seed, prediction=None, **options)
+    generator = torch.Generator().manual_seed(seed)
+    prev_sample = torch.randn(case.sample.shape, generator=generator, dtype=torch.float64).to(
+        case.sample.dtype
+    )
+    if positive:
+        coefficients = case.coefficients.clone()
+        coefficients[:, Column.SIGMA] = coefficients[:, Column.SIGMA].abs() + 0.1
+        case = replace(case, coefficients=coefficients)
+    if case.mixture is not None:
+        rows, components = case.coefficients.shape[0], case.mixture.offsets.shape[1]
+        shape = (1 if seed % 2 else rows, components)
+        weights = torch.rand(shape, generator=generator, dtype=case.coefficients.dtype) + 0.1
+        std = case.mixture.std + 0.1 if positive else case.mixture.std
+        mixture = case.mixture._replace(weights=weights / weights.sum(1, keepdim=True), std=std)
+        case = replace(case, mixture=mixture)
+    return Density(case, prev_sample)
+
+
+def smooth(case: StepCase) -> StepCase:
+    """Return a case whose derivatives can be taken by differences: every term there, every bound finite."""
+    coefficients = case.coefficients.clone()
+    coefficients.clamp_(-1e3, 1e3)
+    for column in (Column.SIGMA, Column.OFFSET, *range(Column.HISTORY_0, Column.HISTORY_3 + 1)):
+        coefficients[coefficients[:, column] == 0, column] = 0.3
+    return replace(case, coefficients=coefficients)
+
+
+CASE = random_case(
+    3, batch=3, components=3, removed=20, guidance=True, history=2, prediction="x0", dtype=torch.float32
+)
+DENSITY = random_density(3, batch=3, components=3, removed=20, guidance=True, history=2, dtype=torch.float32)
+ARGUMENTS = (
+    CASE.sample,
+    CASE.model_output.float(),
+    DENSITY.case.coefficients,
+    CASE.mixture.offsets,
+)  # of those below
+
+
+def of_sample(
+    x: Tensor, output: Tensor, coefficients: Tensor, offsets: Tensor, seeds: Tensor, row: Any
+) -> Tensor:
+    """Return a step of one schedule and mixture as a function of tensors."""
+    mixture = CASE.mixture._replace(offsets=offsets)
+    return gmm_step(x, output, coefficients, row=row, step=1, seeds=seeds, mixture=mixture).prev_sample
+
+
+def of_density(
+    x: Tensor, output: Tensor, coefficients: Tensor, offsets: Tensor, seeds: Tensor, row: Any
+) -> Tensor:
+    """Return log-densities as a function of the same tensors."""
+    del seeds
+    mixture = DENSITY.case.mixture._replace(offsets=offsets)
+    return gmm_step_log_prob(x * 0.5, x, output, coefficients, row=row, mixture=mixture)
+
+
+def direct(function: Callable[..., Tensor], row: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of one of them."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]
+    return torch.autograd.grad(function(*leaves, CASE.seeds, row).square().sum(), leaves)

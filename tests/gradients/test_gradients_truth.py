@@ -1,0 +1,195 @@
+"""Gradients against independent ones: differences, PyTorch's own of the equations, and its clamp at the bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from differentiable import cotangent, leaves_of, random_density, smooth, step_gradients, with_leaves
+from helpers import DTYPE_PAIRS, StepCase, coefficient_row, every_option, random_case
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from gmmkernel import Column, MixtureTables, draw_components, gmm_step, standard_normal
+from gmmkernel.backends.constants import Stream
+
+OPTIONS = every_option()
+
+
+def asking(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors that have elements, as leaves that ask for a gradient."""
+    return {name: tensor.clone().requires_grad_() for name, tensor in leaves.items() if tensor.numel()}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("which", range(0, len(OPTIONS), 3))
+def test_differences_give_the_same_derivatives(which: int, backend: str) -> None:
+    """Of first and second order, in float64; the second is PyTorch's, whichever backend computed the first."""
+    options = OPTIONS[which] | {"shape": (5,)}
+    options["removed"] = None if options["removed"] is None else min(options["removed"], 5)
+    case = smooth(random_case(which, batch=2, dtype=torch.float64, output_dtype=torch.float64, **options))
+    leaves = asking(leaves_of(case))
+
+    def step(*tensors: Tensor) -> tuple[Tensor, ...]:
+        made = with_leaves(case, dict(zip(leaves, tensors, strict=True))).run(backend=backend)
+        return tuple(tensor for tensor in made[:2] if tensor is not None)
+
+    assert gradcheck(step, list(leaves.values()))
+    if backend == "cpu":
+        assert gradgradcheck(step, list(leaves.values()))
+
+
+@pytest.mark.parametrize("which", range(0, len(OPTIONS), 4))
+def test_differences_give_the_same_derivatives_of_log_densities(which: int) -> None:
+    options = {name: value for name, value in OPTIONS[which].items() if name != "prediction"} | {
+        "shape": (5,)
+    }
+    options["removed"] = None if options["removed"] is None else min(options["removed"], 5)
+    density = random_density(which, batch=2, dtype=torch.float64, output_dtype=torch.float64, **options)
+    density = replace(density, case=smooth(density.case))
+    leaves = asking(density.leaves())
+
+    def log_prob(*tensors: Tensor) -> Tensor:
+        return density.with_leaves(dict(zip(leaves, tensors, strict=True))).log_prob()
+
+    assert gradcheck(log_prob, list(leaves.values()))
+    assert gradgradcheck(log_prob, list(leaves.values()))
+
+
+def plainly(case: StepCase) -> tuple[Tensor, ...]:
+    """Return a step's results by the equations, float64, for autograd to go through."""
+    batch = case.sample.shape[0]
+    rows = torch.as_tensor(case.row).expand(batch)
+    steps = case.row if case.step is None else case.step
+    c = case.coefficients.double()[rows]
+
+    def column(name: str) -> Tensor:
+        return c[:, Column[name]].reshape(batch, *[1] * (case.sample.dim() - 1))
+
+    x, o = case.sample.double(), case.model_output.double()
+    if case.model_output_uncond is not None:
+        u = case.model_output_uncond.double()
+        o = u + column("GUIDANCE") * (o - u)
+    x0 = (column("X0_SAMPLE") * x + column("X0_OUTPUT") * o).clamp(column("CLIP_MIN"), column("CLIP_MAX"))
+    y = column("SAMPLE") * x + column("OUTPUT") * o + column("X0") * x0
+    for j, stored in enumerate(case.history):
+        y = y + column(f"HISTORY_{j}") * stored.double()
+    z = standard_normal(
+        case.seeds, case.sample.shape[1:], step=steps, stream=Stream.TRANSITION, dtype=torch.float64
+    )
+    std = column("SIGMA").expand_as(y).flatten(1)
+    if case.mixture is not None:
+        k = draw_components(case.seeds, case.mixture.thresholds, row=case.row, step=steps)
+        entry = {
+            table: rows if len(getattr(case.mixture, table)) > 1 else 0 * rows for table in ("offsets", "std")
+        }
+        y = y + column("OFFSET") * case.mixture.offsets.double()[entry["offsets"], k].view_as(y)
+        own = case.mixture.std.double()[entry["std"], k if case.mixture.std.shape[1] > 1 else 0 * k]
+        std = torch.cat([own, std[:, own.shape[1] :]], dim=1)
+    y = y + std.view_as(y) * z
+    made = {"x0": x0, "epsilon": column("EPS_SAMPLE") * x + column("EPS_OUTPUT") * o, "model_output": o}
+    return (y,) if case.prediction is None else (y, made[case.prediction])
+
+
+@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids="{0[0]}-{0[1]}".format)
+def test_pytorch_gives_the_same_gradients(pair: tuple[torch.dtype, torch.dtype]) -> None:
+    roundoff = {
+        torch.float32: 2.0**-24,
+        torch.float64: 2.0**-53,
+        torch.bfloat16: 2.0**-8,
+        torch.float16: 2.0**-11,
+    }
+    for seed, options in enumerate(OPTIONS):
+        case = random_case(seed, batch=3, dtype=pair[0], output_dtype=pair[1], **options)
+        leaves = {name: tensor.double().requires_grad_() for name, tensor in leaves_of(case).items()}
+        results = plainly(with_leaves(case, leaves))
+        grads = [cotangent(case.sample, 1 + i).double() for i in range(len(results))]
+        expected = torch.autograd.grad(results, list(leaves.values()), grads, allow_unused=True)
+        for (name, actual), truth in zip(step_gradients(case).items(), expected, strict=True):
+            truth = torch.zeros_like(actual, dtype=torch.float64) if truth is None else truth
+            arithmetic = torch.float64 if pair[0] == torch.float64 else torch.float32
+            scale = 100 if name in ("coefficients", "offsets", "std") else 10  # sums over elements or samples
+            error = scale * roundoff[arithmetic] + roundoff[actual.dtype]
+            # Ingredients are of order 1, but a few cancel.
+            torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)
+
+
+def clipped(x0: list[float], low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of samples that are x0, and of the bounds."""
+    row = coefficient_row(x0_sample=1.0, x0=2.0, clip_min=low, clip_max=high).requires_grad_()
+    sample = torch.tensor([x0], requires_grad=True)
+    made = gmm_step(sample, torch.zeros(1, len(x0)), row, row=0, seeds=torch.tensor([1]))
+    made.prev_sample.sum().backward()
+    return sample.grad[0], row.grad[0, Column.CLIP_MIN], row.grad[0, Column.CLIP_MAX]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-math.inf, math.inf), (0.0, 0.0), (1.0, -1.0)])
+def test_clipping_has_the_derivative_of_clamp(low: float, high: float) -> None:
+    values = [
+        -3.0,
+        -1.0,
+        math.nextafter(-1.0, -2.0),
+        -0.5,
+        -0.0,
+        0.0,
+        0.7,
+        1.0,
+        1.0000001,
+        5.0,
+        math.inf,
+        -math.inf,
+    ]
+    x = torch.tensor(values, requires_grad=True)
+    bounds = [torch.tensor(bound, requires_grad=True) for bound in (low, high)]
+    (2 * x.clamp(*bounds)).sum().backward()
+    sample, of_low, of_high = clipped(values, low, high)
+    assert torch.equal(sample, x.grad)
+    if low != high:  # then clamp gives the derivative below them to neither, the step to the lower
+        assert torch.equal(of_low, bounds[0].grad)
+        assert torch.equal(of_high, bounds[1].grad)
+    else:
+        assert (of_low, of_high) == (10.0, 10.0)
+
+
+def test_a_nan_lets_gradients_through() -> None:
+    """It is neither above nor below a bound, whether the row has bounds or not."""
+    for bound in (1.0, math.inf):
+        gradient, low, high = clipped([math.nan, 0.5], -bound, bound)
+        assert gradient.tolist() == [2.0, 2.0]
+        assert (low, high) == (0.0, 0.0)
+
+
+def test_what_a_row_switches_off_has_gradients_all_the_same() -> None:
+    """Derivatives at 0 of a history's coefficient, the offset's, and sigma's, whose terms are then left out."""
+    seeds, row = torch.tensor([3]), coefficient_row().requires_grad_()
+    stored = torch.tensor([[1.0, 2.0, 4.0]])
+    mixture = MixtureTables(
+        torch.zeros(1, 0, dtype=torch.int64), torch.tensor([[[5.0, 6.0, 7.0]]]), torch.empty(1, 1, 0)
+    )
+    nothing = torch.zeros(1, 3)
+    made = gmm_step(nothing, nothing, row, row=0, seeds=seeds, mixture=mixture, history=[stored])
+    assert not made.prev_sample.any()
+    made.prev_sample.sum().backward()
+    noise = standard_normal(seeds, (3,), stream=Stream.TRANSITION)
+    assert row.grad[0, Column.HISTORY_0] == 7
+    assert row.grad[0, Column.OFFSET] == 18
+    torch.testing.assert_close(row.grad[0, Column.SIGMA], noise.sum())
+
+
+def test_entries_that_nobody_used_have_gradient_zero() -> None:
+    case = random_case(1, batch=2, components=8, removed=63, rows=4, per_sample=False, dtype=torch.float32)
+    mixture = MixtureTables(
+        case.mixture.thresholds[:1],
+        case.mixture.offsets[:1].repeat(4, 1, 1),
+        case.mixture.std[:1].repeat(4, 1, 1),
+    )
+    made: Any = step_gradients(replace(case, mixture=mixture, row=2, step=5))
+    drawn = set(draw_components(case.seeds, mixture.thresholds, step=5).tolist())
+    for row in range(4):
+        assert bool(made["coefficients"][row].any()) == (row == 2)
+        assert bool(made["std"][row].any()) == (row == 2)
+        used = {k for k in range(8) if made["offsets"][row, k].any()}
+        assert used == (drawn if row == 2 and case.coefficients[2, Column.OFFSET] else set())
