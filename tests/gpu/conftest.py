@@ -9,9 +9,10 @@ import pytest
 import torch
 
 # The tests' helpers, also where the conftest above, which makes them importable, is not loaded.
-_TESTS = str(Path(__file__).resolve().parents[1])
-if _TESTS not in sys.path:
-    sys.path.insert(0, _TESTS)
+_TESTS = Path(__file__).resolve().parents[1]
+for _folder in (_TESTS, _TESTS / "gradients"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
 
 from gmmkernel.backends import available_backends  # noqa: E402
 

@@ -47,7 +47,7 @@ def run(backend: Backend, case: StepCase, out: torch.Tensor | None = None) -> li
         index(case.row if case.step is None else case.step),
         case.model_output_uncond,
         case.history,
-        *(case.mixture or (None, None, None)),
+        *(case.mixture or (None, None, None))[:3],
     )
     result = torch.full_like(case.sample, 9) if out is None else out
     prediction = None

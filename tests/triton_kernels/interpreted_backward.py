@@ -37,7 +37,7 @@ def inputs_of(case: StepCase) -> StepInputs:
         case.row if case.step is None else case.step,
         case.model_output_uncond,
         case.history,
-        *(case.mixture or (None, None, None)),
+        *(case.mixture or (None, None, None))[:3],
     )
 
 

@@ -100,7 +100,7 @@ def inputs_of(**options: Any) -> StepInputs:
     step = case.row if case.step is None else case.step
     return StepInputs(
         case.sample, case.model_output, case.coefficients, case.seeds, case.row, step, case.model_output_uncond,
-        case.history, *(case.mixture or (None, None, None)),
+        case.history, *(case.mixture or (None, None, None))[:3],
     )  # fmt: skip
 
 
