@@ -45,6 +45,7 @@ from triton.compiler import ASTSource
 from gmmkernel.backends.triton import launch
 from gmmkernel.backends.triton.backward import step_backward_kernel
 from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
+from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import WARPS
 from gmmkernel.backends.triton.step import step_kernel
@@ -133,6 +134,21 @@ def add_entries(dtype: str, *, std: bool) -> Kernel:
     return Kernel(add_entries_kernel, tensors, {"STD": std, "TILE": launch.SMALL_TILE, "WHOLE": True})
 
 
+def density_sums(dtype: str) -> Kernel:
+    """Return the sums that log-densities are made of, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    samples = ("x", "output", "uncond", *(f"history{j}" for j in range(4)), "prev_sample")
+    tensors = dict.fromkeys(samples, dtype) | {"rows": "i64"}
+    tensors |= dict.fromkeys(("sums", "coefficients", "offsets", "std"), table_type)
+    return Kernel(density_sums_kernel, tensors, {})
+
+
+def log_prob(dtype: str) -> Kernel:
+    """Return the log-density of a sample, from its sums."""
+    tensors = dict.fromkeys(("result", "responsibilities", "sums", "weights"), dtype) | {"rows": "i64"}
+    return Kernel(log_prob_kernel, tensors, {})
+
+
 STEPS = ("mixture", "gaussian", "everything")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
@@ -153,9 +169,11 @@ KERNELS = {
         for name, dtype in TABLE_TYPES.items()
     },
     **{
-        f"sum-level {name}": Kernel(sum_level_kernel, {"sums": dtype}, {"COLUMNS": 16})
+        f"sum-level {name}": Kernel(sum_level_kernel, {"sums": dtype}, {})
         for name, dtype in TABLE_TYPES.items()
     },
+    **{f"density-sums {name}": density_sums(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{f"log-prob {name}": log_prob(dtype) for name, dtype in TABLE_TYPES.items()},
     "entries": Kernel(
         entries_kernel,
         dict.fromkeys(("entries", "rows", "steps", "seeds", "thresholds"), "i64"),

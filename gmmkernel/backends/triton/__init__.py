@@ -18,5 +18,14 @@ from gmmkernel.backends.triton.launch import (
     why_unusable,
 )
 from gmmkernel.backends.triton.launch_backward import gmm_step_backward
+from gmmkernel.backends.triton.launch_density import log_prob
 
-__all__ = ["describe", "draw_components", "gmm_step", "gmm_step_backward", "standard_normal", "why_unusable"]
+__all__ = [
+    "describe",
+    "draw_components",
+    "gmm_step",
+    "gmm_step_backward",
+    "log_prob",
+    "standard_normal",
+    "why_unusable",
+]
