@@ -32,6 +32,6 @@ def sum_levels(sums: Tensor, tiles: int) -> None:
     batch, places, columns = sums.shape
     counts, below = levels(tiles), 0
     for count, above in pairwise(counts):
-        numbers = (places, below, count, below + count, columns)
-        launch_grid(_SUM_LEVEL, above * columns, batch, (sums,), numbers, (), sums.get_device())
+        numbers = (places, below, count, below + count, above, columns)
+        launch_grid(_SUM_LEVEL, columns, batch, (sums,), numbers, (), sums.get_device())
         below += count

@@ -23,20 +23,19 @@ def sum_tile(values):
 
 
 # No size or address compiles a kernel anew.
-@triton.jit(do_not_specialize_on_alignment=range(1), do_not_specialize=range(1, 7))
+@triton.jit(do_not_specialize_on_alignment=range(1), do_not_specialize=range(1, 8))
 def sum_level_kernel(
     sums,  # [B, places, columns]: each level's, one after another
     places: tl.int64,
     below: tl.int64, count: tl.int64,  # where a level begins, and how many sums it has
-    above: tl.int64,  # where the next one begins
+    above: tl.int64, tiles: tl.int64,  # the same of the next one
     columns: tl.int64,
     first_sample: tl.int64,
 ):  # fmt: skip
-    """Sum a tile of a level, one column of one sample; programs are numbered (tile and column, sample)."""
+    """Sum a level's tiles, one column of one sample; programs are numbered (column, sample)."""
     sample = first_sample + tl.program_id(1).to(tl.int64)
-    number = tl.program_id(0).to(tl.int64)
-    tile, column = number // columns, number % columns
-    of_column = sums + sample * places * columns + column
-    place = tile * TILE + tl.arange(0, TILE)
-    values = tl.load(of_column + (below + place) * columns, mask=place < count, other=0.0)
-    tl.store(of_column + (above + tile) * columns, sum_tile(values))
+    of_column = sums + sample * places * columns + tl.program_id(0)
+    for tile in range(tiles):
+        place = tile * TILE + tl.arange(0, TILE)
+        values = tl.load(of_column + (below + place) * columns, mask=place < count, other=0.0)
+        tl.store(of_column + (above + tile) * columns, sum_tile(values))
