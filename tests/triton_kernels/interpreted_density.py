@@ -23,7 +23,7 @@ from differentiable import Density, random_density
 
 from gmmkernel.backends import cpu, triton
 from gmmkernel.backends.constants import Column
-from gmmkernel.backends.protocol import Backend
+from gmmkernel.backends.protocol import Backend, LogProbGradients, StepGradients
 
 
 def weights_of(density: Density) -> Tensor | None:
@@ -39,10 +39,33 @@ def density_by(backend: Backend, density: Density) -> list[Tensor | None]:
     return [result, shares]
 
 
+def gradients_by(
+    backend: Backend, density: Density, shares: Tensor | None, wanted: bool = True
+) -> list[Tensor | None]:
+    """Return all gradients by a backend's own function, or those of samples alone, in tensors full of nines."""
+    inputs, weights = inputs_of(density.case), weights_of(density)
+    of_samples = [inputs.sample, inputs.model_output, inputs.model_output_uncond, density.prev_sample]
+    tables = [inputs.coefficients, inputs.offsets, inputs.std, weights]
+    grad = torch.randn(len(inputs.sample), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made = [
+        None if tensor is None else torch.full(tensor.shape, 9, dtype=tensor.dtype)
+        for tensor in (*of_samples, *(tables if wanted else [None] * 4), *inputs.history)
+    ]
+    gradients = LogProbGradients(made[3], made[7], StepGradients(*made[:3], *made[4:7], history=made[8:]))
+    grad = grad.to(inputs.coefficients.dtype)
+    backend.log_prob_backward(inputs, density.prev_sample, weights, shares, grad, gradients)
+    return made
+
+
 def assert_same(density: Density) -> list[Tensor | None]:
-    made = density_by(triton, density)
-    for actual, expected in zip(made, density_by(cpu, density), strict=True):
-        assert_same_bits(actual, expected)
+    """Compare log-densities, and gradients from the same responsibilities."""
+    made, expected = density_by(triton, density), density_by(cpu, density)
+    for actual, one in zip(made, expected, strict=True):
+        assert_same_bits(actual, one)
+    for wanted in (True, False):
+        of_expected = gradients_by(cpu, density, expected[1], wanted)
+        for actual, one in zip(gradients_by(triton, density, expected[1], wanted), of_expected, strict=True):
+            assert_same_bits(actual, one)
     return made
 
 

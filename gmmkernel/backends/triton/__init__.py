@@ -18,7 +18,7 @@ from gmmkernel.backends.triton.launch import (
     why_unusable,
 )
 from gmmkernel.backends.triton.launch_backward import gmm_step_backward
-from gmmkernel.backends.triton.launch_density import log_prob
+from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
 
 __all__ = [
     "describe",
@@ -26,6 +26,7 @@ __all__ = [
     "gmm_step",
     "gmm_step_backward",
     "log_prob",
+    "log_prob_backward",
     "standard_normal",
     "why_unusable",
 ]

@@ -41,7 +41,7 @@ def coefficient_sums_kernel(
     sums,  # to write: [B, places, 16], the first of a sample's those of its tiles
     coefficients,  # [S, 16]
     entries,  # int64 [B, 3]
-    steps, seeds,  # int64 [B]
+    steps, seeds,  # int64 [B]; without seeds, the sums of SIGMA and OFFSET are not this kernel's
     offsets,  # [S or 1, K, D]
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
@@ -99,14 +99,15 @@ def coefficient_sums_kernel(
     put_history_sum(target + 8, history1, history1_stride, sample, element, inside, g)
     put_history_sum(target + 9, history2, history2_stride, sample, element, inside, g)
     put_history_sum(target + 10, history3, history3_stride, sample, element, inside, g)
-    if first + TILE > std_elements:
-        step = index_of(steps, steps_stride, step_value, sample)
-        z = normals(tl.load(seeds + sample), first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
-        put_sum(target + 12, g * z, inside & (element >= std_elements))
-    else:  # the mixture's table gives all of these elements their std
-        tl.store(target + 12, 0.0)
-    if offsets is not None:
-        entry = tl.maximum(tl.load(entries + sample * ENTRIES + 1), 0)
-        put_sum(target + 13, g * load(offsets + entry * elements, element, inside, T, False), inside)
-    else:
-        tl.store(target + 13, 0.0)
+    if seeds is not None:
+        if first + TILE > std_elements:
+            step = index_of(steps, steps_stride, step_value, sample)
+            z = normals(tl.load(seeds + sample), first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
+            put_sum(target + 12, g * z, inside & (element >= std_elements))
+        else:  # the mixture's table gives all of these elements their std
+            tl.store(target + 12, 0.0)
+        if offsets is not None:
+            entry = tl.maximum(tl.load(entries + sample * ENTRIES + 1), 0)
+            put_sum(target + 13, g * load(offsets + entry * elements, element, inside, T, False), inside)
+        else:
+            tl.store(target + 13, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
@@ -54,7 +55,7 @@ def gmm_step_backward(
     read = [inputs.sample, inputs.model_output, inputs.model_output_uncond, grad, grad_prediction]
     samples = [None if tensor is None else by_sample(tensor) for tensor in read]
     kind = int(prediction_kind) if grad_prediction is not None else 0
-    _of_samples(inputs, samples, kind, gradients)
+    gradients_of_samples(inputs, samples, kind, gradients)
     if any(table is not None for table in tables):
         _of_tables(inputs, samples, kind, gradients)
 
@@ -63,7 +64,7 @@ def _strides(samples: Sequence[Tensor | None]) -> list[int]:
     return [0 if tensor is None else tensor.stride()[0] for tensor in samples]
 
 
-def _of_samples(
+def gradients_of_samples(
     inputs: StepInputs, samples: Sequence[Tensor | None], kind: int, gradients: StepGradients
 ) -> None:
     """Write the elementwise gradients."""
@@ -91,28 +92,19 @@ def _of_tables(
     inputs: StepInputs, samples: Sequence[Tensor | None], kind: int, gradients: StepGradients
 ) -> None:
     """Add up the gradients of tables, entry by entry, from what each sample used of them."""
-    entries = _entries(inputs)
+    entries = entries_of(inputs)
     if gradients.coefficients is not None:
-        sums = _coefficient_sums(inputs, samples, kind, entries)
-        rows, (batch, places, _) = gradients.coefficients.shape[0], sums.shape
-        launch_grid(
-            _ADD_ROWS,
-            1,
-            rows,
-            (gradients.coefficients, sums, entries),
-            (places, batch),
-            (),
-            sums.get_device(),
-        )
+        sums = new_sums(inputs)
+        add_coefficients(inputs, samples, kind, entries, inputs.seeds, sums, gradients.coefficients)
     grad = samples[3]
     for table in (gradients.offsets, gradients.std):
         if table is not None and grad is not None and table.numel() > 0:
             _add_entries(inputs, grad, entries, table, is_std=table is gradients.std)
 
 
-def _entries(inputs: StepInputs) -> Tensor:
+def entries_of(inputs: StepInputs) -> Tensor:
     """Return which entries of the tables each sample used."""
-    entries = inputs.seeds.new_empty(len(inputs.sample), ENTRIES.value)
+    entries = inputs.coefficients.new_empty(len(inputs.sample), ENTRIES.value, dtype=torch.int64)
     rows, *row_numbers = sample_index(inputs.row)
     steps, *step_numbers = sample_index(inputs.step)
     if inputs.thresholds is None or inputs.offsets is None or inputs.std is None:
@@ -132,22 +124,34 @@ def _entries(inputs: StepInputs) -> Tensor:
     return entries
 
 
-def _coefficient_sums(
-    inputs: StepInputs, samples: Sequence[Tensor | None], kind: int, entries: Tensor
-) -> Tensor:
-    """Return [B, places, 16]: each sample's sums of tiles and of every level above them, the last over all elements."""
-    batch, elements = len(inputs.sample), inputs.sample[0].numel()
+def new_sums(inputs: StepInputs) -> Tensor:
+    """Return room for each sample's sums: [B, places, 16], those of tiles, of every level above them, and of all."""
+    tiles = tiles_of(inputs.sample[0].numel(), SUM_TILE)
+    return inputs.coefficients.new_empty(len(inputs.sample), sum(levels(tiles)), inputs.coefficients.shape[1])
+
+
+def add_coefficients(
+    inputs: StepInputs,
+    samples: Sequence[Tensor | None],
+    kind: int,
+    entries: Tensor,
+    seeds: Tensor | None,
+    sums: Tensor,
+    table: Tensor,
+) -> None:
+    """Write the gradients of coefficients. Without `seeds`, the tiles' sums of SIGMA and OFFSET are in `sums`."""
+    batch, places, _ = sums.shape
+    elements = inputs.sample[0].numel()
     tiles = tiles_of(elements, SUM_TILE)
-    places = sum(levels(tiles))
-    sums = inputs.coefficients.new_empty(batch, places, inputs.coefficients.shape[1])
     history = (*map(by_sample, inputs.history), *ABSENT[len(inputs.history) :])
     tensors = (*samples[:3], *history, *samples[3:])
     steps, *step_numbers = sample_index(inputs.step)
+    device = sums.get_device()
     launch_grid(
         _COEFFICIENT_SUMS,
         tiles,
         batch,
-        (*tensors, sums, inputs.coefficients, entries, steps, inputs.seeds, inputs.offsets),
+        (*tensors, sums, inputs.coefficients, entries, steps, seeds, inputs.offsets),
         (
             *_strides(tensors),
             places,
@@ -156,10 +160,10 @@ def _coefficient_sums(
             elements,
         ),
         (kind, PTX),
-        sums.get_device(),
+        device,
     )
     sum_levels(sums, tiles)
-    return sums
+    launch_grid(_ADD_ROWS, 1, table.shape[0], (table, sums, entries), (places, batch), (), device)
 
 
 def _add_entries(inputs: StepInputs, grad: Tensor, entries: Tensor, table: Tensor, *, is_std: bool) -> None:
