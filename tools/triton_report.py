@@ -46,6 +46,11 @@ from gmmkernel.backends.triton import launch
 from gmmkernel.backends.triton.backward import step_backward_kernel
 from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
 from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
+from gmmkernel.backends.triton.density_backward import (
+    add_density_entries_kernel,
+    add_weights_kernel,
+    density_backward_kernel,
+)
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import WARPS
 from gmmkernel.backends.triton.step import step_kernel
@@ -143,6 +148,27 @@ def density_sums(dtype: str) -> Kernel:
     return Kernel(density_sums_kernel, tensors, {})
 
 
+def density_backward(dtype: str) -> Kernel:
+    """Return what takes log-densities back to the mean, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    samples = ("x", "output", "uncond", *(f"history{j}" for j in range(4)), "prev_sample", "grad_prev_sample")
+    tables = ("distance", "flow", "sums", "responsibilities", "grad", "coefficients", "offsets", "std")
+    tensors = dict.fromkeys(samples, dtype) | dict.fromkeys(tables, table_type) | {"rows": "i64"}
+    return Kernel(density_backward_kernel, tensors, {})
+
+
+def add_density_entries(dtype: str, *, std: bool) -> Kernel:
+    """Return the sums over samples of one table's gradients of log-densities."""
+    tables = ("table", "distance", "responsibilities", "grad", "coefficients", "offsets", "std")
+    return Kernel(add_density_entries_kernel, dict.fromkeys(tables, dtype) | {"rows": "i64"}, {"STD": std})
+
+
+def add_weights(dtype: str) -> Kernel:
+    """Return the sums over samples of the weights' gradients."""
+    tables = ("table", "responsibilities", "grad", "weights")
+    return Kernel(add_weights_kernel, dict.fromkeys(tables, dtype) | {"rows": "i64"}, {})
+
+
 def log_prob(dtype: str) -> Kernel:
     """Return the log-density of a sample, from its sums."""
     tensors = dict.fromkeys(("result", "responsibilities", "sums", "weights"), dtype) | {"rows": "i64"}
@@ -174,6 +200,13 @@ KERNELS = {
     },
     **{f"density-sums {name}": density_sums(dtype) for name, dtype in WITH_FLOAT64.items()},
     **{f"log-prob {name}": log_prob(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"density-backward {name}": density_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{
+        f"add-density-{'std' if std else 'offsets'} {name}": add_density_entries(dtype, std=std)
+        for std in (False, True)
+        for name, dtype in TABLE_TYPES.items()
+    },
+    **{f"add-weights {name}": add_weights(dtype) for name, dtype in TABLE_TYPES.items()},
     "entries": Kernel(
         entries_kernel,
         dict.fromkeys(("entries", "rows", "steps", "seeds", "thresholds"), "i64"),

@@ -27,8 +27,18 @@ LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", 
 
 # What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
 DRAWING = {"mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"}
-FUSING = {"backward", "backward-all", "add-offsets", "density-sums", "log-prob"}
-DIVIDING = {"density-sums", "log-prob"}  # what the assembler makes of a division starts from an estimate
+# What the assembler makes of a division starts from an estimate.
+DIVIDING = {
+    *(
+        "density-sums",
+        "log-prob",
+        "density-backward",
+        "add-density-offsets",
+        "add-density-std",
+        "add-weights",
+    ),
+}
+FUSING = {"backward", "backward-all", "add-offsets", *(DIVIDING - {"add-weights"})}
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
 KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERNELS.values()}
 
@@ -82,7 +92,9 @@ def test_nothing_spills_and_nothing_is_fused_or_approximated(
         assert counted(report, r"DFMA") == 0
     # Without a rounding mode the assembler might fuse a product and a sum.
     assert not re.search(r"\b(?:mul|add|sub)\.f(?:32|64)", ptx)
-    assert (counted(report, r"DMUL") > 0) == (name.endswith("float64") and kind in DRAWING | FUSING)
+    assert (counted(report, r"DMUL") > 0) == (
+        name.endswith("float64") and kind in DRAWING | FUSING | DIVIDING
+    )
 
 
 @each_architecture

@@ -22,10 +22,10 @@ def units_of(a, offset, weight, deviation):
 
     `a` is the sample less the mean before any offset; a weight of 0 means that the row switches the offset off.
     """
+    inverse = divide(constant(a, 1.0), deviation)
     d = a
     if weight != 0:
         d = multiply_add(-weight, offset, a)
-    inverse = divide(constant(a, 1.0), deviation)
     t = d * inverse
     return t * inverse, multiply_add(t, t, constant(t, -1.0)) * inverse
 
@@ -145,13 +145,13 @@ def add_density_entries_kernel(
             first = tl.where(table_components == 1, 0, own)
             last = tl.where(table_components == 1, K, own + 1)
             for k in range(first, last):
-                part = g * tl.load(responsibilities + sample * K + k)
-                offset_row = tl.where(offset_rows == 1, 0, row) * K + k
-                offset = load(offsets + offset_row * elements, element, inside, T, False)
                 std_row = tl.where(std_rows == 1, 0, row) * std_components
                 which = std_row + tl.where(std_components == 1, 0, k)
                 deviation = load_std(std, which, std_elements, sigma, element, T)
+                offset_row = tl.where(offset_rows == 1, 0, row) * K + k
+                offset = load(offsets + offset_row * elements, element, inside, T, False)
                 of_mean, of_std = units_of(a, offset, weight, deviation)
+                part = g * tl.load(responsibilities + sample * K + k)
                 if STD:
                     total = multiply_add(part, of_std, total)
                 else:
