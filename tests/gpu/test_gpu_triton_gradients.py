@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from differentiable import cotangent, step_gradients
+from differentiable import Density, cotangent, random_density, step_gradients
 from helpers import DTYPES, StepCase, assert_same_bits, random_case
 from layouts import DEVICE, moved
 from test_gpu_triton import OPTIONS, triton_needed  # noqa: F401  a fixture
@@ -71,3 +73,30 @@ def test_rows_out_of_range_give_nan_and_add_nothing() -> None:
             assert bool(gradient[1].isnan().all())
             for sample in (0, 2):
                 assert_same_bits(gradient[sample].cpu(), good[name][sample])
+
+
+@pytest.mark.parametrize("components", [0, 1, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_densities(dtype: torch.dtype, components: int) -> None:
+    for size in (1, 1000, 2048, 20000):
+        density = random_density(
+            size,
+            batch=5,
+            shape=(size,),
+            dtype=dtype,
+            output_dtype=dtype,
+            components=components,
+            per_sample=True,
+        )
+        case = moved(density.case)
+        if density.case.mixture is not None:
+            tables = [table.to(DEVICE) for table in density.case.mixture]
+            case = replace(case, mixture=type(density.case.mixture)(*tables))
+        grad = cotangent(torch.empty(5, dtype=case.coefficients.dtype), 1)
+        there = Density(case, density.prev_sample.to(DEVICE))
+        made = there.gradients(grad.to(DEVICE), backend="triton")
+        for name, expected in density.gradients(grad).items():
+            try:
+                assert_same_bits(made[name].cpu(), expected)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from None

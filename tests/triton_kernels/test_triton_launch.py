@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from gmmkernel.backends.constants import Prediction, Stream  # noqa: E402
 from gmmkernel.backends.protocol import StepGradients, StepInputs  # noqa: E402
-from gmmkernel.backends.triton import launch, launch_backward, launch_sums, program  # noqa: E402
+from gmmkernel.backends.triton import launch, launch_backward, launch_density, launch_sums, program  # noqa: E402
 
 STREAM = 77  # the current one
 DEVICE = -1  # what a CPU tensor says its device is
@@ -25,7 +25,7 @@ DEVICE = -1  # what a CPU tensor says its device is
 
 PROGRAMS = [
     value
-    for module in (launch, launch_backward, launch_sums)
+    for module in (launch, launch_backward, launch_density, launch_sums)
     for value in vars(module).values()
     if isinstance(value, program.Program)
 ]
