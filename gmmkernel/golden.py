@@ -16,7 +16,13 @@ from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.mixtures import gaussian_mixture
-from gmmkernel.ops import MixtureTables, draw_components, gmm_step, standard_normal
+from gmmkernel.ops import (
+    MixtureTables,
+    draw_components,
+    gmm_step,
+    gmm_step_log_prob,
+    standard_normal,
+)
 from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
 
 Case = Callable[[str, str], list[Tensor]]
@@ -56,7 +62,7 @@ def expected_digests() -> dict[str, str]:
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    """Yield every case: noise, components, schedules, mixtures, and steps of each kind and type."""
+    """Yield every case: noise, components, schedules, mixtures, steps of each kind and type, gradients, densities."""
     for name, dtype in _DTYPES.items():
         yield f"noise/{name}", _noise(dtype)
     for components in (2, 8, 1024):
@@ -71,6 +77,8 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"step/gaussian-{name}", _step(dtype, variant=None)
         yield f"step/ortho-{name}", _step(dtype, variant="ortho")
         yield f"step/everything-{name}", _step(dtype, variant="rand", everything=True)
+        yield f"gradients/step-{name}", _gradients(dtype)
+        yield f"gradients/log-prob-{name}", _gradients(dtype, density=True)
     yield "step/ddim-float32", _step(torch.float32, variant=None, eta=0.0)
     yield "step/vub-float32", _step(torch.float32, variant="ortho-vub")
     yield "step/k1024-float32", _step(torch.float32, variant="rand", n_components=1024)
@@ -132,6 +140,36 @@ def _mixture(variant: str, weights: Sequence[float] | None) -> Case:
     return run
 
 
+def _tables(
+    dtype: torch.dtype, device: str, *, eta: float, variant: str | None, n_components: int, everything: bool
+) -> tuple[Tensor, MixtureTables | None]:
+    """Return coefficient rows and a mixture; with everything, history, own tables for each row, and uneven weights."""
+    row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    rows = ddim_coefficients(
+        noise_schedule("linear"),
+        timesteps(STEPS),
+        eta=eta,
+        clip_sample_range=1.0,
+        guidance_scale=2.5,
+        dtype=row_dtype,
+    )
+    if everything:
+        rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = torch.tensor(
+            [0.5, -0.25, 0.0, 0.125], dtype=row_dtype
+        )
+    if variant is None:
+        return rows.to(device), None
+    mixture = gaussian_mixture(
+        variant,
+        elements=ELEMENTS,
+        n_components=n_components,
+        scale=0.5,
+        weights=_WEIGHTS if everything else None,
+        n_steps=STEPS if everything else None,
+    )
+    return rows.to(device), mixture.bind(rows).to(device)
+
+
 def _step(
     dtype: torch.dtype,
     *,
@@ -141,35 +179,14 @@ def _step(
     everything: bool = False,
 ) -> Case:
     def run(backend: str, device: str) -> list[Tensor]:
-        row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        rows = ddim_coefficients(
-            noise_schedule("linear"),
-            timesteps(STEPS),
-            eta=eta,
-            clip_sample_range=1.0,
-            guidance_scale=2.5,
-            dtype=row_dtype,
+        rows, tables = _tables(
+            dtype, device, eta=eta, variant=variant, n_components=n_components, everything=everything
         )
-        if everything:
-            rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = torch.tensor(
-                [0.5, -0.25, 0.0, 0.125], dtype=row_dtype
-            )
-        tables: MixtureTables | None = None
-        if variant is not None:
-            mixture = gaussian_mixture(
-                variant,
-                elements=ELEMENTS,
-                n_components=n_components,
-                scale=0.5,
-                weights=_WEIGHTS if everything else None,
-                n_steps=STEPS if everything else None,
-            )
-            tables = mixture.bind(rows).to(device)
         sample, output, uncond, *history = _inputs(dtype, device, 7)
         result = gmm_step(
             sample,
             output,
-            rows.to(device),
+            rows,
             row=torch.tensor([0, 1, 3, 4], device=device),
             step=torch.tensor([0, 1, 2**31, 2**32 - 1], device=device),
             seeds=torch.tensor(SEEDS, device=device),
@@ -183,5 +200,46 @@ def _step(
         assert result.prediction is not None
         assert result.components is not None
         return [result.prev_sample, result.prediction, result.components]
+
+    return run
+
+
+def _gradients(dtype: torch.dtype, *, density: bool = False) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        rows, tables = _tables(dtype, device, eta=1.0, variant="rand", n_components=8, everything=True)
+        assert tables is not None
+        assert tables.weights is not None
+        given = [*_inputs(dtype, device, 7), rows, tables.offsets, tables.std + 0.5, tables.weights]
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        sample, output, uncond, *history, rows, offsets, std, weights = leaves
+        mixture = MixtureTables(tables.thresholds, offsets, std, weights)
+        row = torch.tensor([0, 1, 3, 2], device=device)  # the last one has no noise, and so no density
+        (other,) = _inputs(dtype, device, 1)
+        with torch.enable_grad():
+            if density:
+                made = gmm_step_log_prob(
+                    other,
+                    sample,
+                    output,
+                    rows,
+                    row=row,
+                    mixture=mixture,
+                    model_output_uncond=uncond,
+                    history=history,
+                    backend=backend,
+                )
+                return [made, *torch.autograd.grad(made, leaves, torch.ones_like(made))]
+            made = gmm_step(
+                sample,
+                output,
+                rows,
+                row=row,
+                seeds=torch.tensor(SEEDS, device=device),
+                mixture=mixture,
+                model_output_uncond=uncond,
+                history=history,
+                backend=backend,
+            ).prev_sample
+            return list(torch.autograd.grad(made, leaves[:-1], other))
 
     return run

@@ -19,8 +19,14 @@ TABLES = {"mixture": 2, "shifted": 1, "gaussian": 0}  # that a loop of the kind 
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_kernel = pytest.mark.parametrize("kernel", sass_report.KERNELS)
-each_common = pytest.mark.parametrize("kernel", [*sass_report.STEP_KERNELS, *sass_report.NOISE_KERNELS])
+each_common = pytest.mark.parametrize("kernel", sass_report.COMMON_KERNELS)
+each_noisy = pytest.mark.parametrize("kernel", [*sass_report.STEP_KERNELS, *sass_report.NOISE_KERNELS])
 each_step = pytest.mark.parametrize("kernel", sass_report.STEP_KERNELS)
+each_backward = pytest.mark.parametrize("kernel", sass_report.BACKWARD_KERNELS)
+
+# Those that draw noise, and those that divide: elsewhere no instruction is approximate.
+NOISY = ("step_", "standard_normal_", "backward_sums ", "sum_std ")
+DIVIDING = ("density_", "log_prob ", "add_shares ")
 
 
 class Compiled:
@@ -48,6 +54,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
 def hot_loops(report: Any) -> dict[str, Any]:
     """Return the loops that a kernel is for: of a step's those without `mixed`, of noise the only one."""
     expected = ("noise",) if report.name in sass_report.NOISE_KERNELS else HOT_LOOPS
+    if report.name in sass_report.BACKWARD_KERNELS:
+        expected = ("clipped", "clipped remainder", "free", "free remainder")
     assert [kind for kind in report.loops if kind != "mixed"] == list(expected)
     return {kind: report.loops[kind] for kind in expected}
 
@@ -87,7 +95,34 @@ def test_a_hot_loop_reads_every_input_once(compiled: Compiled, architecture: str
         assert loops[kind].elements == unrolled, kind
 
 
-@each_common
+@each_backward
+@each_architecture
+def test_gradients_read_what_they_need_and_write_each_once(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    inputs = 3 if kernel.endswith("guided") else 2
+    bits = sass_report.ELEMENT_BITS[kernel.split()[1]]
+    for kind, loop in hot_loops(compiled.reports[architecture][kernel]).items():
+        assert loop.elements == (128 // bits if kind.endswith("remainder") else 16), kind
+        of_vector = loop.elements * bits // 128
+        loads = of_vector * (1 if kind.startswith("free") else 1 + inputs)
+        assert loop.memory == {"LDG.E.128": loads, "STG.E.128": of_vector * inputs}, kind
+
+
+@each_backward
+@each_architecture
+def test_gradients_are_fused_where_the_reference_says_so(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    """Two fmas for each element, one more to clip, one more of the guidance pair there."""
+    guided = kernel.endswith("guided")
+    for kind, loop in hot_loops(compiled.reports[architecture][kernel]).items():
+        each = 2 if kind.startswith("free") else 4 if guided else 3
+        fused = sum(count for opcode, count in loop.opcodes.items() if opcode.startswith("FFMA"))
+        assert fused == each * loop.elements, kind
+
+
+@each_noisy
 @each_architecture
 def test_a_hot_loop_draws_a_normal_for_each_element(
     compiled: Compiled, architecture: str, kernel: str
@@ -105,9 +140,13 @@ def test_a_hot_loop_draws_a_normal_for_each_element(
 def test_the_only_approximate_instruction_is_the_named_one(
     compiled: Compiled, architecture: str, kernel: str
 ) -> None:
+    """A division begins with an estimate of its own, and handles special cases with more; the PTX asks for div.rn."""
     opcodes = compiled.reports[architecture][kernel].opcodes
     approximate = {opcode for opcode in opcodes if opcode.startswith("MUFU")}
-    assert approximate == (set() if kernel == "draw_components" else {"MUFU.RSQ"})
+    if kernel.startswith(DIVIDING):
+        assert approximate <= {"MUFU.RCP", "MUFU.RSQ", "MUFU.RCP64H"}
+        return
+    assert approximate == ({"MUFU.RSQ"} if kernel.startswith(NOISY) else set())
     assert [opcode for opcode in opcodes if "FTZ" in opcode.split(".")] == []
 
 
@@ -124,7 +163,11 @@ def test_ptx_spells_out_every_rounding(compiled: Compiled) -> None:
     }
     assert "fma.rn.f32" in floating
     assert floating <= {
-        *(f"{name}.rn.{dtype}" for name in ("add", "sub", "mul", "fma") for dtype in ("f32", "f64")),
+        *(
+            f"{name}.rn.{dtype}"
+            for name in ("add", "sub", "mul", "fma", "div", "rcp")
+            for dtype in ("f32", "f64")
+        ),
         "rsqrt.approx.ftz.f32",
     }
     named = {
@@ -147,12 +190,11 @@ def test_budget_is_kept(compiled: Compiled) -> None:
 def test_a_lack_of_registers_is_noticed(compiled: Compiled, tmp_path: Path) -> None:
     """The same kernels, told to leave room for eight blocks: they spill, and the report says so."""
     bounds = r"__launch_bounds__\(block_threads[^)]*\)"
-    text, places = re.subn(
-        bounds, "__launch_bounds__(block_threads, 8)", sass_compile.SOURCE.read_text("utf-8")
-    )
-    assert places > 0
-    squeezed = tmp_path / "squeezed.cu"
-    squeezed.write_text(text, "utf-8")
+    squeezed = [tmp_path / source.name for source in sass_compile.SOURCES]
+    for source, copy in zip(sass_compile.SOURCES, squeezed, strict=True):
+        text, places = re.subn(bounds, "__launch_bounds__(block_threads, 8)", source.read_text("utf-8"))
+        assert places > 0
+        copy.write_text(text, "utf-8")
     nvcc = sass_compile.find_nvcc()
     reports = sass_report.report(
         *sass_compile.compile_sass(nvcc, sass_compile.find_cuobjdump(nvcc), "90", tmp_path, squeezed)
@@ -177,6 +219,7 @@ def test_budget_file_is_complete() -> None:
         assert list(kernels) == list(sass_report.KERNELS)
         for name, figures in kernels.items():
             assert ("mixture_per_element" in figures) == (name in sass_report.STEP_KERNELS)
+            assert ("free_per_element" in figures) == (name in sass_report.BACKWARD_KERNELS)
 
 
 # ---------------------------------------------------------------------------- the parser, on a few lines of SASS
@@ -312,6 +355,11 @@ def report_of(lines: list[str], resources: Any) -> Any:
         ),
         (f"{MANGLED}26standard_normal_any_kernelE20gmm_normal_argumentsNS_6TilingE", "standard_normal_any"),
         ("_Z22draw_components_kernel23gmm_component_arguments", "draw_components"),
+        (
+            f"{MANGLED}22backward_common_kernelILi1ELb1EEEv27gmm_step_backward_argumentsNS_6TilingE",
+            "backward_common bfloat16 guided",
+        ),
+        (f"{MANGLED}14sum_std_kernelIdEEv27gmm_step_backward_argumentsNS_6TilingE", "sum_std float64"),
     ],
 )
 def test_kernel_names(symbol: str, name: str) -> None:
@@ -403,6 +451,37 @@ def test_a_step_kernel_is_taken_apart() -> None:
     assert report.per_element["shifted"] == (3 + 2 + 1 + 7 / 8 + 2 * 29 + 1) / 32
     assert report.per_element["gaussian"] == (3 + 3 + 1 + 7 / 8 + 2 * 25 + 1) / 32
     assert report.outside == report.instructions - 33 - 9 - 29 - 8 - 25 - 7 - 6
+
+
+def test_gradients_are_told_apart_by_what_they_read() -> None:
+    def loop(label: str, vectors: int, loads: int) -> list[str]:
+        body = [
+            *["LDG.E.128 R4, desc[UR4][R2.64]"] * loads * vectors,
+            *["@P1 STG.E.128 desc[UR4][R2.64], R4"] * 2 * vectors,
+        ]
+        return [f"{label}:{body[0]}", *body[1:], f"@!P0 BRA <{label}>"]
+
+    lines = [
+        "BAR.SYNC.DEFER_BLOCKING 0x0",
+        "@P2 BRA <clipped>",
+        *loop("free", 4, 1),
+        *loop("rest", 1, 1),
+        "EXIT",
+        *loop("clipped", 4, 3),
+        *loop("more", 1, 3),
+        "EXIT",
+    ]
+    (code,) = sass_code.parse_sass(sass(STEP, lines)).values()
+    resources = sass_code.Resources(64, 0, 0, 0, 0)
+    report = sass_report.report_kernel("backward_common float32", code, resources)
+    assert {kind: (loop.elements, loop.instructions) for kind, loop in report.loops.items()} == {
+        "clipped": (16, 21),
+        "clipped remainder": (4, 6),
+        "free": (16, 13),
+        "free remainder": (4, 4),
+    }
+    # The barrier and the branch before it, two turns, the remainder once and EXIT.
+    assert report.per_element["free"] == (2 + 2 * 13 + 4 + 1) / 32
 
 
 def test_a_narrow_store_is_seen() -> None:

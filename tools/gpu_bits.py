@@ -25,14 +25,16 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "gpu", "gradients"))]
 
 from gmmkernel import MixtureTables, Stream, draw_components, standard_normal  # noqa: E402
 
+differentiable: Any = import_module("differentiable")
 helpers: Any = import_module("helpers")
 layouts: Any = import_module("layouts")
 
 SIZES = (1, 3, 63, 1000, 4097)
+GRADIENT_SIZES = (8, 1000, 1024, 4097, 16384, 2**20 + 8)  # the last has two levels of sums
 ROWS = 3
 MOST_ERRORS = 5
 GOAL = 10**9
@@ -151,6 +153,28 @@ def small_case(comparison: Comparison, number: int) -> None:
         standard_normal(own.seeds, (size,), **options),
         standard_normal(case.seeds, (size,), **options),
     )
+
+
+def gradient_case(comparison: Comparison, number: int) -> None:
+    """Compare the gradients of one random step and of one log-density, sent back by random ones."""
+    size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
+    dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
+    # Half of them go through the kernels for common gradients, where sums are not wanted.
+    common = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
+    batch = 2 if size > 2**16 else (1, 3, 17)[number % 3]
+    case = helpers.random_case(number, batch=batch, shape=(size,), dtype=dtype, **common)
+    tables = ("coefficients",) if number % 4 == 1 else ()
+    expected = differentiable.step_gradients(case, without=tables)
+    actual = differentiable.step_gradients(layouts.moved(case, comparison.device), without=tables)
+    for name, tensor in expected.items():
+        comparison.compare(f"gradients, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
+    density = differentiable.random_density(number, batch=batch, shape=(size,), dtype=dtype)
+    moved = differentiable.Density(
+        layouts.moved(density.case, comparison.device), density.prev_sample.to(comparison.device)
+    )
+    expected, actual = density.gradients(), moved.gradients()
+    for name, tensor in expected.items():
+        comparison.compare(f"densities, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
 
 
 # ---- large cases ----
@@ -281,6 +305,12 @@ def compare_all(comparison: Comparison, options: argparse.Namespace) -> None:
             comparison.attempt(f"small case {number}", partial(small_case, comparison, number))
             number += 1
         tell(f"{number} small cases")
+    if options.only in (None, "gradients"):
+        number = 0
+        while within(1 if alone else 0.6) and number != options.most_small:
+            comparison.attempt(f"gradients {number}", partial(gradient_case, comparison, number))
+            number += 1
+        tell(f"gradients of {number} cases")
     if options.only in (None, "large"):
         for number, (dtype, mixture, extra) in enumerate(large_cases()):
             if not within(1):
@@ -297,8 +327,10 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--output", type=Path, help="JSON file, written as the comparison goes on")
-    parser.add_argument("--only", choices=["noise", "small", "large"])
-    parser.add_argument("--most-small", type=int, default=-1, help="no more small cases than this")
+    parser.add_argument("--only", choices=["noise", "small", "gradients", "large"])
+    parser.add_argument(
+        "--most-small", type=int, default=-1, help="no more small cases and gradients than this"
+    )
     parser.add_argument("--log2-elements", type=int, default=25, help="size of a large case")
     options = parser.parse_args()
     torch.set_num_threads(max(1, min(os.cpu_count() or 1, len(os.sched_getaffinity(0)))))

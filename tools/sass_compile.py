@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "backward", "sums", "density"))
 
 # Those of csrc/cuda/CMakeLists.txt that decide about device code.
 COMPILER_FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")
@@ -99,18 +99,25 @@ def compile_sass(
     cuobjdump: Path,
     architecture: str,
     folder: Path,
-    source: Path = SOURCE,
+    sources: Iterable[Path] = SOURCES,
     options: Sequence[str] = (),
 ) -> tuple[str, str, str]:
-    """Compile for one architecture ("90"); return what `report` takes."""
-    cubin = folder / f"sm_{architecture}.cubin"
+    """Compile for one architecture ("90"); return what `report` takes, of all sources together."""
     target = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
-    said = _compile(nvcc, cubin, [target, "--resource-usage", "-cubin", *options], source)
-    return run([cuobjdump, "-sass", cubin])[0], run([cuobjdump, "-elf", cubin])[0], said
+    parts = []
+    for source in sources:
+        cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
+        said = _compile(nvcc, cubin, [target, "--resource-usage", "-cubin", *options], source)
+        parts.append((run([cuobjdump, "-sass", cubin])[0], run([cuobjdump, "-elf", cubin])[0], said))
+    sass, elf, resources = ("\n".join(texts) for texts in zip(*parts, strict=True))
+    return sass, elf, resources
 
 
-def compile_ptx(nvcc: Path, architecture: str, folder: Path, source: Path = SOURCE) -> str:
+def compile_ptx(nvcc: Path, architecture: str, folder: Path, sources: Iterable[Path] = SOURCES) -> str:
     """Compile to PTX, the assembler's input, in which every rounding is spelled out; return it."""
-    ptx = folder / f"compute_{architecture}.ptx"
-    _compile(nvcc, ptx, [f"-arch=compute_{architecture}", "-ptx"], source)
-    return ptx.read_text(encoding="utf-8")
+    parts = []
+    for source in sources:
+        ptx = folder / f"{source.stem}.compute_{architecture}.ptx"
+        _compile(nvcc, ptx, [f"-arch=compute_{architecture}", "-ptx"], source)
+        parts.append(ptx.read_text(encoding="utf-8"))
+    return "\n".join(parts)

@@ -17,7 +17,9 @@ draws noise, has no branch inside but its own and loads nothing but by LDG. A tu
 stores over the bits of an element. What a step's hot loop loads besides the tensors tells its kind: `mixture` two
 tables, `shifted` one, `gaussian` none. Each kind has an unrolled loop and a remainder loop, one vector a turn: the
 unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with branches, is given by its
-size alone: every side of every branch is counted. The kernels of noise have one hot loop, `noise`.
+size alone: every side of every branch is counted. The kernels of noise have one hot loop, `noise`. Those of
+gradients draw none; their hot loops, unrolled and remainder, are `free`, which reads the result's gradient alone, and
+`clipped`, which reads the step's inputs too. All stores count, also those of gradients that are not wanted.
 
 **Instructions per element**, prologue included, of a thread that has a full tile's 32 elements:
 
@@ -64,7 +66,7 @@ from sass_code import (
 )
 from sass_compile import (
     ROOT,
-    SOURCE,
+    SOURCES,
     MissingTool,
     compile_sass,
     find_cuobjdump,
@@ -82,6 +84,25 @@ TABLE_BITS = 32  # of an element of the offsets and of the standard deviations
 
 STEP_KERNELS = tuple(f"step_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided"))
 NOISE_KERNELS = tuple(f"standard_normal_common {dtype}" for dtype in DTYPES.values())
+BACKWARD_KERNELS = tuple(
+    f"backward_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
+)
+OTHER_KERNELS = (
+    "backward_any",
+    "backward_sums",
+    "sum_offsets",
+    "sum_std",
+    "sum_level",
+    "add_samples",
+    "density_sums",
+    "log_prob",
+    "density_backward",
+    "density_backward_sums",
+    "density_offsets",
+    "density_std",
+    "add_shares",
+)
+COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (
     *STEP_KERNELS,
     "step_any float32",
@@ -89,8 +110,11 @@ KERNELS = (
     *NOISE_KERNELS,
     "standard_normal_any",
     "draw_components",
+    *BACKWARD_KERNELS,
+    *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
+FLOWS = ("free", "clipped")  # of gradients: whether the loop reads sample and model output
 
 Required = Mapping[tuple[str, str], float]  # by architecture and kernel
 
@@ -108,7 +132,7 @@ NEVER = ("stack", "spill_stores", "spill_loads")  # no kernel may have any
 class HotLoop:
     """A loop that goes over the elements of a tile, per turn."""
 
-    kind: str  # one of `KINDS`, the same with " remainder", "mixed" or "noise"
+    kind: str  # one of `KINDS` or `FLOWS`, the same with " remainder", "mixed" or "noise"
     elements: int
     instructions: int
     opcodes: Counter[str]
@@ -181,6 +205,12 @@ class KernelReport:
 MEMORY = re.compile(r"(LD|ST)([GSL]?)$|ATOM|RED$|LDGSTS")
 
 
+def _stored_bits(name: str) -> int:
+    """Return the bits that a common kernel stores for each element."""
+    outputs = 1 if name not in BACKWARD_KERNELS else 3 if name.endswith("guided") else 2
+    return outputs * ELEMENT_BITS[name.split()[1]]
+
+
 def _hot_loop(kind: str, code: Iterable[Instruction], element_bits: int) -> HotLoop:
     body = list(code)
     memory = [i for i in body if MEMORY.match(i.root)]
@@ -194,11 +224,32 @@ def _hot_loop(kind: str, code: Iterable[Instruction], element_bits: int) -> HotL
     )
 
 
-def _is_hot(code: Sequence[Instruction], after: Sequence[Sequence[int]], loop: Loop) -> bool:
-    """Whether a loop has no branch but its own, draws noise, stores it, and loads nothing but by LDG."""
+def _is_hot(code: Sequence[Instruction], after: Sequence[Sequence[int]], loop: Loop, name: str) -> bool:
+    """Whether a loop has no branch but its own, draws noise if the kernel does, stores, and loads only by LDG."""
     roots = {code[i].root for i in loop.body}
     straight = all(sum(j in loop.body for j in after[i]) == 1 for i in loop.body)
-    return straight and "STG" in roots and "MUFU" in roots and "LD" not in roots
+    noisy = "MUFU" in roots or name in BACKWARD_KERNELS
+    return straight and noisy and "STG" in roots and "LD" not in roots
+
+
+def _kinds(name: str) -> tuple[str, ...]:
+    """Return the kinds of hot loops of a common kernel."""
+    return FLOWS if name in BACKWARD_KERNELS else ("noise",) if name in NOISE_KERNELS else KINDS
+
+
+def _kind(name: str, hot: HotLoop) -> str:
+    """Return the kind of a hot loop, by what it loads for each element."""
+    bits = ELEMENT_BITS[name.split()[1]]
+    inputs = 3 if name.endswith("guided") else 2
+    expected = {"noise": 0}
+    if name in BACKWARD_KERNELS:
+        expected = {"free": bits, "clipped": (1 + inputs) * bits}
+    elif name in STEP_KERNELS:
+        expected = {kind: inputs * bits + tables * TABLE_BITS for tables, kind in enumerate(KINDS)}
+    for kind, loaded in expected.items():
+        if hot.loaded_bits == hot.elements * loaded:
+            return kind
+    raise ValueError(f"{name}: a loop of {hot.elements} elements loads {hot.loaded_bits} bits")
 
 
 def _named_loops(
@@ -209,28 +260,22 @@ def _named_loops(
     Raises:
         ValueError: they are not the loops that such a kernel must have.
     """
-    bits = ELEMENT_BITS[name.split()[1]]
-    tensors = 0 if name in NOISE_KERNELS else 3 if name.endswith("guided") else 2
     places: dict[str, list[tuple[int, Loop]]] = {}
     branching: list[Loop] = []
     for loop in loops:
         body = [code[i] for i in sorted(loop.body)]
-        if _is_hot(code, after, loop):
-            hot = _hot_loop("", body, bits)
-            tables, rest = divmod(hot.loaded_bits - hot.elements * tensors * bits, hot.elements * TABLE_BITS)
-            if rest or tables not in range(len(KINDS)):
-                raise ValueError(f"{name}: a loop of {hot.elements} elements loads {hot.loaded_bits} bits")
-            kind = "noise" if name in NOISE_KERNELS else KINDS[tables]
-            places.setdefault(kind, []).append((hot.elements, loop))
+        if _is_hot(code, after, loop, name):
+            hot = _hot_loop("", body, _stored_bits(name))
+            places.setdefault(_kind(name, hot), []).append((hot.elements, loop))
         elif any(i.opcode == "MUFU.RSQ" for i in body):
             branching.append(loop)
 
     counts = {kind: len(found) for kind, found in places.items()}
-    expected = {"noise": 1} if name in NOISE_KERNELS else dict.fromkeys(KINDS, 2)
+    expected = dict.fromkeys(_kinds(name), 1 if name in NOISE_KERNELS else 2)
     if counts != expected:
         raise ValueError(f"{name}: expected hot loops {expected}, found {counts}")
     named: dict[str, Loop] = {}
-    for kind in ("noise",) if name in NOISE_KERNELS else reversed(KINDS):
+    for kind in reversed(_kinds(name)):
         (elements, loop), *others = places[kind]
         named[kind] = loop
         for other_elements, other in others:
@@ -259,8 +304,7 @@ def report_kernel(
     hot_loops: dict[str, HotLoop] = {}
     per_element: dict[str, float] = {}
     gather = 0
-    if name in STEP_KERNELS or name in NOISE_KERNELS:
-        bits = ELEMENT_BITS[name.split()[1]]
+    if name in COMMON_KERNELS:
         after = successors(code, tables or {})
         loops = find_loops(after)
         named = _named_loops(code, after, loops, name)
@@ -272,8 +316,8 @@ def report_kernel(
         gather = longest(after, loops, 0, barriers[0]) - to_barrier
         from_barrier = reach(after, barriers)
         for kind, loop in named.items():
-            hot = hot_loops[kind] = _hot_loop(kind, (code[i] for i in sorted(loop.body)), bits)
-            if kind not in (*KINDS, "noise"):
+            hot = hot_loops[kind] = _hot_loop(kind, (code[i] for i in sorted(loop.body)), _stored_bits(name))
+            if kind not in _kinds(name):
                 continue
             leaving = {j for i in loop.body for j in after[i] if j not in loop.body}
             beyond = reach(after, leaving)
@@ -359,7 +403,7 @@ def to_budget(reports: Reports, required: Required = REQUIRED) -> dict[str, dict
 
     Instructions are rounded up to a multiple of 32, and by element to one of 0.5.
     """
-    steps = {"instructions": 32.0, **{f"{kind}_per_element": 0.5 for kind in (*KINDS, "noise")}}
+    steps = {"instructions": 32.0, **{f"{kind}_per_element": 0.5 for kind in (*KINDS, *FLOWS, "noise")}}
 
     def budget(architecture: str, name: str, figure: str, value: float) -> float:
         if figure in NEVER:
@@ -429,7 +473,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="compute capabilities without the dot (80 90 100)",
     )
-    parser.add_argument("--source", type=Path, default=SOURCE, help="the file to compile")
+    parser.add_argument("--source", type=Path, nargs="+", default=SOURCES, help="the files to compile")
     parser.add_argument("--option", action="append", default=[], help="one more option for nvcc: --option=-G")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
     parser.add_argument("--check", action="store_true", help="compare with the budget; exit 1 when over it")

@@ -83,6 +83,39 @@ int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* o
                    [&](int multiprocessors, cudaStream_t stream) { return launch_step(a, multiprocessors, stream); });
 }
 
+int gmm_cuda_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_step_backward_arguments& b = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(b, Memory::device)) return status;
+  const bool tables = b.grad_coefficients != nullptr || b.grad_offsets != nullptr || b.grad_std != nullptr;
+  if (!tables && (b.step.batch == 0 || b.step.elements == 0)) return GMM_SUCCESS;
+  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
+    return launch_step_backward(b, multiprocessors, stream);
+  });
+}
+
+int gmm_cuda_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_log_prob_arguments& p = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(p, Memory::device)) return status;
+  if (p.step.batch == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int, cudaStream_t stream) { return launch_log_prob(p, stream); });
+}
+
+int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_log_prob_backward_arguments& b = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(b, Memory::device)) return status;
+  const gmm_step_backward_arguments& to = b.gradients;
+  const bool tables = to.grad_coefficients != nullptr || to.grad_offsets != nullptr || to.grad_std != nullptr ||
+                      b.grad_weights != nullptr;
+  if (!tables && (b.of.step.batch == 0 || b.of.step.elements == 0)) return GMM_SUCCESS;
+  return on_device(*options, [&](int, cudaStream_t stream) { return launch_log_prob_backward(b, stream); });
+}
+
 int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
   const gmm_normal_arguments& a = *arguments;

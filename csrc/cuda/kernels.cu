@@ -1,13 +1,12 @@
 // The kernels: bodies of step_body.h and noise_body.h over a grid of blocks; and their launches.
 
 #include "cuda/kernels.h"
+#include "cuda/launch.h"
 #include "cuda/noise_body.h"
 #include "cuda/step_body.h"
 
 namespace gmmkernel {
 namespace {
-
-__device__ __forceinline__ Place here() { return {blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x}; }
 
 // The first warp gathers what the tile needs.
 template <int32_t dtype, class T>
@@ -64,15 +63,6 @@ __global__ void __launch_bounds__(block_threads)
   if (sample < a.batch) draw_component_body(a, sample);
 }
 
-cudaError_t launch(const void* kernel, int64_t batch, const Tiling& tiling, const void* arguments,
-                   cudaStream_t stream) {
-  const int64_t tiles = tiles_of(tiling);
-  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(batch < largest_grid_y ? batch : largest_grid_y),
-                  static_cast<unsigned>((batch + largest_grid_y - 1) / largest_grid_y));
-  void* parameters[] = {const_cast<void*>(arguments), const_cast<Tiling*>(&tiling)};
-  return cudaLaunchKernel(kernel, grid, dim3(block_threads), parameters, 0, stream);
-}
-
 template <int32_t dtype>
 const void* common_kernel(bool guided) {
   return guided ? reinterpret_cast<const void*>(step_common_kernel<dtype, true>)
@@ -111,19 +101,18 @@ const void* kernel_for(const gmm_step_arguments& a) {
 
 cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream) {
   const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
-  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, per_pass, multiprocessors), &a, stream);
+  const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
+  return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);
 }
 
 cudaError_t launch_standard_normal(const gmm_normal_arguments& a, int multiprocessors, cudaStream_t stream) {
   const uint32_t per_pass = elements_per_pass(a, a.result.dtype);
-  return launch(kernel_for(a), a.batch, tiling_of(a.batch, a.elements, per_pass, multiprocessors), &a, stream);
+  const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
+  return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);
 }
 
 cudaError_t launch_draw_components(const gmm_component_arguments& a, cudaStream_t stream) {
-  void* parameters[] = {const_cast<gmm_component_arguments*>(&a)};
-  const dim3 grid(static_cast<unsigned>((a.batch + block_threads - 1) / block_threads));
-  return cudaLaunchKernel(reinterpret_cast<const void*>(draw_components_kernel), grid, dim3(block_threads), parameters,
-                          0, stream);
+  return launch(reinterpret_cast<const void*>(draw_components_kernel), a.batch, a, stream);
 }
 
 }  // namespace gmmkernel

@@ -1,7 +1,8 @@
 // The bodies of the noise and component kernels, as functions of a place in the grid.
 #pragma once
 
-#include "cuda/step_body.h"
+#include "cuda/draws.h"
+#include "cuda/operands.h"
 
 namespace gmmkernel {
 
@@ -14,7 +15,7 @@ GMM_INLINE void standard_normal_common(const gmm_normal_arguments& a, const Tili
   const int64_t sample = place.sample(), first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t step = index_at(a.step, sample);
-  const bool valid = step >= 0 && step <= 0xFFFFFFFF;
+  const bool valid = is_step(step);
   const uint64_t block = static_cast<uint64_t>(first) / 4;
   const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, dtype);
@@ -36,7 +37,7 @@ GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling&
   const int64_t sample = place.sample(), first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t step = index_at(a.step, sample);
-  const bool valid = step >= 0 && step <= 0xFFFFFFFF;
+  const bool valid = is_step(step);
   const uint64_t block = static_cast<uint64_t>(first) / 4;
   const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
@@ -57,7 +58,7 @@ GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling&
 // The component of one sample; -1 where its row or step is out of range.
 GMM_INLINE void draw_component_body(const gmm_component_arguments& a, int64_t sample) {
   const int64_t row = a.threshold_rows == 1 ? 0 : index_at(a.row, sample), step = index_at(a.step, sample);
-  const bool valid = row >= 0 && row < a.threshold_rows && step >= 0 && step <= 0xFFFFFFFF;
+  const bool valid = row >= 0 && row < a.threshold_rows && is_step(step);
   int64_t component = valid ? 0 : -1;
   if (valid && a.components > 1) {
     component = choose_component(philox_keys(static_cast<uint64_t>(a.seeds[sample])), static_cast<uint32_t>(step),

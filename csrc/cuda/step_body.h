@@ -3,11 +3,8 @@
 // barrier every thread goes over elements of the tile.
 #pragma once
 
-#include "cuda/formats.h"
-#include "cuda/lanes_cuda.h"
-#include "cuda/tile.h"
-#include "gmmkernel/normal.h"
-#include "gmmkernel/transition.h"
+#include "cuda/draws.h"
+#include "cuda/operands.h"
 
 namespace gmmkernel {
 
@@ -41,46 +38,11 @@ struct alignas(16) StepTile {
   bool noise, plain_bounds;
 };
 
-GMM_INLINE const void* advance(const void* data, int64_t elements, int32_t dtype) {
-  return static_cast<const char*>(data) + elements * size_of(dtype);
-}
-
-GMM_INLINE void* advance(void* data, int64_t elements, int32_t dtype) {
-  return static_cast<char*>(data) + elements * size_of(dtype);
-}
-
 // ---- the first warp ----
-
-#if defined(__CUDA_ARCH__)
-constexpr uint32_t gathering_lanes = 32;
-#else
-constexpr uint32_t gathering_lanes = 1;
-#endif
-
-// Number of thresholds that the word reaches, counted by all lanes together.
-GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* thresholds, uint32_t count, uint32_t word, uint32_t lane) {
-  uint32_t reached = 0;
-  GMM_NO_UNROLL
-  for (uint32_t k = lane; k < count; k += gathering_lanes) {
-    reached += static_cast<int64_t>(word) >= thresholds[k] ? 1 : 0;
-  }
-#if defined(__CUDA_ARCH__)
-  reached = __reduce_add_sync(0xFFFFFFFF, reached);
-#endif
-  return reached;
-}
 
 template <class T>
 GMM_INLINE bool is_plain_bound(T bound) {
   return bound < 0 || bound > 0;
-}
-
-// Types known when compiling are left out of the arithmetic of addresses.
-constexpr int32_t any_dtype = -1;
-
-template <int32_t dtype>
-GMM_INLINE const void* sample_at(const gmm_input& input, int64_t sample, int64_t first) {
-  return advance(input.data, sample * input.batch_stride + first, dtype == any_dtype ? input.dtype : dtype);
 }
 
 template <int32_t dtype, class T>
@@ -94,7 +56,7 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
   const int64_t first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
-  const bool valid = row_index >= 0 && row_index < a.coefficient_rows && step >= 0 && step <= 0xFFFFFFFF;
+  const bool valid = row_index >= 0 && row_index < a.coefficient_rows && is_step(step);
   const gmm_mixture& m = a.mixture;
   const uint32_t components = static_cast<uint32_t>(m.components);  // at most 1024
   int64_t component = valid ? 0 : -1;
@@ -104,12 +66,7 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
     const T* columns = static_cast<const T*>(a.coefficients) + row_index * row_columns;
     for (uint32_t c = lane; c < row_columns; c += gathering_lanes) reinterpret_cast<T*>(&tile.row)[c] = columns[c];
     const Row<T>& row = *reinterpret_cast<const Row<T>*>(columns);
-    if (components > 1) {
-      uint32_t words[4];
-      random_words<ScalarLanes>(keys, 0, static_cast<uint32_t>(step), Stream::component, words);
-      const int64_t* thresholds = m.thresholds + table_row(m.threshold_rows, row_index) * (components - 1);
-      component = count_reached_by_lanes(thresholds, components - 1, words[0], lane);
-    }
+    if (components > 1) component = draw_component(m, row_index, keys, static_cast<uint32_t>(step), lane);
     if (lane == 0) {
       const bool shifted = components > 0 && row.offset != 0;
       const bool noise = (components > 0 && m.std_elements > 0) || row.sigma != 0;
@@ -152,30 +109,11 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
   tile.output = sample_at<dtype>(a.model_output, sample, first);
   tile.uncond =
       a.model_output_uncond.data == nullptr ? nullptr : sample_at<dtype>(a.model_output_uncond, sample, first);
-  tile.result =
-      advance(a.result.data, sample * a.result.batch_stride + first, dtype == any_dtype ? a.result.dtype : dtype);
+  tile.result = sample_at<dtype>(a.result, sample, first);
   if (a.components != nullptr && place.tile == 0) a.components[sample] = component;
 }
 
 // ---- then every thread ----
-
-// The four normals of one Philox block.
-GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
-                             Stream stream, float (&z)[4]) {
-  uint32_t words[4] = {block_low, block_high, step, static_cast<uint32_t>(stream)};
-  philox<CudaLanes>(keys, words);
-  normals_from_words<CudaLanes>(words, z);
-}
-
-template <int32_t dtype>
-GMM_INLINE Bits128 load128(const void* data, uint32_t i) {
-  return read_bits<Bits128>(static_cast<const typename Format<dtype>::storage*>(data) + i);
-}
-
-template <int32_t dtype>
-GMM_INLINE void store128(void* data, uint32_t i, const Bits128& bits) {
-  write_bits(static_cast<typename Format<dtype>::storage*>(data) + i, bits);
-}
 
 // n entries of a row of offsets or std.
 template <int n>
@@ -290,91 +228,6 @@ GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread)
 }
 
 // ---- any step: each operand's type and alignment are looked at as it is read ----
-
-template <class T>
-GMM_INLINE T load_element(const void* data, int32_t dtype, uint32_t i) {
-  switch (dtype) {
-    case GMM_BFLOAT16:
-      return bfloat16_to_float(static_cast<const uint16_t*>(data)[i]);
-    case GMM_FLOAT16:
-      return Format<GMM_FLOAT16>::widen(static_cast<const uint16_t*>(data)[i]);
-    case GMM_FLOAT64:
-      return static_cast<T>(static_cast<const double*>(data)[i]);
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
-
-// Elements i .. i + 3 of the tile, zero beyond `count`.
-template <class T>
-GMM_INLINE void load_four(const void* data, int32_t dtype, uint32_t i, uint32_t count, T (&values)[4]) {
-  if (i + 4 <= count && dtype == GMM_FLOAT32 && is_aligned(data, 16)) {
-    const Bits128 bits = load128<GMM_FLOAT32>(data, i);
-    for (int j = 0; j < 4; ++j) values[j] = bits_float(bits.word[j]);
-  } else if (i + 4 <= count && dtype == GMM_FLOAT64 && is_aligned(data, 16)) {
-    for (int j = 0; j < 4; j += 2) {
-      const Bits128 bits = read_bits<Bits128>(static_cast<const double*>(data) + i + j);
-      double two[2];
-      __builtin_memcpy(two, &bits, 16);
-      values[j] = static_cast<T>(two[0]);
-      values[j + 1] = static_cast<T>(two[1]);
-    }
-  } else if (i + 4 <= count && size_of(dtype) == 2 && is_aligned(data, 8)) {
-    const Bits64 bits = read_bits<Bits64>(static_cast<const uint16_t*>(data) + i);
-    for (int j = 0; j < 4; ++j) {
-      const uint16_t half = static_cast<uint16_t>(bits.word[j / 2] >> 16 * (j % 2));
-      values[j] = dtype == GMM_BFLOAT16 ? bfloat16_to_float(half) : Format<GMM_FLOAT16>::widen(half);
-    }
-  } else {
-    for (int j = 0; j < 4; ++j) values[j] = i + j < count ? load_element<T>(data, dtype, i + j) : T(0);
-  }
-}
-
-template <class T>
-GMM_INLINE void store_four(void* data, int32_t dtype, uint32_t i, uint32_t count, const T (&values)[4]) {
-  if constexpr (sizeof(T) == 8) {
-    double* to = static_cast<double*>(data) + i;
-    if (i + 4 <= count && is_aligned(data, 16)) {
-      for (int j = 0; j < 4; j += 2) {
-        Bits128 bits;
-        __builtin_memcpy(&bits, values + j, 16);
-        write_bits(to + j, bits);
-      }
-    } else {
-      for (int j = 0; j < 4; ++j)
-        if (i + j < count) to[j] = values[j];
-    }
-  } else if (dtype == GMM_FLOAT32) {
-    if (i + 4 <= count && is_aligned(data, 16)) {
-      store128<GMM_FLOAT32>(data, i, Format<GMM_FLOAT32>::pack(values));
-    } else {
-      for (int j = 0; j < 4; ++j)
-        if (i + j < count) static_cast<float*>(data)[i + j] = values[j];
-    }
-  } else {
-    Bits64 bits;
-    for (int j = 0; j < 2; ++j) {
-      bits.word[j] = dtype == GMM_BFLOAT16 ? Format<GMM_BFLOAT16>::pair(values[2 * j], values[2 * j + 1])
-                                           : Format<GMM_FLOAT16>::pair(values[2 * j], values[2 * j + 1]);
-    }
-    uint16_t* to = static_cast<uint16_t*>(data) + i;
-    if (i + 4 <= count && is_aligned(data, 8)) {
-      write_bits(to, bits);
-    } else {
-      for (int j = 0; j < 4; ++j)
-        if (i + j < count) to[j] = static_cast<uint16_t>(bits.word[j / 2] >> 16 * (j % 2));
-    }
-  }
-}
-
-template <class T>
-struct LanesOf {
-  using type = ScalarLanes;
-};
-template <>
-struct LanesOf<double> {
-  using type = DoubleLanes;
-};
 
 template <class T>
 GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& tile) {

@@ -70,6 +70,23 @@ inline bool is_common(const gmm_step_arguments& a) {
   return m.components == 0 || (is_aligned(m.offsets, 16) && is_aligned(m.std, 16) && m.std_elements % 4 == 0);
 }
 
+// The same of gradients: elementwise ones, none of a prediction or a history, no sums.
+inline bool is_common(const gmm_step_backward_arguments& b) {
+  const gmm_step_arguments& a = b.step;
+  const int32_t dtype = a.sample.dtype;
+  if (dtype == GMM_FLOAT64 || b.grad_prediction.data != nullptr || b.grad_coefficients != nullptr) return false;
+  for (const gmm_output& stored : b.grad_history) {
+    if (stored.data != nullptr) return false;
+  }
+  const auto common = [&](const auto& tensor) {
+    return tensor.data == nullptr ||
+           (tensor.dtype == dtype && is_vector(tensor.data, a.batch, tensor.batch_stride, dtype));
+  };
+  return common(a.sample) && common(a.model_output) && common(a.model_output_uncond) && common(b.grad_result) &&
+         common(b.grad_sample) && common(b.grad_model_output) && common(b.grad_model_output_uncond) &&
+         a.elements * size_of(dtype) % 16 == 0;
+}
+
 // Whether noise goes out in whole vectors of 16 bytes.
 inline bool is_common(const gmm_normal_arguments& a) {
   const int32_t dtype = a.result.dtype;
@@ -82,5 +99,38 @@ template <class Arguments>
 uint32_t elements_per_pass(const Arguments& a, int32_t dtype) {
   return block_threads * (is_common(a) && size_of(dtype) == 2 ? 8 : 4);
 }
+
+// Whether there is a gradient to write for each sample.
+inline bool writes_samples(const gmm_step_backward_arguments& b) {
+  bool wanted = b.grad_sample.data != nullptr || b.grad_model_output.data != nullptr ||
+                b.grad_model_output_uncond.data != nullptr;
+  for (const gmm_output& stored : b.grad_history) wanted = wanted || stored.data != nullptr;
+  return wanted;
+}
+
+constexpr uint32_t sum_tile = 1024;
+
+// The sums of every sample's tiles, [batch][entries][columns], and how many tiles there are; once summed, the first row
+// of a sample is the whole sample's.
+struct SumRows {
+  void* data;
+  int64_t batch, entries, columns, tiles;
+};
+
+inline SumRows sum_rows(void* data, const gmm_step_arguments& a, int64_t columns) {
+  const int64_t entries = GMM_SUM_ENTRIES(a.elements);
+  return {data, a.batch, entries, columns, entries - 1};
+}
+
+// A level of the tree over a sample's tiles: `count` rows, `stride` apart; a block sums 16 columns of a tile of rows.
+struct SumLevel {
+  int64_t count, stride;
+};
+
+inline Tiling tiling_of(const SumLevel& level) { return {level.count, sum_tile}; }
+
+inline SumLevel above(const SumLevel& level) { return {tiles_of(tiling_of(level)), level.stride * sum_tile}; }
+
+inline uint32_t column_blocks(const SumRows& rows) { return static_cast<uint32_t>((rows.columns + 15) / 16); }
 
 }  // namespace gmmkernel

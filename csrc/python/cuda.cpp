@@ -17,6 +17,31 @@ void step(const py::tuple& inputs, const py::tuple& result, const py::tuple& pre
   run([&] { return gmm_cuda_step(&a, &options); });
 }
 
+void step_backward(const py::tuple& inputs, int prediction_kind, const py::tuple& grads, const py::tuple& gradients,
+                   int device, std::uintptr_t stream) {
+  const gmm_step_backward_arguments b = arguments::step_backward(inputs, prediction_kind, grads, gradients);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_step_backward(&b, &options); });
+}
+
+void log_prob(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights, std::uintptr_t result,
+              std::uintptr_t responsibilities, std::uintptr_t workspace, int device, std::uintptr_t stream) {
+  const gmm_log_prob_arguments a =
+      arguments::log_prob(inputs, prev_sample, weights, result, responsibilities, workspace);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_log_prob(&a, &options); });
+}
+
+void log_prob_backward(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights,
+                       std::uintptr_t responsibilities, std::uintptr_t grad, const py::tuple& grad_prev_sample,
+                       std::uintptr_t grad_weights, const py::tuple& gradients, int device, std::uintptr_t stream) {
+  const gmm_log_prob_arguments of = arguments::log_prob(inputs, prev_sample, weights, 0, responsibilities, 0);
+  const gmm_log_prob_backward_arguments b =
+      arguments::log_prob_backward(of, grad, grad_prev_sample, grad_weights, gradients);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_log_prob_backward(&b, &options); });
+}
+
 void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
                      const py::tuple& step, int purpose, int device, std::uintptr_t stream) {
   const gmm_normal_arguments a = arguments::standard_normal(batch, elements, result, seeds, step, purpose);
@@ -46,6 +71,9 @@ PYBIND11_MODULE(_cuda, m) {
   m.attr("version") = gmm_version();
   m.attr("architectures") = GMM_CUDA_ARCHITECTURES;
   m.def("step", &step);
+  m.def("step_backward", &step_backward);
+  m.def("log_prob", &log_prob);
+  m.def("log_prob_backward", &log_prob_backward);
   m.def("standard_normal", &standard_normal);
   m.def("draw_components", &draw_components);
   m.def("device_count", &device_count);

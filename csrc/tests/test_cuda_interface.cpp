@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "step_case.h"
+#include "density_case.h"
 
 namespace {
 
@@ -43,6 +43,53 @@ void test_bad_arguments() {
   CHECK(c.result.bytes_are(0x5A), "something was written");
 }
 
+void test_bad_gradients() {
+  const gmm_cuda_options good = {0, nullptr}, bad_device = {-1, nullptr};
+  BackwardOptions options;
+  options.step.components = 8;
+  options.coefficients = options.offsets = true;
+  BackwardCase c(options, 1, 0x5A);
+  expect(gmm_cuda_step_backward(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_step_backward(&c.arguments, nullptr), GMM_INVALID_ARGUMENT, "options: ");
+  expect(gmm_cuda_step_backward(&c.arguments, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  const auto spoilt = [&](auto&& spoil, const char* named, int expected = GMM_INVALID_ARGUMENT) {
+    gmm_step_backward_arguments b = c.arguments;
+    spoil(b);
+    expect(gmm_cuda_step_backward(&b, &good), expected, named);
+  };
+  spoilt([](gmm_step_backward_arguments& b) { b.grad_result.data = nullptr; }, "grad_result: ");
+  spoilt([](gmm_step_backward_arguments& b) { b.grad_sample.dtype = GMM_FLOAT16; }, "grad_sample: ");
+  spoilt([](gmm_step_backward_arguments& b) { b.workspace = nullptr; }, "workspace: ");
+  spoilt([](gmm_step_backward_arguments& b) { b.step.mixture.components = 0; }, "grad_offsets: ");
+  spoilt([](gmm_step_backward_arguments& b) { b.step.row = {nullptr, 0, 3}; }, "row: ", GMM_OUT_OF_RANGE);
+  CHECK(c.sample.bytes_are(0x5A) && c.coefficients.bytes_are(0x5A), "something was written");
+}
+
+void test_bad_densities() {
+  const gmm_cuda_options good = {0, nullptr}, bad_device = {-1, nullptr};
+  DensityOptions options;
+  options.backward.step.components = 8;
+  options.backward.coefficients = options.weights = true;
+  DensityCase c(options, 1, 0x5A);
+  expect(gmm_cuda_log_prob(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_log_prob(&c.arguments, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  expect(gmm_cuda_log_prob_backward(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_log_prob_backward(&c.gradients, nullptr), GMM_INVALID_ARGUMENT, "options: ");
+  gmm_log_prob_arguments p = c.arguments;
+  p.weights = nullptr;
+  expect(gmm_cuda_log_prob(&p, &good), GMM_INVALID_ARGUMENT, "weights: ");
+  p = c.arguments;
+  p.workspace = nullptr;
+  expect(gmm_cuda_log_prob(&p, &good), GMM_INVALID_ARGUMENT, "workspace: ");
+  gmm_log_prob_backward_arguments b = c.gradients;
+  b.of.responsibilities = nullptr;
+  expect(gmm_cuda_log_prob_backward(&b, &good), GMM_INVALID_ARGUMENT, "responsibilities: ");
+  b = c.gradients;
+  b.of.step.row = {nullptr, 0, 3};
+  expect(gmm_cuda_log_prob_backward(&b, &good), GMM_OUT_OF_RANGE, "row: ");
+  CHECK(c.log_prob.bytes_are(0x5A) && c.grad_weights.bytes_are(0x5A), "something was written");
+}
+
 // Nothing to do is done without a device.
 void test_empty_batches() {
   const gmm_cuda_options options = {0, nullptr};
@@ -50,6 +97,15 @@ void test_empty_batches() {
   empty.batch = 0;
   StepCase c(empty, 1);
   CHECK(gmm_cuda_step(&c.arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
+  BackwardOptions gradients;
+  gradients.step = empty;
+  BackwardCase d(gradients, 1);
+  CHECK(gmm_cuda_step_backward(&d.arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
+  DensityOptions density;
+  density.backward.step = empty;
+  DensityCase e(density, 1);
+  CHECK(gmm_cuda_log_prob(&e.arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
+  CHECK(gmm_cuda_log_prob_backward(&e.gradients, &options) == GMM_SUCCESS, "%s", gmm_last_error());
 }
 
 void test_a_missing_device() {
@@ -58,12 +114,19 @@ void test_a_missing_device() {
   StepCase c(StepOptions{}, 1, 0x5A);
   expect(gmm_cuda_step(&c.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
   CHECK(c.result.bytes_are(0x5A), "something was written");
+  BackwardCase d(BackwardOptions{}, 1, 0x5A);
+  expect(gmm_cuda_step_backward(&d.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
+  DensityCase e(DensityOptions{}, 1, 0x5A);
+  expect(gmm_cuda_log_prob(&e.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
+  expect(gmm_cuda_log_prob_backward(&e.gradients, &options), GMM_CUDA_ERROR, "CUDA: ");
 }
 
 }  // namespace
 
 int main() {
   test_bad_arguments();
+  test_bad_gradients();
+  test_bad_densities();
   test_empty_batches();
   test_a_missing_device();
   return check_report();

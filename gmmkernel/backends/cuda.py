@@ -1,7 +1,7 @@
-"""The compiled CUDA kernels: one launch a call, on the tensors' device and the current stream of PyTorch.
+"""The compiled CUDA kernels, on the tensors' device and the current stream of PyTorch: one launch a step.
 
-Contiguous tensors cost no allocation, and nothing is waited for or read back: a call may be captured in a CUDA graph,
-after one like it has been made outside, which loads the kernel.
+Contiguous tensors cost no allocation (sums over elements do: they need room), and nothing is waited for or read back:
+a call may be captured in a CUDA graph, after one like it has been made outside, which loads the kernels.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ if find_spec("gmmkernel._cuda") is None:
     )
 from gmmkernel import _cuda
 from gmmkernel.backends.compiled import (
+    address,
     by_sample,
     component_arguments,
+    density_inputs,
+    describe_tensor,
     normal_arguments,
+    rows_workspace,
+    step_gradients,
     step_inputs,
     step_outputs,
+    sums_workspace,
 )
 from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
@@ -48,6 +54,72 @@ def gmm_step(
     _cuda.step(described, *outputs, *_place(result))
     if target is not result:
         result.copy_(target)
+
+
+def gmm_step_backward(
+    inputs: StepInputs,
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    gradients: StepGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    grad = by_sample(grad)
+    grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
+    workspace = rows_workspace(inputs, gradients)
+    _cuda.step_backward(
+        described,
+        prediction_kind,
+        (describe_tensor(grad), describe_tensor(grad_prediction)),
+        step_gradients(gradients, workspace),
+        *_place(grad),
+    )
+
+
+def log_prob(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    result: Tensor,
+    responsibilities: Tensor | None = None,
+) -> None:
+    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    prev_sample = by_sample(prev_sample)
+    workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
+    _cuda.log_prob(
+        described,
+        *density_inputs(prev_sample, weights),
+        address(result),
+        address(responsibilities),
+        address(workspace),
+        *_place(result),
+    )
+
+
+def log_prob_backward(
+    inputs: StepInputs,
+    prev_sample: Tensor,
+    weights: Tensor | None,
+    responsibilities: Tensor | None,
+    grad: Tensor,
+    gradients: LogProbGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
+    described, _alive = step_inputs(inputs)
+    prev_sample = by_sample(prev_sample)
+    workspace = rows_workspace(inputs, gradients.step)
+    _cuda.log_prob_backward(
+        described,
+        *density_inputs(prev_sample, weights),
+        address(responsibilities),
+        address(grad),
+        describe_tensor(gradients.prev_sample),
+        address(gradients.weights),
+        step_gradients(gradients.step, workspace),
+        *_place(grad),
+    )
 
 
 def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:

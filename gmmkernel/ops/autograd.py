@@ -6,6 +6,7 @@ pass; derivatives of these are plain PyTorch.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -70,8 +71,15 @@ def apart(given: tuple[Optional, ...]) -> tuple[Optional, ...]:
     return tuple(once)
 
 
+def with_signature(function: Any) -> Any:
+    """Have a function's signature worked out once: PyTorch asks for a forward's at every call."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 class _Step(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(options: StepOptions, *given: Any) -> Made:
         t, history = StepTensors(*given[:FIELDS]), given[FIELDS:]
         out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
@@ -129,6 +137,7 @@ class _Step(torch.autograd.Function):
 
 class _StepBackward(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(
         wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *given: Any
     ) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.ops import library
-from gmmkernel.ops.autograd import Optional, among_wanted, apart, by_batch, merge_batch
+from gmmkernel.ops.autograd import Optional, among_wanted, apart, by_batch, merge_batch, with_signature
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
 from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
 
@@ -50,6 +50,7 @@ def log_prob_with_gradient(
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(options: LogProbOptions, *given: Any) -> tuple[Tensor, Optional]:
         made = library.log_prob(options.row, options.backend, *given[:FIELDS], list(given[FIELDS:]) or None)
         return made[0], made[1] if len(made) > 1 else None
@@ -81,6 +82,7 @@ class _LogProb(torch.autograd.Function):
 
 class _LogProbBackward(torch.autograd.Function):
     @staticmethod
+    @with_signature
     def forward(
         wanted: tuple[bool, ...],
         options: LogProbOptions,

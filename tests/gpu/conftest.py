@@ -10,9 +10,9 @@ import torch
 
 # The tests' helpers, also where the conftest above, which makes them importable, is not loaded.
 _TESTS = Path(__file__).resolve().parents[1]
-for _folder in (_TESTS, _TESTS / "gradients"):
-    if str(_folder) not in sys.path:
-        sys.path.insert(0, str(_folder))
+for _folder in (str(_TESTS), str(_TESTS / "gradients")):
+    if _folder not in sys.path:
+        sys.path.insert(0, _folder)
 
 from gmmkernel.backends import available_backends  # noqa: E402
 

@@ -28,7 +28,9 @@ def moved(case: StepCase, device: torch.device = DEVICE) -> StepCase:
         row=move(case.row),
         step=move(case.step),
         seeds=move(case.seeds),
-        mixture=None if case.mixture is None else MixtureTables(*(move(table) for table in case.mixture[:3])),
+        mixture=None
+        if case.mixture is None
+        else case.mixture._replace(**{name: move(table) for name, table in case.mixture._asdict().items()}),
     )
 
 

@@ -39,14 +39,22 @@ def with_leaves(case: StepCase, leaves: dict[str, Tensor]) -> StepCase:
 def cotangent(like: Tensor, seed: int) -> Tensor:
     """Return a random gradient of a result."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def step_gradients(
-    case: StepCase, grads: Sequence[Tensor] | None = None, **options: Any
+    case: StepCase, grads: Sequence[Tensor] | None = None, without: Sequence[str] = (), **options: Any
 ) -> dict[str, Tensor]:
-    """Return the gradients that a step's result and prediction send back, those given or random ones."""
-    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in leaves_of(case).items()}
+    """Return the gradients that a step's result and prediction send back, those given or random ones.
+
+    Args:
+        case: the step.
+        grads: of the result and the prediction.
+        without: names of tensors whose gradients are not asked for.
+        options: further arguments of `gmm_step`.
+    """
+    wanted = {name: tensor for name, tensor in leaves_of(case).items() if name not in without}
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in wanted.items()}
     made = with_leaves(case, leaves).run(**options)
     results = [tensor for tensor in made[:2] if tensor is not None]
     grads = grads or [cotangent(result, 1 + i) for i, result in enumerate(results)]

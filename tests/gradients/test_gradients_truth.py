@@ -117,17 +117,18 @@ def test_pytorch_gives_the_same_gradients(pair: tuple[torch.dtype, torch.dtype])
             torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)
 
 
-def clipped(x0: list[float], low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+def clipped(x0: list[float], low: float, high: float, backend: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of samples that are x0, and of the bounds."""
     row = coefficient_row(x0_sample=1.0, x0=2.0, clip_min=low, clip_max=high).requires_grad_()
     sample = torch.tensor([x0], requires_grad=True)
-    made = gmm_step(sample, torch.zeros(1, len(x0)), row, row=0, seeds=torch.tensor([1]))
+    made = gmm_step(sample, torch.zeros(1, len(x0)), row, row=0, seeds=torch.tensor([1]), backend=backend)
     made.prev_sample.sum().backward()
     return sample.grad[0], row.grad[0, Column.CLIP_MIN], row.grad[0, Column.CLIP_MAX]
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-math.inf, math.inf), (0.0, 0.0), (1.0, -1.0)])
-def test_clipping_has_the_derivative_of_clamp(low: float, high: float) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_clipping_has_the_derivative_of_clamp(low: float, high: float, backend: str) -> None:
     values = [
         -3.0,
         -1.0,
@@ -145,7 +146,7 @@ def test_clipping_has_the_derivative_of_clamp(low: float, high: float) -> None:
     x = torch.tensor(values, requires_grad=True)
     bounds = [torch.tensor(bound, requires_grad=True) for bound in (low, high)]
     (2 * x.clamp(*bounds)).sum().backward()
-    sample, of_low, of_high = clipped(values, low, high)
+    sample, of_low, of_high = clipped(values, low, high, backend)
     assert torch.equal(sample, x.grad)
     if low != high:  # then clamp gives the derivative below them to neither, the step to the lower
         assert torch.equal(of_low, bounds[0].grad)

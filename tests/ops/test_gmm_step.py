@@ -182,7 +182,7 @@ def test_tables_of_one_entry_are_shared_by_all_rows(backend: str) -> None:
     repeated = MixtureTables(*(table.repeat(4, *[1] * (table.dim() - 1)) for table in single[:3]))
     expected = case.run(mixture=repeated, backend=backend)
     for shared in itertools.product((False, True), repeat=3):
-        tables = [s if one else r for one, s, r in zip(shared, single, repeated, strict=True)]
+        tables = [s if one else r for one, s, r in zip(shared, single[:3], repeated[:3], strict=True)]
         assert_same_output(case.run(mixture=MixtureTables(*tables), backend=backend), expected)
 
 

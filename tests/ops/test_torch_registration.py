@@ -39,7 +39,7 @@ def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
         steps,
         case.model_output_uncond,
         case.history,
-        *(case.mixture or (None, None, None)),
+        *(case.mixture or (None, None, None))[:3],
         None if case.prediction is None else torch.zeros_like(case.sample),
         torch.zeros_like(case.seeds),
         PREDICTION_KINDS[case.prediction],

@@ -161,8 +161,9 @@ def test_the_loop_is_its_steps() -> None:
     sampler = DDIMSampler(SCHEDULE, STEPS, eta=1.0, mixture=some_mixture("ortho"), guidance_scale=3.0)
     x = standard_normal(SEEDS, SHAPE)
     for index, timestep in enumerate(sampler.timesteps):
-        x, _, components = sampler.step(elementwise_pair(x, timestep), index, x, SEEDS)
-        assert components is None
+        made = sampler.step(elementwise_pair(x, timestep), index, x, SEEDS)
+        x = made.prev_sample
+        assert made[1:] == (None, None, None)
     assert_same_bits(x, sampler.sample(elementwise_pair, SEEDS, SHAPE, progress=False).sample)
 
 

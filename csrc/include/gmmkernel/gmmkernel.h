@@ -222,9 +222,11 @@ GMM_API int gmm_cpu_best_instruction_set(void);
 
 /* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
  *
- * One kernel launch on the given stream, no allocation, no synchronisation: legal while the stream is being captured
- * into a graph. All pointers are to memory that the device can read. Indices in that memory are not checked here: a
- * sample whose row or step is out of range is filled with NaN, its component is -1.
+ * One kernel launch on the given stream (gradients: one for each kind that is wanted; there and for log-densities, one
+ * for each level of a sum over elements too), no allocation, no synchronisation: legal while the stream is being
+ * captured into a graph. All pointers are to memory that the device can read. Indices in that memory are not checked
+ * here: a sample whose row or step is out of range is filled with NaN, its component is -1, its gradients are NaN and
+ * no table's gradients have a part of it.
  */
 typedef struct gmm_cuda_options {
   int32_t device;
@@ -232,6 +234,10 @@ typedef struct gmm_cuda_options {
 } gmm_cuda_options;
 
 GMM_API int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments,
+                                       const gmm_cuda_options* options);
 GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options);
 

@@ -1,0 +1,357 @@
+// The bodies of the kernels for elementwise gradients of the step, and for the sums over a tile's elements that the
+// row's gradients begin with; made as the step's, by a first warp that gathers and a loop over a tile.
+#pragma once
+
+#include "cuda/draws.h"
+#include "cuda/operands.h"
+#include "cuda/sums_body.h"
+#include "gmmkernel/backward.h"
+
+namespace gmmkernel {
+
+enum class FlowKind : uint32_t {
+  nothing,  // the grid has more blocks than the batch has samples
+  invalid,  // the sample's row or step is out of range
+  free,     // the row clips nothing: sample and output need not be read
+  clipped,
+};
+
+// What gradients need of one sample; pointers lead to the tile's first element and are nullptr for what is absent.
+template <class T>
+struct alignas(16) BackwardTile {
+  PhiloxKeys keys;
+  uint32_t block_low, block_high;
+  uint32_t step;
+  FlowKind kind;
+  Row<T> row;
+  const void *x, *output, *uncond;
+  const void *grad, *grad_prediction;
+  void *grad_x, *grad_output, *grad_uncond;
+  const T* offset;
+  int64_t sample, first;
+  uint32_t count, std_count;
+};
+
+template <int32_t dtype, bool sums, class T>
+GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tiling, const Place& place,
+                       BackwardTile<T>& tile) {
+  const gmm_step_arguments& a = b.step;
+  const uint32_t lane = place.thread;
+  const int64_t sample = place.sample();
+  if (sample >= a.batch) {
+    tile.kind = FlowKind::nothing;
+    return;
+  }
+  const int64_t first = place.first(tiling);
+  const uint32_t count = place.count(tiling);
+  const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
+  FlowKind kind = FlowKind::invalid;
+  if (row_index >= 0 && row_index < a.coefficient_rows && is_step(step)) {
+    const T* columns = static_cast<const T*>(a.coefficients) + row_index * row_columns;
+    for (uint32_t c = lane; c < row_columns; c += gathering_lanes) reinterpret_cast<T*>(&tile.row)[c] = columns[c];
+    kind = clips(*reinterpret_cast<const Row<T>*>(columns)) ? FlowKind::clipped : FlowKind::free;
+    if constexpr (sums) {
+      const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
+      const gmm_mixture& m = a.mixture;
+      uint32_t component = 0;
+      if (m.components > 1) component = draw_component(m, row_index, keys, static_cast<uint32_t>(step), lane);
+      if (lane == 0) {
+        const int64_t offset_row = table_row(m.offset_rows, row_index) * m.components + component;
+        const int64_t left = m.components > 0 ? m.std_elements - first : 0;
+        tile.keys = keys;
+        tile.offset = m.components > 0 ? static_cast<const T*>(m.offsets) + offset_row * a.elements + first : nullptr;
+        tile.std_count = left <= 0 ? 0 : left < count ? static_cast<uint32_t>(left) : count;
+      }
+    }
+  }
+  if (lane != 0) return;
+  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  tile.block_low = static_cast<uint32_t>(block);
+  tile.block_high = static_cast<uint32_t>(block >> 32);
+  tile.step = static_cast<uint32_t>(step);
+  tile.kind = kind;
+  tile.sample = sample;
+  tile.first = first;
+  tile.count = count;
+  tile.x = sample_at<dtype>(a.sample, sample, first);
+  tile.output = sample_at<dtype>(a.model_output, sample, first);
+  tile.uncond = present_at<dtype>(a.model_output_uncond, sample, first);
+  tile.grad = present_at<dtype>(b.grad_result, sample, first);
+  tile.grad_prediction = present_at<dtype>(b.grad_prediction, sample, first);
+  tile.grad_x = present_at<dtype>(b.grad_sample, sample, first);
+  tile.grad_output = present_at<dtype>(b.grad_model_output, sample, first);
+  tile.grad_uncond = present_at<dtype>(b.grad_model_output_uncond, sample, first);
+}
+
+// ---- the common gradients: one type, everything aligned to 16 bytes, no history, no prediction, no sums ----
+
+// So many vectors, a pass of the block apart: all are asked for before the first is waited for.
+template <int32_t dtype, bool guided, bool clipped, int vectors>
+GMM_INLINE void backward_vectors(const BackwardTile<float>& tile, const Row<float>& row, uint32_t first) {
+  constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
+  Bits128 grad[vectors], x[vectors], output[vectors], uncond[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    const uint32_t i = first + v * stride;
+    grad[v] = load128<dtype>(tile.grad, i);
+    if constexpr (clipped) {
+      x[v] = load128<dtype>(tile.x, i);
+      output[v] = load128<dtype>(tile.output, i);
+      if constexpr (guided) uncond[v] = load128<dtype>(tile.uncond, i);
+    }
+  }
+  for (int v = 0; v < vectors; ++v) {
+    const uint32_t i = first + v * stride;
+    float g[n], of_x[n] = {}, of_output[n] = {}, of_uncond[n] = {};  // the inputs' values, then their gradients
+    Format<dtype>::unpack(grad[v], g);
+    if constexpr (clipped) {
+      Format<dtype>::unpack(x[v], of_x);
+      Format<dtype>::unpack(output[v], of_output);
+      if constexpr (guided) Format<dtype>::unpack(uncond[v], of_uncond);
+    }
+    for (uint32_t j = 0; j < n; ++j) {
+      const float o = guided ? guide<ScalarLanes>(row, of_uncond[j], of_output[j]) : of_output[j];
+      const Flow<ScalarLanes> flow = flow_back<ScalarLanes>(row, of_x[j], o, g[j], PredictionKind::none, 0);
+      of_x[j] = flow.grad_x;
+      of_output[j] = flow.grad_output;
+      if constexpr (guided) {
+        of_output[j] = ScalarLanes::mul(row.guidance, flow.grad_output);
+        of_uncond[j] = ScalarLanes::sub(flow.grad_output, of_output[j]);
+      }
+    }
+    store128_if_wanted<dtype>(tile.grad_x, i, Format<dtype>::pack(of_x));
+    store128_if_wanted<dtype>(tile.grad_output, i, Format<dtype>::pack(of_output));
+    if constexpr (guided) store128_if_wanted<dtype>(tile.grad_uncond, i, Format<dtype>::pack(of_uncond));
+  }
+}
+
+template <int32_t dtype, bool guided, bool clipped>
+GMM_INLINE void backward_same_vectors(const BackwardTile<float>& shared_tile, uint32_t thread) {
+  constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
+  constexpr int unroll = 16 / n;
+  const BackwardTile<float> tile = shared_tile;
+  Row<float> row = tile.row;
+  if constexpr (!clipped) {  // known when compiling, so that nothing is compared
+    row.clip_min = -__builtin_huge_valf();
+    row.clip_max = __builtin_huge_valf();
+  }
+  uint32_t i = n * thread;
+  for (; i + (unroll - 1) * stride < tile.count; i += unroll * stride) {
+    backward_vectors<dtype, guided, clipped, unroll>(tile, row, i);
+  }
+  GMM_NO_UNROLL
+  for (; i < tile.count; i += stride) backward_vectors<dtype, guided, clipped, 1>(tile, row, i);
+}
+
+// ---- any gradients: `n` elements at a time, four in a row or one ----
+
+template <class T, int n>
+GMM_INLINE void load_some(const void* data, int32_t dtype, uint32_t i, uint32_t count, T (&values)[n]) {
+  if constexpr (n == 4) {
+    load_four(data, dtype, i, count, values);
+  } else {
+    values[0] = load_element<T>(data, dtype, i);
+  }
+}
+
+// Beside float64 a gradient may be float32.
+template <class T, int n>
+GMM_INLINE void store_some(void* data, int32_t dtype, uint32_t i, uint32_t count, const T (&values)[n]) {
+  if (sizeof(T) == 8 && dtype != GMM_FLOAT64) {
+    float narrow[n];
+    for (int j = 0; j < n; ++j) narrow[j] = static_cast<float>(values[j]);
+    store_some(data, dtype, i, count, narrow);
+  } else if constexpr (n == 4) {
+    store_four(data, dtype, i, count, values);
+  } else {
+    store_element(data, dtype, i, values[0]);
+  }
+}
+
+// Elements from the i-th on, given the result's gradient. For sums, which go one by one, the row's terms are put into
+// `terms`, all but those of OFFSET and SIGMA.
+template <class T, int n>
+GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t i,
+                                  const T (&grad)[n], T (*terms)[row_columns]) {
+  using Lanes = typename LanesOf<T>::type;
+  const gmm_step_arguments& a = b.step;
+  const Row<T>& row = tile.row;
+  const uint32_t count = tile.count;
+  const PredictionKind kind =
+      tile.grad_prediction == nullptr ? PredictionKind::none : static_cast<PredictionKind>(a.prediction_kind);
+  T more[n] = {}, x[n] = {}, o[n] = {}, difference[n] = {}, other[n];
+  if (tile.kind == FlowKind::clipped || terms != nullptr) {
+    load_some(tile.x, a.sample.dtype, i, count, x);
+    load_some(tile.output, a.model_output.dtype, i, count, o);
+    if (tile.uncond != nullptr) {
+      load_some(tile.uncond, a.model_output_uncond.dtype, i, count, other);
+      for (int j = 0; j < n; ++j) {
+        difference[j] = Lanes::sub(o[j], other[j]);
+        o[j] = guide<Lanes>(row, other[j], o[j]);
+      }
+    }
+  }
+  if (kind != PredictionKind::none) load_some(tile.grad_prediction, a.sample.dtype, i, count, more);
+
+  Flow<Lanes> flow[n];
+  T of_output[n], of_uncond[n] = {};
+  for (int j = 0; j < n; ++j) {
+    flow[j] = flow_back<Lanes>(row, x[j], o[j], grad[j], kind, more[j]);
+    of_output[j] = flow[j].grad_output;
+    if (tile.uncond == nullptr) continue;
+    of_output[j] = Lanes::mul(row.guidance, flow[j].grad_output);
+    of_uncond[j] = Lanes::sub(flow[j].grad_output, of_output[j]);
+  }
+  if (tile.grad_x != nullptr) {
+    for (int j = 0; j < n; ++j) other[j] = flow[j].grad_x;
+    store_some(tile.grad_x, b.grad_sample.dtype, i, count, other);
+  }
+  if (tile.grad_output != nullptr) store_some(tile.grad_output, b.grad_model_output.dtype, i, count, of_output);
+  if (tile.grad_uncond != nullptr) store_some(tile.grad_uncond, b.grad_model_output_uncond.dtype, i, count, of_uncond);
+  GMM_UNROLL(4)
+  for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
+    void* grad_history = present_at<any_dtype>(b.grad_history[h], tile.sample, tile.first);
+    if (grad_history != nullptr) {
+      for (int j = 0; j < n; ++j) other[j] = Lanes::mul(row.history[h], grad[j]);
+      store_some(grad_history, b.grad_history[h].dtype, i, count, other);
+    }
+    const void* history = present_at<any_dtype>(a.history[h], tile.sample, tile.first);
+    if (terms == nullptr || history == nullptr) continue;
+    load_some(history, a.history[h].dtype, i, count, other);
+    (*terms)[GMM_HISTORY_0 + h] = Lanes::mul(grad[0], other[0]);
+  }
+  if (terms == nullptr) return;
+
+  T(&term)[row_columns] = *terms;
+  term[GMM_X0_SAMPLE] = Lanes::mul(flow[0].grad_x0, x[0]);
+  term[GMM_X0_OUTPUT] = Lanes::mul(flow[0].grad_x0, o[0]);
+  term[GMM_CLIP_MIN] = flow[0].grad_low;
+  term[GMM_CLIP_MAX] = flow[0].grad_high;
+  term[GMM_SAMPLE] = Lanes::mul(grad[0], x[0]);
+  term[GMM_OUTPUT] = Lanes::mul(grad[0], o[0]);
+  term[GMM_X0] = Lanes::mul(grad[0], flow[0].x0);
+  if (tile.uncond != nullptr) term[GMM_GUIDANCE] = Lanes::mul(flow[0].grad_output, difference[0]);
+  if (kind == PredictionKind::epsilon) {
+    term[GMM_EPS_SAMPLE] = Lanes::mul(more[0], x[0]);
+    term[GMM_EPS_OUTPUT] = Lanes::mul(more[0], o[0]);
+  }
+}
+
+// ---- a whole tile ----
+
+template <class T>
+GMM_INLINE void fill_with_nan(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread) {
+  const T nan = static_cast<T>(bits_float(0x7FC00000));
+  const T values[4] = {nan, nan, nan, nan};
+  const auto fill = [&](const gmm_output& output) {
+    void* data = present_at<any_dtype>(output, tile.sample, tile.first);
+    if (data == nullptr) return;
+    for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
+      store_some(data, output.dtype, i, tile.count, values);
+    }
+  };
+  fill(b.grad_sample);
+  fill(b.grad_model_output);
+  fill(b.grad_model_output_uncond);
+  for (int h = 0; h < GMM_MAX_HISTORY; ++h) fill(b.grad_history[h]);
+}
+
+template <int32_t dtype, bool guided>
+GMM_INLINE void backward_common(const gmm_step_backward_arguments& b, const BackwardTile<float>& tile,
+                                uint32_t thread) {
+  switch (tile.kind) {
+    case FlowKind::free:
+      backward_same_vectors<dtype, guided, false>(tile, thread);
+      break;
+    case FlowKind::clipped:
+      backward_same_vectors<dtype, guided, true>(tile, thread);
+      break;
+    case FlowKind::invalid:
+      fill_with_nan(b, tile, thread);
+      break;
+    case FlowKind::nothing:
+      break;
+  }
+}
+
+template <class T>
+GMM_INLINE void backward_any(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread) {
+  if (tile.kind == FlowKind::nothing) return;
+  if (tile.kind == FlowKind::invalid) {
+    fill_with_nan(b, tile, thread);
+    return;
+  }
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
+    T grad[4];
+    load_four(tile.grad, b.step.sample.dtype, i, tile.count, grad);
+    backward_elements<T, 4>(b, tile, i, grad, nullptr);
+  }
+}
+
+// ---- a tile of 1024 with the sums of its terms, in four steps with a barrier after each ----
+
+template <class T>
+struct BackwardSums {
+  float noise[sum_tile];
+  Columns<T> columns;
+};
+
+template <class T>
+GMM_INLINE void draw_noise(const BackwardTile<T>& tile, uint32_t thread, BackwardSums<T>& sums) {
+  if (tile.kind == FlowKind::invalid) return;
+  float z[4];
+  draw_normals(tile.keys, tile.block_low + thread, tile.block_high, tile.step, Stream::transition, z);
+  for (int j = 0; j < 4; ++j) sums.noise[4 * thread + j] = z[j];
+}
+
+// Calls gradients(i, terms) for a thread's elements, a quarter of the tile apart, and sums the terms that it makes.
+template <class T, class Gradients>
+GMM_INLINE void sum_quarters(const BackwardTile<T>& tile, uint32_t thread, Columns<T>& columns, Gradients&& gradients) {
+  T whole[row_columns];  // sums begin at -0, which changes nothing that is added to it
+  for (int c = 0; c < row_columns; ++c) whole[c] = T(-0.0);
+  GMM_NO_UNROLL
+  for (uint32_t low = 0; low < 2; ++low) {
+    T half[row_columns];
+    for (int c = 0; c < row_columns; ++c) half[c] = T(-0.0);
+    GMM_NO_UNROLL
+    for (uint32_t high = 0; high < 2; ++high) {
+      const uint32_t i = thread + block_threads * (2 * high + low);
+      T terms[row_columns] = {};
+      if (i < tile.count) gradients(i, terms);
+      for (int c = 0; c < row_columns; ++c) half[c] += terms[c];
+    }
+    for (int c = 0; c < row_columns; ++c) whole[c] += half[c];
+  }
+  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = whole[c];
+}
+
+template <class T>
+GMM_INLINE void spoil_quarters(uint32_t thread, Columns<T>& columns) {
+  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = static_cast<T>(bits_float(0x7FC00000));
+}
+
+template <class T>
+GMM_INLINE void backward_sums(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread,
+                              BackwardSums<T>& sums) {
+  using Lanes = typename LanesOf<T>::type;
+  if (tile.kind == FlowKind::invalid) {
+    fill_with_nan(b, tile, thread);
+    spoil_quarters(thread, sums.columns);
+    return;
+  }
+  sum_quarters(tile, thread, sums.columns, [&](uint32_t i, T(&terms)[row_columns]) {
+    const T grad[1] = {load_element<T>(tile.grad, b.step.sample.dtype, i)};
+    backward_elements<T, 1>(b, tile, i, grad, &terms);
+    if (i >= tile.std_count) terms[GMM_SIGMA] = Lanes::mul(grad[0], static_cast<T>(sums.noise[i]));
+    if (tile.offset != nullptr) terms[GMM_OFFSET] = Lanes::mul(grad[0], global(tile.offset)[i]);
+  });
+}
+
+template <class T>
+GMM_INLINE void write_sums(const SumRows& rows, const BackwardTile<T>& tile, uint32_t thread,
+                           const Columns<T>& columns) {
+  if (thread >= row_columns) return;
+  sums_of<T>(rows, tile.sample)[tile.first / sum_tile * row_columns + thread] =
+      sum_of_sixteenths(columns.sixteenths, thread);
+}
+
+}  // namespace gmmkernel

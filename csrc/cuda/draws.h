@@ -1,0 +1,56 @@
+// What a tile draws: its sample's component, once for the block, and every element's noise.
+#pragma once
+
+#include "common/layout.h"
+#include "cuda/lanes_cuda.h"
+#include "gmmkernel/normal.h"
+#include "gmmkernel/transition.h"
+
+namespace gmmkernel {
+
+// ---- the first warp ----
+
+#if defined(__CUDA_ARCH__)
+constexpr uint32_t gathering_lanes = 32;
+#else
+constexpr uint32_t gathering_lanes = 1;
+#endif
+
+// Number of thresholds that the word reaches, counted by all lanes together.
+GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* thresholds, uint32_t count, uint32_t word, uint32_t lane) {
+  uint32_t reached = 0;
+  GMM_NO_UNROLL
+  for (uint32_t k = lane; k < count; k += gathering_lanes) {
+    reached += static_cast<int64_t>(word) >= thresholds[k] ? 1 : 0;
+  }
+#if defined(__CUDA_ARCH__)
+  reached = __reduce_add_sync(0xFFFFFFFF, reached);
+#endif
+  return reached;
+}
+
+GMM_INLINE uint32_t component_word(const PhiloxKeys& keys, uint32_t step) {
+  uint32_t words[4];
+  random_words<ScalarLanes>(keys, 0, step, Stream::component, words);
+  return words[0];
+}
+
+// The component of a sample that takes the given coefficient row, of at least two.
+GMM_INLINE uint32_t draw_component(const gmm_mixture& m, int64_t row, const PhiloxKeys& keys, uint32_t step,
+                                   uint32_t lane) {
+  const uint32_t thresholds = static_cast<uint32_t>(m.components) - 1;  // at most 1023
+  return count_reached_by_lanes(m.thresholds + table_row(m.threshold_rows, row) * thresholds, thresholds,
+                                component_word(keys, step), lane);
+}
+
+// ---- every thread ----
+
+// The four normals of one Philox block.
+GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
+                             Stream stream, float (&z)[4]) {
+  uint32_t words[4] = {block_low, block_high, step, static_cast<uint32_t>(stream)};
+  philox<CudaLanes>(keys, words);
+  normals_from_words<CudaLanes>(words, z);
+}
+
+}  // namespace gmmkernel
