@@ -43,12 +43,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gmmkernel.backends.triton import launch
+from gmmkernel.backends.triton.backward import step_backward_kernel
+from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
+from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
+from gmmkernel.backends.triton.density_backward import (
+    add_density_entries_kernel,
+    add_weights_kernel,
+    density_backward_kernel,
+)
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import WARPS
 from gmmkernel.backends.triton.step import step_kernel
+from gmmkernel.backends.triton.sums import sum_level_kernel
+from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel, entries_kernel
 
 BUDGET = ROOT / "tests" / "triton_kernels" / "budget.json"
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+WITH_FLOAT64 = TYPES | {"float64": "fp64"}
+TABLE_TYPES = {"float32": "fp32", "float64": "fp64"}
 ELEMENTS_PER_THREAD = launch.LARGE_TILE // (32 * WARPS)
 
 # What the mixture step may cost, whatever the budget file says: instructions per element, prologue included.
@@ -98,6 +110,71 @@ def noise(dtype: str) -> Kernel:
     return Kernel(standard_normal_kernel, tensors, {"STREAM": 2, "TILE": launch.LARGE_TILE, "WHOLE": True})
 
 
+def backward(dtype: str, variant: str) -> Kernel:
+    """Return the gradients of a step's tensors: `backward` of the common ones on full tiles, or `backward-all`."""
+    tensors = dict.fromkeys(("x", "output", "grad", "grad_x", "grad_output"), dtype)
+    tensors |= {"coefficients": "fp64" if dtype == "fp64" else "fp32"}
+    constants = {"TILE": launch.SMALL_TILE, "PREDICTION": 0, "WHOLE": True}
+    if variant == "backward-all":
+        tensors |= dict.fromkeys(("uncond", "grad_prediction", "grad_uncond"), dtype)
+        tensors |= dict.fromkeys((f"grad_history{j}" for j in range(4)), dtype)
+        tensors |= dict.fromkeys(("rows", "steps"), "i64")
+        constants |= {"PREDICTION": 2, "WHOLE": False}
+    return Kernel(step_backward_kernel, tensors, constants)
+
+
+def coefficient_sums(dtype: str) -> Kernel:
+    """Return the sums for the gradients of coefficients, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    samples = ("x", "output", "uncond", *(f"history{j}" for j in range(4)), "grad", "grad_prediction")
+    tensors = dict.fromkeys(samples, dtype) | dict.fromkeys(("sums", "coefficients", "offsets"), table_type)
+    tensors |= dict.fromkeys(("entries", "steps", "seeds"), "i64")
+    return Kernel(coefficient_sums_kernel, tensors, {"PREDICTION": 2})
+
+
+def add_entries(dtype: str, *, std: bool) -> Kernel:
+    """Return the sums over samples of one table's gradients, on full tiles."""
+    tensors = {"table": "fp64" if dtype == "fp64" else "fp32", "grad": dtype}
+    tensors |= {"coefficients": tensors["table"]} | dict.fromkeys(("entries", "steps", "seeds"), "i64")
+    return Kernel(add_entries_kernel, tensors, {"STD": std, "TILE": launch.SMALL_TILE, "WHOLE": True})
+
+
+def density_sums(dtype: str) -> Kernel:
+    """Return the sums that log-densities are made of, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    samples = ("x", "output", "uncond", *(f"history{j}" for j in range(4)), "prev_sample")
+    tensors = dict.fromkeys(samples, dtype) | {"rows": "i64"}
+    tensors |= dict.fromkeys(("sums", "coefficients", "offsets", "std"), table_type)
+    return Kernel(density_sums_kernel, tensors, {})
+
+
+def density_backward(dtype: str) -> Kernel:
+    """Return what takes log-densities back to the mean, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    samples = ("x", "output", "uncond", *(f"history{j}" for j in range(4)), "prev_sample", "grad_prev_sample")
+    tables = ("distance", "flow", "sums", "responsibilities", "grad", "coefficients", "offsets", "std")
+    tensors = dict.fromkeys(samples, dtype) | dict.fromkeys(tables, table_type) | {"rows": "i64"}
+    return Kernel(density_backward_kernel, tensors, {})
+
+
+def add_density_entries(dtype: str, *, std: bool) -> Kernel:
+    """Return the sums over samples of one table's gradients of log-densities."""
+    tables = ("table", "distance", "responsibilities", "grad", "coefficients", "offsets", "std")
+    return Kernel(add_density_entries_kernel, dict.fromkeys(tables, dtype) | {"rows": "i64"}, {"STD": std})
+
+
+def add_weights(dtype: str) -> Kernel:
+    """Return the sums over samples of the weights' gradients."""
+    tables = ("table", "responsibilities", "grad", "weights")
+    return Kernel(add_weights_kernel, dict.fromkeys(tables, dtype) | {"rows": "i64"}, {})
+
+
+def log_prob(dtype: str) -> Kernel:
+    """Return the log-density of a sample, from its sums."""
+    tensors = dict.fromkeys(("result", "responsibilities", "sums", "weights"), dtype) | {"rows": "i64"}
+    return Kernel(log_prob_kernel, tensors, {})
+
+
 STEPS = ("mixture", "gaussian", "everything")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
@@ -106,6 +183,33 @@ KERNELS = {
     "components": Kernel(
         draw_components_kernel,
         dict.fromkeys(("result", "seeds", "rows", "steps", "thresholds"), "i64"),
+        {"MOST": 1024},
+    ),
+    **{f"backward {name}": backward(dtype, "backward") for name, dtype in TYPES.items()},
+    **{f"backward-all {name}": backward(dtype, "backward-all") for name, dtype in WITH_FLOAT64.items()},
+    **{f"coefficient-sums {name}": coefficient_sums(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{f"add-offsets {name}": add_entries(dtype, std=False) for name, dtype in WITH_FLOAT64.items()},
+    **{f"add-std {name}": add_entries(dtype, std=True) for name, dtype in WITH_FLOAT64.items()},
+    **{
+        f"add-rows {name}": Kernel(add_rows_kernel, {"table": dtype, "sums": dtype, "entries": "i64"}, {})
+        for name, dtype in TABLE_TYPES.items()
+    },
+    **{
+        f"sum-level {name}": Kernel(sum_level_kernel, {"sums": dtype}, {})
+        for name, dtype in TABLE_TYPES.items()
+    },
+    **{f"density-sums {name}": density_sums(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{f"log-prob {name}": log_prob(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"density-backward {name}": density_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{
+        f"add-density-{'std' if std else 'offsets'} {name}": add_density_entries(dtype, std=std)
+        for std in (False, True)
+        for name, dtype in TABLE_TYPES.items()
+    },
+    **{f"add-weights {name}": add_weights(dtype) for name, dtype in TABLE_TYPES.items()},
+    "entries": Kernel(
+        entries_kernel,
+        dict.fromkeys(("entries", "rows", "steps", "seeds", "thresholds"), "i64"),
         {"MOST": 1024},
     ),
 }
@@ -169,7 +273,7 @@ def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
     """Return one architecture's report to read."""
     lines = [
         architecture,
-        "  kernel               registers  stack  spills st/ld  shared  instructions  per element  memory",
+        "  kernel                    registers  stack  spills st/ld  shared  instructions  per element  memory",
     ]
     for name, kernel in kernels.items():
         of = kernel.resources
@@ -177,7 +281,7 @@ def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
         each = "".join(f"{value:.2f}" for value in kernel.per_element.values()) or "-"
         accesses = ", ".join(f"{count} {opcode}" for opcode, count in memory(kernel).items())
         lines.append(
-            f"  {name:<21}{of.registers:>9}{of.stack:>7}{spills:>14}{of.shared:>8}{kernel.instructions:>14}"
+            f"  {name:<26}{of.registers:>9}{of.stack:>7}{spills:>14}{of.shared:>8}{kernel.instructions:>14}"
             f"{each:>13}  {accesses}"
         )
     return "\n".join(lines)

@@ -20,11 +20,27 @@ from triton.compiler import ASTSource  # noqa: E402
 from triton_report import ELEMENTS_PER_THREAD, KERNELS, REQUIRED, memory  # noqa: E402
 
 from gmmkernel.backends.triton import launch  # noqa: E402
-from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel  # noqa: E402
+from gmmkernel.backends.triton.noise import standard_normal_kernel  # noqa: E402
 from gmmkernel.backends.triton.program import WARPS  # noqa: E402
-from gmmkernel.backends.triton.step import step_kernel  # noqa: E402
 
 LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise")]
+
+# What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
+DRAWING = {"mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"}
+# What the assembler makes of a division starts from an estimate.
+DIVIDING = {
+    *(
+        "density-sums",
+        "log-prob",
+        "density-backward",
+        "add-density-offsets",
+        "add-density-std",
+        "add-weights",
+    ),
+}
+FUSING = {"backward", "backward-all", "add-offsets", *(DIVIDING - {"add-weights"})}
+WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
+KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERNELS.values()}
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 each_kernel = pytest.mark.parametrize("name", KERNELS)
@@ -61,16 +77,24 @@ def test_nothing_spills_and_nothing_is_fused_or_approximated(
     of = report.resources
     assert (of.stack, of.spill_stores, of.spill_loads) == (0, 0, 0)
     # Every rounding is spelled out, and the one approximation is the root's, corrected by what follows it.
-    draws = name != "components"
+    kind = name.split()[0]
+    draws = kind in DRAWING
     named = {"rsqrt.approx.ftz.f32"} if draws else set()
     assert set(re.findall(r"\S*\.approx\S*", ptx)) == set(re.findall(r"\S*\.ftz\S*", ptx)) == named
-    assert set(re.findall(r"\b(?:fma|mad)\.\S*f(?:32|64)", ptx)) == ({"fma.rn.f32"} if draws else set())
-    elements = launch.SMALL_TILE // (32 * WARPS) if name.startswith("everything") else ELEMENTS_PER_THREAD
-    assert counted(report, r"MUFU") == counted(report, r"MUFU\.RSQ") == (elements // 2 if draws else 0)
+    assert set(re.findall(r"\b(?:fma|mad)\.\S*f(?:32|64)", ptx)) == (
+        {"fma.rn.f32"} if draws or (kind in FUSING and not name.endswith("float64")) else set()
+    )
+    elements = ELEMENTS_PER_THREAD if name in LARGE else launch.SMALL_TILE // (32 * WARPS)
+    divisions = {"div.rn.f64" if name.endswith("float64") else "div.rn.f32"} if kind in DIVIDING else set()
+    assert set(re.findall(r"\b(?:div|rcp|sqrt|ex2|lg2)\.\S*f(?:32|64)", ptx)) == divisions
+    if not divisions:
+        assert counted(report, r"MUFU") == counted(report, r"MUFU\.RSQ") == (elements // 2 if draws else 0)
+        assert counted(report, r"DFMA") == 0
     # Without a rounding mode the assembler might fuse a product and a sum.
     assert not re.search(r"\b(?:mul|add|sub)\.f(?:32|64)", ptx)
-    assert counted(report, r"DFMA") == 0
-    assert (counted(report, r"DMUL") > 0) == name.endswith("float64")
+    assert (counted(report, r"DMUL") > 0) == (
+        name.endswith("float64") and kind in DRAWING | FUSING | DIVIDING
+    )
 
 
 @each_architecture
@@ -84,6 +108,25 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(architecture: str, name
     tables = 2 * ELEMENTS_PER_THREAD // 4 if kind == "mixture" else 0
     tensors = 0 if kind == "noise" else 2
     assert accesses.get("LDG.E.128", 0) == tensors * vectors + tables
+
+
+@each_architecture
+@pytest.mark.parametrize("name", [name for name in KERNELS if name.split()[0] in WIDE])
+def test_gradients_are_read_and_written_16_bytes_at_a_time(
+    architecture: str, name: str, folder: Path
+) -> None:
+    report, _ = made(architecture, name, folder)
+    kind, dtype = name.split()
+    read, written = WIDE[kind]
+    elements = launch.SMALL_TILE // (32 * WARPS)
+    bytes_each = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[dtype]
+    stored = bytes_each if kind == "backward" else max(bytes_each, 4)  # a table, in the arithmetic's type
+    accesses = memory(report)
+    assert {op: count for op, count in accesses.items() if op.startswith("STG")} == {
+        "STG.E.128": written * elements * stored // 16
+    }
+    # Of the loop over samples, some versions of Triton write several turns.
+    assert accesses["LDG.E.128"] % (read * elements * bytes_each // 16) == 0
 
 
 @each_architecture
@@ -159,8 +202,9 @@ def test_logarithms_and_exponentials_are_exact_operations(architecture: str) -> 
     assert not re.search(r"\b(?:mul|add|sub)\.f32", ptx)
 
 
-@pytest.mark.parametrize("kernel", [step_kernel, standard_normal_kernel, draw_components_kernel])
-def test_no_argument_is_looked_into(kernel: Any) -> None:
+@pytest.mark.parametrize("function", KERNEL_FUNCTIONS)
+def test_no_argument_is_looked_into(function: str) -> None:
+    kernel = KERNEL_FUNCTIONS[function]
     for parameter in kernel.params:
         if not parameter.is_constexpr:
             number = "int64" in str(parameter._param.annotation)

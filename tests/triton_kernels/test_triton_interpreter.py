@@ -13,7 +13,8 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 
 
-def test_interpreted_kernels_give_the_same_bits() -> None:
+@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_backward.py", "interpreted_density.py"])
+def test_interpreted_kernels_give_the_same_bits(file: str) -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip(f"Triton {triton.__version__} interprets fma as a multiplication and an addition")
     here = Path(__file__).resolve().parent
@@ -22,7 +23,7 @@ def test_interpreted_kernels_give_the_same_bits() -> None:
             sys.executable,
             "-m",
             "pytest",
-            str(here / "interpreted.py"),
+            str(here / file),
             "-p",
             "no:cacheprovider",
             "-p",
@@ -38,5 +39,5 @@ def test_interpreted_kernels_give_the_same_bits() -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None, done.stdout[-2000:]
-    assert int(passed.group(1)) > 100
+    assert int(passed.group(1)) > 40
     assert "skipped" not in done.stdout

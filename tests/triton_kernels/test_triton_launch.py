@@ -16,11 +16,19 @@ from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from gmmkernel.backends.constants import Prediction, Stream  # noqa: E402
-from gmmkernel.backends.protocol import StepInputs  # noqa: E402
-from gmmkernel.backends.triton import launch, program  # noqa: E402
+from gmmkernel.backends.protocol import StepGradients, StepInputs  # noqa: E402
+from gmmkernel.backends.triton import launch, launch_backward, launch_density, launch_sums, program  # noqa: E402
 
 STREAM = 77  # the current one
 DEVICE = -1  # what a CPU tensor says its device is
+
+
+PROGRAMS = [
+    value
+    for module in (launch, launch_backward, launch_density, launch_sums)
+    for value in vars(module).values()
+    if isinstance(value, program.Program)
+]
 
 
 class Launch(NamedTuple):
@@ -76,7 +84,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(launch, "_multiprocessors", lambda device: 132)
 
     def forget() -> None:
-        for each in (launch._STEP, launch._NOISE, launch._COMPONENTS):
+        for each in PROGRAMS:
             each.compiled.clear()
             each.kernel.device_caches.clear()
 
@@ -130,6 +138,52 @@ def test_both_ways_hand_over_the_same(
     assert {result.data_ptr(), components.data_ptr(), inputs.seeds.data_ptr()} < set(first.arguments)
     for other in others:
         assert other[:4] == first[:4]
+
+
+def gradients_of(inputs: StepInputs) -> StepGradients:
+    """Return memory for all of them."""
+
+    def like(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    of = (inputs.sample, inputs.model_output, inputs.model_output_uncond, inputs.coefficients)
+    return StepGradients(*map(like, (*of, inputs.offsets, inputs.std)), history=[*map(like, inputs.history)])
+
+
+def test_gradients_compile_once_for_all_sizes_rows_and_seeds(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launched(**options: Any) -> list[Launch]:
+        driver.launches.clear()
+        inputs = inputs_of(**{"components": 3, "guidance": True, "history": 1, "removed": 4} | options)
+        grad = torch.empty(inputs.sample.shape)
+        launch_backward.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients_of(inputs))
+        return list(driver.launches)
+
+    # The samples' own; entries, sums of tiles, of these, rows; offsets, std. Nothing of it waits for the host.
+    first = launched(shape=(3000,))
+    assert not any(each.direct for each in first)
+    assert [each.grid for each in first[:5]] == [(3, 3, 1), (1, 3, 1), (3, 3, 1), (16, 3, 1), (1, 4, 1)]
+    functions = [each.function for each in first]
+    assert len(set(functions)) == 7
+    for options in ({"shape": (2050,), "batch": 70000, "rows": 7}, {"shape": (1030,), "components": 8}):
+        more = launched(**options)
+        assert all(each.direct for each in more)
+        assert list(dict.fromkeys(each.function for each in more)) == functions
+    assert [each.function for each in launched(shape=(5,), batch=1)] == functions[:3] + functions[4:]
+    monkeypatch.setattr(program, "_is_profiled", lambda: True)
+    assert not any(each.direct for each in launched(shape=(3000,)))
+
+
+def test_only_the_gradients_asked_for_are_launched(driver: Driver) -> None:
+    inputs = inputs_of(components=3, removed=4)
+    every = gradients_of(inputs)
+    grad = torch.empty(inputs.sample.shape)
+    for wanted, count_of in (((), 0), (("sample",), 1), (("offsets",), 2), (("std", "offsets"), 3)):
+        driver.launches.clear()
+        gradients = StepGradients(**{name: getattr(every, name) for name in wanted})
+        launch_backward.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients)
+        assert len(driver.launches) == count_of
 
 
 def test_numbers_and_addresses_share_a_kernel_and_types_do_not(driver: Driver) -> None:

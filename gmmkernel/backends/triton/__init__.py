@@ -17,5 +17,16 @@ from gmmkernel.backends.triton.launch import (
     standard_normal,
     why_unusable,
 )
+from gmmkernel.backends.triton.launch_backward import gmm_step_backward
+from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
 
-__all__ = ["describe", "draw_components", "gmm_step", "standard_normal", "why_unusable"]
+__all__ = [
+    "describe",
+    "draw_components",
+    "gmm_step",
+    "gmm_step_backward",
+    "log_prob",
+    "log_prob_backward",
+    "standard_normal",
+    "why_unusable",
+]

@@ -64,6 +64,16 @@ def multiply_add(a, b, c):
 
 
 @triton.jit
+def divide(a, b):
+    """Return correctly rounded quotients; only in float32 has Triton others."""
+    if b.dtype == tl.float64:
+        result = a / b
+    else:
+        result = tl.div_rn(a, b)
+    return result
+
+
+@triton.jit
 def clip(value, low, high, PTX: tl.constexpr):
     """Return value within [low, high]; NaN passes through, and of two zeros the value stays."""
     if PTX and value.dtype == tl.float32:

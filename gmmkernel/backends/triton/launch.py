@@ -25,17 +25,22 @@ _STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, 
 INTERPRETED = _STEP.interpreted
 PTX = not INTERPRETED and torch.version.hip is None
 
-_ABSENT = (None,) * 4  # predictions stored
+ABSENT = (None,) * 4  # predictions stored
 
 
-def _index(index: int | Tensor) -> tuple[Tensor | None, int, int]:
+def tiles_of(elements: int, tile: int) -> int:
+    """Return how many tiles hold that many elements."""
+    return -(-elements // tile)
+
+
+def sample_index(index: int | Tensor) -> tuple[Tensor | None, int, int]:
     """Return an index as its tensor, or None, the tensor's stride and the value for all samples."""
     if isinstance(index, Tensor):
         return index, 0 if index.numel() == 1 else 1, 0
     return None, 0, index
 
 
-def _launch(
+def launch_grid(
     program: Program,
     tiles: int,
     batch: int,
@@ -48,7 +53,7 @@ def _launch(
     # What is launched goes to the current device, nearly always the tensors': asking is cheaper than setting it.
     if not INTERPRETED and device != torch.cuda.current_device():
         with torch.cuda.device(device):
-            return _launch(program, tiles, batch, tensors, numbers, constants, device)
+            return launch_grid(program, tiles, batch, tensors, numbers, constants, device)
     for first in range(0, batch, LARGEST_GRID):
         samples = min(LARGEST_GRID, batch - first)
         program.launch((tiles, samples), device, tensors, (*numbers, first), constants)
@@ -66,7 +71,7 @@ def _tile(batch: int, elements: int, device: int) -> int:
     return LARGE_TILE if large else SMALL_TILE
 
 
-def _is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], strides: Iterable[int]) -> bool:
+def is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], strides: Iterable[int]) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
     if elements == 0 or elements % tile != 0:
         return False
@@ -76,7 +81,7 @@ def _is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], stride
     return True
 
 
-def _most(components: int) -> int:
+def most(components: int) -> int:
     """Return how many thresholds are read at once: few specialisations for all numbers of components."""
     return 64 if components <= 65 else 1024
 
@@ -96,15 +101,15 @@ def gmm_step(
     if elements == 0 and components is None:
         return
     read = [None if tensor is None else by_sample(tensor) for tensor in (sample, output, uncond, *history)]
-    samples = (*read, *_ABSENT[len(history) :], target, prediction)
+    samples = (*read, *ABSENT[len(history) :], target, prediction)
     strides = [0 if tensor is None else tensor.stride()[0] for tensor in samples]
     # With more tensors, a large tile's elements do not fit into registers.
     plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
     device = target.get_device()
     tile = _tile(batch, elements, device) if plain else SMALL_TILE
-    whole = _is_whole(elements, tile, samples, strides)
-    rows, *row_numbers = _index(row)
-    steps, *step_numbers = _index(step)
+    whole = is_whole(elements, tile, samples, strides)
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
     if thresholds is None or offsets is None or std is None:
         sizes, k = (1, 1, 1, 1, 0, 1), 1
     else:
@@ -112,13 +117,13 @@ def gmm_step(
         std_rows, std_components, std_elements = std.shape
         sizes = (thresholds.shape[0], offset_rows, std_rows, std_components, std_elements, k)
         whole = whole and (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
-    _launch(
+    launch_grid(
         _STEP,
-        max(1, -(-elements // tile)),
+        max(1, tiles_of(elements, tile)),
         batch,
         (*samples, components, coefficients, rows, steps, seeds, thresholds, offsets, std),
         (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
-        (tile, int(prediction_kind) if prediction is not None else 0, _most(k), whole, PTX),
+        (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
         device,
     )
     if target is not result:
@@ -135,14 +140,14 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     device = target.get_device()
     tile = _tile(batch, elements, device)
     stride = target.stride()[0]
-    steps, *step_numbers = _index(step)
-    _launch(
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
         _NOISE,
-        -(-elements // tile),
+        tiles_of(elements, tile),
         batch,
         (target, seeds, steps),
         (stride, *step_numbers, elements),
-        (int(stream), tile, _is_whole(elements, tile, [target], [stride]), PTX),
+        (int(stream), tile, is_whole(elements, tile, [target], [stride]), PTX),
         device,
     )
     if target is not result:
@@ -154,15 +159,15 @@ def draw_components(
 ) -> None:
     """Fill `result` int64 [B] with component numbers."""
     k = thresholds.shape[1] + 1
-    rows, *row_numbers = _index(row)
-    steps, *step_numbers = _index(step)
-    _launch(
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
         _COMPONENTS,
         1,
         result.shape[0],
         (result, seeds, rows, steps, thresholds),
         (*row_numbers, *step_numbers, thresholds.shape[0], k),
-        (_most(k),),
+        (most(k),),
         result.get_device(),
     )
 

@@ -71,6 +71,36 @@ def add_history(
     return mean
 
 
+@triton.jit
+def predict(
+    x, output, uncond, history0, history1, history2, history3,
+    x_stride, output_stride, uncond_stride, history0_stride, history1_stride, history2_stride, history3_stride,
+    c, valid, sample, element, inside, T: tl.constexpr, WHOLE: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Return the sample, the guided output, x0 and the mean before any offset; `c` is the row of coefficients."""
+    sample_x = load(x + sample * x_stride, element, inside, T, WHOLE)
+    o = load(output + sample * output_stride, element, inside, T, WHOLE)
+    if uncond is not None:
+        u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
+        o = multiply_add(tl.load(c + 11), o - u, u)
+    # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
+    of_sample = tl.where(valid, tl.load(c + 4), float("nan"))
+    x0 = multiply_add(tl.load(c + 1), o, tl.where(valid, tl.load(c), float("nan")) * sample_x)
+    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3), PTX)
+    y = tl.load(c + 6) * x0
+    y = multiply_add(tl.load(c + 5), o, y)
+    y = multiply_add(of_sample, sample_x, y)
+    if history0 is not None:
+        y = add_history(y, history0, history0_stride, tl.load(c + 7), sample, element, inside, T, WHOLE)
+    if history1 is not None:
+        y = add_history(y, history1, history1_stride, tl.load(c + 8), sample, element, inside, T, WHOLE)
+    if history2 is not None:
+        y = add_history(y, history2, history2_stride, tl.load(c + 9), sample, element, inside, T, WHOLE)
+    if history3 is not None:
+        y = add_history(y, history3, history3_stride, tl.load(c + 10), sample, element, inside, T, WHOLE)
+    return sample_x, o, x0, y
+
+
 # Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
 @triton.jit(do_not_specialize_on_alignment=range(17), do_not_specialize=range(17, 39))
 def step_kernel(
@@ -120,26 +150,12 @@ def step_kernel(
             table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
             component = choose_component(seed, step, table, K, MOST)
 
-    sample_x = load(x + sample * x_stride, element, inside, T, WHOLE)
-    o = load(output + sample * output_stride, element, inside, T, WHOLE)
-    if uncond is not None:
-        u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
-        o = multiply_add(tl.load(c + 11), o - u, u)
-    # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
-    of_sample = tl.where(valid, tl.load(c + 4), float("nan"))
-    x0 = multiply_add(tl.load(c + 1), o, tl.where(valid, tl.load(c), float("nan")) * sample_x)
-    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3), PTX)
-    y = tl.load(c + 6) * x0
-    y = multiply_add(tl.load(c + 5), o, y)
-    y = multiply_add(of_sample, sample_x, y)
-    if history0 is not None:
-        y = add_history(y, history0, history0_stride, tl.load(c + 7), sample, element, inside, T, WHOLE)
-    if history1 is not None:
-        y = add_history(y, history1, history1_stride, tl.load(c + 8), sample, element, inside, T, WHOLE)
-    if history2 is not None:
-        y = add_history(y, history2, history2_stride, tl.load(c + 9), sample, element, inside, T, WHOLE)
-    if history3 is not None:
-        y = add_history(y, history3, history3_stride, tl.load(c + 10), sample, element, inside, T, WHOLE)
+    sample_x, o, x0, y = predict(
+        x, output, uncond, history0, history1, history2, history3,
+        x_stride, output_stride, uncond_stride,
+        history0_stride, history1_stride, history2_stride, history3_stride,
+        c, valid, sample, element, inside, T, WHOLE, PTX,
+    )  # fmt: skip
 
     sigma = tl.load(c + 12)
     noisy = sigma != 0

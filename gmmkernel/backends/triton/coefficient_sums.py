@@ -1,0 +1,113 @@
+"""Sums over a tile's elements for the gradients of a row's 16 coefficients, in Triton.
+
+gmmkernel/backends/reference/backward.py is the specification.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from gmmkernel.backends.triton.arithmetic import multiply_add
+from gmmkernel.backends.triton.backward import flow_back
+from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.step import COLUMNS, TRANSITION, index_of, load
+from gmmkernel.backends.triton.sums import TILE, sum_tile
+from gmmkernel.backends.triton.tables import ENTRIES
+
+
+@triton.jit
+def put_sum(target, terms, inside):
+    """Write the sum of a tile's terms; what is read beyond the last element takes no part."""
+    tl.store(target, sum_tile(tl.where(inside, terms, 0.0)))
+
+
+@triton.jit
+def put_history_sum(target, stored, stride, sample, element, inside, grad):
+    """Write the sum of a stored prediction's terms; 0 where there is none."""
+    if stored is None:
+        tl.store(target, 0.0)
+    else:
+        put_sum(target, grad * load(stored + sample * stride, element, inside, grad.dtype, False), inside)
+
+
+# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
+# Nothing is said of alignment, so that a thread's elements are 128 apart: the first three halvings are its own.
+@triton.jit(do_not_specialize_on_alignment=range(15), do_not_specialize=range(15, 30))
+def coefficient_sums_kernel(
+    x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
+    history0, history1, history2, history3,
+    grad, grad_prediction,
+    sums,  # to write: [B, places, 16], the first of a sample's those of its tiles
+    coefficients,  # [S, 16]
+    entries,  # int64 [B, 3]
+    steps, seeds,  # int64 [B]; without seeds, the sums of SIGMA and OFFSET are not this kernel's
+    offsets,  # [S or 1, K, D]
+    x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
+    history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
+    grad_stride: tl.int64, grad_prediction_stride: tl.int64,
+    places: tl.int64,
+    steps_stride: tl.int64, step_value: tl.int64,
+    std_elements: tl.int64,
+    elements: tl.int64,
+    first_sample: tl.int64,
+    PREDICTION: tl.constexpr,  # whose gradient `grad_prediction` is
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Sum one tile of one sample; programs are numbered (tile, sample)."""
+    T: tl.constexpr = sums.dtype.element_ty
+    sample = first_sample + tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0).to(tl.int64)
+    first = tile * TILE
+    element = first + tl.arange(0, TILE)
+    inside = element < elements
+    # A sample that has no row is not added to any: what is summed for it only has to be within bounds.
+    c = coefficients + tl.maximum(tl.load(entries + sample * ENTRIES), 0) * COLUMNS
+
+    sample_x = load(x + sample * x_stride, element, inside, T, False)
+    o = load(output + sample * output_stride, element, inside, T, False)
+    if uncond is not None:
+        u = load(uncond + sample * uncond_stride, element, inside, T, False)
+        difference = o - u
+        o = multiply_add(tl.load(c + 11), difference, u)
+    g = load(grad + sample * grad_stride, element, inside, T, False)
+    more = g
+    if PREDICTION > 0:
+        more = load(grad_prediction + sample * grad_prediction_stride, element, inside, T, False)
+    x0, of_x0, of_low, of_high, _, of_output = flow_back(c, sample_x, o, g, more, PREDICTION)
+
+    # What needs the most is summed first, so that registers are free again for the rest.
+    target = sums + (sample * places + tile) * COLUMNS
+    put_sum(target + 2, of_low, inside)
+    put_sum(target + 3, of_high, inside)
+    put_sum(target, of_x0 * sample_x, inside)
+    put_sum(target + 1, of_x0 * o, inside)
+    put_sum(target + 6, g * x0, inside)
+    if uncond is not None:
+        put_sum(target + 11, of_output * difference, inside)
+    else:
+        tl.store(target + 11, 0.0)
+    if PREDICTION == 2:
+        put_sum(target + 14, more * sample_x, inside)
+        put_sum(target + 15, more * o, inside)
+    else:
+        tl.store(target + 14, 0.0)
+        tl.store(target + 15, 0.0)
+    put_sum(target + 4, g * sample_x, inside)
+    put_sum(target + 5, g * o, inside)
+    put_history_sum(target + 7, history0, history0_stride, sample, element, inside, g)
+    put_history_sum(target + 8, history1, history1_stride, sample, element, inside, g)
+    put_history_sum(target + 9, history2, history2_stride, sample, element, inside, g)
+    put_history_sum(target + 10, history3, history3_stride, sample, element, inside, g)
+    if seeds is not None:
+        if first + TILE > std_elements:
+            step = index_of(steps, steps_stride, step_value, sample)
+            z = normals(tl.load(seeds + sample), first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
+            put_sum(target + 12, g * z, inside & (element >= std_elements))
+        else:  # the mixture's table gives all of these elements their std
+            tl.store(target + 12, 0.0)
+        if offsets is not None:
+            entry = tl.maximum(tl.load(entries + sample * ENTRIES + 1), 0)
+            put_sum(target + 13, g * load(offsets + entry * elements, element, inside, T, False), inside)
+        else:
+            tl.store(target + 13, 0.0)
