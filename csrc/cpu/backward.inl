@@ -210,6 +210,71 @@ void sum_terms(const SampleBackward<T>& s, Terms<T>& terms, int64_t first, int c
   }
 }
 
+// ---- the same for the common steps: one type, both gradients, no history, no prediction, no sums ----
+
+template <int32_t dtype, bool guided, bool clipping>
+void backward_vectors(const SampleBackward<float>& s, int64_t first, int64_t end) {
+  const Row<float> row = s.row;
+  for (int64_t i = first; i < end; i += Lanes::width) {
+    const F grad = load_vector<dtype>(s.grad.data, i);
+    F x = Lanes::splat(0), o = x;
+    if constexpr (clipping) {
+      x = load_vector<dtype>(s.x.data, i);
+      o = load_vector<dtype>(s.output.data, i);
+      if constexpr (guided) o = guide<Lanes>(row, load_vector<dtype>(s.uncond.data, i), o);
+    }
+    const Flow<Lanes> flow = flow_back<Lanes>(row, x, o, grad, PredictionKind::none, grad);
+    store_vector<dtype>(s.grad_x.data, i, flow.grad_x);
+    if constexpr (guided) {
+      const F conditional = Lanes::mul(Lanes::splat(row.guidance), flow.grad_output);
+      store_vector<dtype>(s.grad_output.data, i, conditional);
+      store_vector<dtype>(s.grad_uncond.data, i, Lanes::sub(flow.grad_output, conditional));
+    } else {
+      store_vector<dtype>(s.grad_output.data, i, flow.grad_output);
+    }
+  }
+}
+
+using BackwardVectors = void (*)(const SampleBackward<float>&, int64_t, int64_t);
+
+template <int32_t dtype>
+BackwardVectors backward_vectors_of(const SampleBackward<float>& s) {
+  constexpr BackwardVectors all[2][2] = {{backward_vectors<dtype, false, false>, backward_vectors<dtype, false, true>},
+                                         {backward_vectors<dtype, true, false>, backward_vectors<dtype, true, true>}};
+  return all[s.uncond.data != nullptr][clips(s.row)];
+}
+
+// The loop for these gradients, or nullptr: then every group goes through `backward_group`.
+BackwardVectors backward_vectors_for(const SampleBackward<float>& s) {
+  const int32_t dtype = s.x.dtype;
+  const bool guided = s.uncond.data != nullptr;
+  const bool one_type = s.output.dtype == dtype && (!guided || s.uncond.dtype == dtype);
+  const bool both = s.grad_x.data != nullptr && s.grad_output.data != nullptr && (!guided || s.grad_uncond.data);
+  if (!one_type || !both || s.kind != PredictionKind::none) return nullptr;
+  for (const Target& stored : s.grad_history) {
+    if (stored.data != nullptr) return nullptr;
+  }
+  switch (dtype) {
+    case GMM_BFLOAT16:
+      return backward_vectors_of<GMM_BFLOAT16>(s);
+    case GMM_FLOAT16:
+      return backward_vectors_of<GMM_FLOAT16>(s);
+    default:
+      return backward_vectors_of<GMM_FLOAT32>(s);
+  }
+}
+
+// Elements first .. first + count - 1 by that loop; returns how many it has done.
+int backward_common(const SampleBackward<float>& s, int64_t first, int count) {
+  const BackwardVectors vectors_of_backward = backward_vectors_for(s);
+  if (vectors_of_backward == nullptr) return 0;
+  const int whole = count / Lanes::width * Lanes::width;
+  vectors_of_backward(s, first, first + whole);
+  return whole;
+}
+
+int backward_common(const SampleBackward<double>&, int64_t, int) { return 0; }
+
 // Elementwise gradients of a tile and, where wanted, the tile's sums in `sums` [16].
 template <class T>
 void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums) {
@@ -219,7 +284,7 @@ void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums
   const auto left = [&](int at) { return count - at < G::size ? count - at : G::size; };
   if (sums == nullptr) {
     const bool reads_sample = clips(s.row);
-    for (int at = 0; at < count; at += G::size) {
+    for (int at = backward_common(s, first, count); at < count; at += G::size) {
       G::load(s.grad, first + at, left(at), grad);
       backward_group<T>(s, reads_sample, first, count, at, grad, nullptr);
     }
