@@ -30,7 +30,7 @@ def gmm_step_log_prob(
 
     with the mean of `gmm_step`. It costs K * D, where a step costs D: every component is looked at. Sums over
     elements have a fixed order and take what components differ in apart from what they share, so that their shares of
-    the density are exact to a few ulp however large D is; the result itself is of the order of D, and float32 has 24
+    the density keep their precision however large D is; the result itself is of the order of D, and float32 has 24
     bits for it. The bits are the same on every backend and for any split of the batch.
 
     Gradients reach everything that is continuous: `prev_sample`, `sample`, model outputs, history, coefficients, and
