@@ -17,9 +17,13 @@ from torch import Tensor
 from gmmkernel.backends.constants import Stream
 from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
-from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
+from gmmkernel.ops.tensors import STEP, Layout, StepTensors
+from gmmkernel.ops.vmap import merge_batch
 
 Optional: TypeAlias = Tensor | None
+Made: TypeAlias = tuple[Tensor, Optional, Optional]
+
+FIELDS = len(StepTensors._fields)
 
 
 class StepOptions(NamedTuple):
@@ -30,28 +34,6 @@ class StepOptions(NamedTuple):
     backend: str
     prediction_kind: int
     components: bool
-
-
-class StepTensors(NamedTuple):
-    """The tensors of a step, those with a gradient first; the history comes after them."""
-
-    sample: Tensor
-    model_output: Tensor
-    model_output_uncond: Optional
-    coefficients: Tensor
-    offsets: Optional
-    std: Optional
-    seeds: Tensor
-    rows: Optional
-    steps: Optional
-    thresholds: Optional
-
-
-DIFFERENTIABLE = 6  # the first fields of StepTensors
-FIELDS = len(StepTensors._fields)
-ROLES = (*[Role.BATCH] * 3, *[Role.TABLE] * 3, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE)
-
-Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
 
 def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) -> Made:
@@ -121,18 +103,15 @@ class _Step(torch.autograd.Function):
             if grad_prediction is None:
                 return (None,) * len(ctx.needs_input_grad)
             grad = torch.zeros_like(grad_prediction)
-        needs = ctx.needs_input_grad[1:]
-        wanted = (*needs[:DIFFERENTIABLE], *needs[FIELDS:])
+        wanted = tuple(STEP.primals(ctx.needs_input_grad[1:]))
         # torch.compile does not trace one Function in another's backward, nor second derivatives.
         backward = _StepBackward.forward if torch.compiler.is_compiling() else _StepBackward.apply
         made = backward(wanted, ctx.options, grad, grad_prediction, *ctx.saved_tensors)
-        return None, *among_all(made)
+        return None, *STEP.among_all(made)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: StepOptions, *given: Any) -> Any:
-        merged = _merge(info.batch_size, in_dims[1:], given, (False,) * len(given), options)
-        made = _Step.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
-        return tuple(map(merged.split, made)), tuple(None if tensor is None else 0 for tensor in made)
+        return vmap_results(_Step, STEP, info.batch_size, in_dims, options, given)
 
 
 class _StepBackward(torch.autograd.Function):
@@ -164,28 +143,15 @@ class _StepBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, grad_prediction, *given = ctx.saved_tensors
         cotangents = [grad] if grad_prediction is None else [grad, grad_prediction]
-        primals = [*given[:DIFFERENTIABLE], *given[FIELDS:]]
         forward = _eager(ctx.options, StepTensors(*given[:FIELDS]), given[FIELDS:], len(cotangents))
-        of_cotangents, of_primals = second_derivatives(forward, cotangents, primals, ctx.wanted, grads)
-        return None, None, *of_cotangents, *[None] * (2 - len(of_cotangents)), *among_all(of_primals)
+        of_cotangents, of_primals = second_derivatives(
+            forward, cotangents, STEP.primals(given), ctx.wanted, grads
+        )
+        return None, None, *of_cotangents, *[None] * (2 - len(of_cotangents)), *STEP.among_all(of_primals)
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        wanted: tuple[bool, ...],
-        options: StepOptions,
-        grad: Tensor,
-        grad_prediction: Optional,
-        *given: Any,
-    ) -> Any:
-        merged = _merge(info.batch_size, in_dims[4:], given, among_all(wanted, False), options)
-        grads = merge_batch(info.batch_size, in_dims[2:4], (grad, grad_prediction))
-        of = options._replace(row=merged.row)
-        made = _StepBackward.apply(wanted, of, *grads, *merged.tensors)  # type: ignore[no-untyped-call]
-        primals, dims = ([*of[:DIFFERENTIABLE], *of[FIELDS:]] for of in (given, in_dims[4:]))
-        gradients = merged.split_gradients(made, primals, dims)
-        return gradients, tuple(None if tensor is None else 0 for tensor in gradients)
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return vmap_gradients(_StepBackward, STEP, info.batch_size, in_dims, *arguments)
 
 
 def among_wanted(made: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Optional, ...]:
@@ -194,28 +160,36 @@ def among_wanted(made: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Option
     return tuple(next(found) if asked else None for asked in wanted)
 
 
-def among_all(of_primals: Sequence[Any], nothing: Any = None) -> tuple[Any, ...]:
-    """Return what there is for tensors with a gradient as one entry for each tensor and the history."""
-    return *of_primals[:DIFFERENTIABLE], *[nothing] * (FIELDS - DIFFERENTIABLE), *of_primals[DIFFERENTIABLE:]
+def vmap_results(
+    function: Any, layout: Layout, size: int, in_dims: Sequence[Any], options: Any, given: Sequence[Any]
+) -> Any:
+    """Return what a Function's `vmap` does, given its options and then its tensors."""
+    merged = layout.merge(size, in_dims[1:], given, (False,) * len(given), options.row)
+    made = function.apply(options._replace(row=merged.row), *merged.tensors)
+    return tuple(map(merged.split, made)), _dims(made)
 
 
-def merge_batch(size: int, dims: Sequence[int | None], given: Sequence[Optional]) -> tuple[Optional, ...]:
-    """Return tensors [B, ...] with a mapped dimension as part of the batch."""
-    roles = [Role.BATCH] * len(given)
-    return merge(size, dims, given, roles, [False] * len(given), table_rows=0, batch=0, row=0).tensors
-
-
-def _merge(
+def vmap_gradients(
+    function: Any,
+    layout: Layout,
     size: int,
-    dims: Sequence[int | None],
-    given: Sequence[Optional],
-    wanted: Sequence[bool],
-    options: StepOptions,
-) -> Merged:
-    coefficients, seeds = StepTensors._fields.index("coefficients"), StepTensors._fields.index("seeds")
-    table_rows, batch = (rows_of(given[i], dims[i]) for i in (coefficients, seeds))  # type: ignore[arg-type]
-    roles = (*ROLES, *[Role.BATCH] * (len(given) - FIELDS))
-    return merge(size, dims, given, roles, wanted, table_rows, batch, options.row)
+    in_dims: Sequence[Any],
+    wanted: tuple[bool, ...],
+    options: Any,
+    first: Optional,
+    second: Optional,
+    *given: Any,
+) -> Any:
+    """Return the same of a Function that computes gradients, which takes two tensors [B, ...] before the others."""
+    merged = layout.merge(size, in_dims[4:], given, layout.among_all(wanted, False), options.row)
+    of_batch = merge_batch(size, in_dims[2:4], (first, second))
+    made = function.apply(wanted, options._replace(row=merged.row), *of_batch, *merged.tensors)
+    gradients = merged.split_gradients(made, layout.primals(given), layout.primals(in_dims[4:]))
+    return gradients, _dims(gradients)
+
+
+def _dims(made: Sequence[Optional]) -> tuple[int | None, ...]:
+    return tuple(None if tensor is None else 0 for tensor in made)
 
 
 def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outputs: int) -> Any:
@@ -232,7 +206,7 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
-        primals = [None if tensor is None else next(found) for tensor in (*t[:DIFFERENTIABLE], *history)]
+        primals = [None if tensor is None else next(found) for tensor in STEP.primals((*t, *history))]
         sample, output, uncond, coefficients, offsets, std, *stored = primals
         made = eager_step(
             by_batch(sample),

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor
 
 from gmmkernel.ops import library
-from gmmkernel.ops.autograd import Optional, among_wanted, apart, by_batch, merge_batch, with_signature
+from gmmkernel.ops.autograd import (
+    Optional,
+    among_wanted,
+    apart,
+    by_batch,
+    vmap_gradients,
+    vmap_results,
+    with_signature,
+)
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
-from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
+from gmmkernel.ops.tensors import DENSITY, LogProbTensors
 
 
 class LogProbOptions(NamedTuple):
@@ -21,23 +29,7 @@ class LogProbOptions(NamedTuple):
     backend: str
 
 
-class LogProbTensors(NamedTuple):
-    """The tensors of a log-density, those with a gradient first; the history comes after them."""
-
-    sample: Tensor
-    model_output: Tensor
-    model_output_uncond: Optional
-    coefficients: Tensor
-    offsets: Optional
-    std: Optional
-    prev_sample: Tensor
-    weights: Optional
-    rows: Optional
-
-
-DIFFERENTIABLE = 8  # the first fields of LogProbTensors
 FIELDS = len(LogProbTensors._fields)
-ROLES = (*[Role.BATCH] * 3, *[Role.TABLE] * 3, Role.BATCH, Role.TABLE, Role.ROWS)
 
 
 def log_prob_with_gradient(
@@ -67,17 +59,14 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, grad: Optional, _responsibilities: Optional) -> Any:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        needs = ctx.needs_input_grad[1:]
-        wanted = (*needs[:DIFFERENTIABLE], *needs[FIELDS:])
+        wanted = tuple(DENSITY.primals(ctx.needs_input_grad[1:]))
         # torch.compile does not trace one Function in another's backward, nor second derivatives.
         backward = _LogProbBackward.forward if torch.compiler.is_compiling() else _LogProbBackward.apply
-        return None, *_among_all(backward(wanted, ctx.options, grad, *ctx.saved_tensors))
+        return None, *DENSITY.among_all(backward(wanted, ctx.options, grad, *ctx.saved_tensors))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: LogProbOptions, *given: Any) -> Any:
-        merged = _merge(info.batch_size, in_dims[1:], given, (False,) * len(given), options)
-        made = _LogProb.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
-        return tuple(map(merged.split, made)), tuple(None if tensor is None else 0 for tensor in made)
+        return vmap_results(_LogProb, DENSITY, info.batch_size, in_dims, options, given)
 
 
 class _LogProbBackward(torch.autograd.Function):
@@ -110,48 +99,13 @@ class _LogProbBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, *given = ctx.saved_tensors
-        primals = [*given[:DIFFERENTIABLE], *given[FIELDS:]]
         forward = _eager(ctx.options, LogProbTensors(*given[:FIELDS]), given[FIELDS:])
-        of_grad, of_primals = second_derivatives(forward, [grad], primals, ctx.wanted, grads)
-        return None, None, *of_grad, None, *_among_all(of_primals)
+        of_grad, of_primals = second_derivatives(forward, [grad], DENSITY.primals(given), ctx.wanted, grads)
+        return None, None, *of_grad, None, *DENSITY.among_all(of_primals)
 
     @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        wanted: tuple[bool, ...],
-        options: LogProbOptions,
-        grad: Tensor,
-        responsibilities: Optional,
-        *given: Any,
-    ) -> Any:
-        merged = _merge(info.batch_size, in_dims[4:], given, _among_all(wanted, False), options)
-        of_batch = merge_batch(info.batch_size, in_dims[2:4], (grad, responsibilities))
-        of = options._replace(row=merged.row)
-        made = _LogProbBackward.apply(wanted, of, *of_batch, *merged.tensors)  # type: ignore[no-untyped-call]
-        primals, dims = ([*of[:DIFFERENTIABLE], *of[FIELDS:]] for of in (given, in_dims[4:]))
-        gradients = merged.split_gradients(made, primals, dims)
-        return gradients, tuple(None if tensor is None else 0 for tensor in gradients)
-
-
-def _among_all(of_primals: Sequence[Any], nothing: Any = None) -> tuple[Any, ...]:
-    return *of_primals[:DIFFERENTIABLE], *[nothing] * (FIELDS - DIFFERENTIABLE), *of_primals[DIFFERENTIABLE:]
-
-
-def _merge(
-    size: int,
-    dims: Sequence[int | None],
-    given: Sequence[Optional],
-    wanted: Sequence[bool],
-    options: LogProbOptions,
-) -> Merged:
-    sample, coefficients = (
-        LogProbTensors._fields.index("sample"),
-        LogProbTensors._fields.index("coefficients"),
-    )
-    batch, table_rows = (rows_of(given[i], dims[i]) for i in (sample, coefficients))  # type: ignore[arg-type]
-    roles = (*ROLES, *[Role.BATCH] * (len(given) - FIELDS))
-    return merge(size, dims, given, roles, wanted, table_rows, batch, options.row)
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return vmap_gradients(_LogProbBackward, DENSITY, info.batch_size, in_dims, *arguments)
 
 
 def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]) -> Any:
@@ -164,7 +118,7 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
-        primals = [None if tensor is None else next(found) for tensor in (*t[:DIFFERENTIABLE], *history)]
+        primals = [None if tensor is None else next(found) for tensor in DENSITY.primals((*t, *history))]
         sample, output, uncond, coefficients, offsets, std, prev, weights, *stored = primals
         made = eager_log_prob(
             by_batch(prev),

@@ -8,6 +8,7 @@ What is not needed comes last and is left out of a call, since every argument co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import library as torch_library
 
 from gmmkernel import backends
 from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
+from gmmkernel.ops.tensors import DENSITY, STEP, Layout, LogProbTensors, StepTensors
 
 _library = torch_library.Library("gmmkernel", "DEF")
 
@@ -56,33 +58,24 @@ def _gmm_step(
 
 
 def _new_gradients(
-    wanted: Sequence[bool],
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    history: Sequence[Tensor] | None,
-) -> StepGradients:
-    """Return memory for the gradients that are wanted, of the tensors in this order."""
-    inputs = [sample, model_output, model_output_uncond, coefficients, offsets, std, *(history or ())]
-    made = [
+    wanted: Sequence[bool], layout: Layout, given: Sequence[Any], history: Sequence[Tensor] | None
+) -> list[Tensor | None]:
+    """Return memory for the gradients that are wanted, of the tensors that can have one."""
+    return [
         torch.empty_like(tensor, memory_format=torch.contiguous_format)
         if asked and tensor is not None
         else None
-        for asked, tensor in zip(wanted, inputs, strict=True)
+        for asked, tensor in zip(wanted, layout.primals((*given, *(history or ()))), strict=True)
     ]
-    return _gradients_of_step(made[:6], made[6:])
+
+
+def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _gradients_of_step(made: Sequence[Tensor | None], history: Sequence[Tensor | None]) -> StepGradients:
     sample, model_output, model_output_uncond, coefficients, offsets, std = made
     return StepGradients(sample, model_output, model_output_uncond, coefficients, offsets, std, history)
-
-
-def _those_wanted(gradients: StepGradients) -> list[Tensor]:
-    return [tensor for tensor in (*gradients[:6], *gradients.history) if tensor is not None]
 
 
 def _gmm_step_backward(
@@ -93,133 +86,62 @@ def _gmm_step_backward(
     row: int,
     step: int,
     backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    seeds: Tensor,
-    rows: Tensor | None,
-    steps: Tensor | None,
-    thresholds: Tensor | None,
-    history: Sequence[Tensor] | None = None,
+    *given: Any,
 ) -> list[Tensor]:
-    gradients = _new_gradients(
-        wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history
-    )
+    t, history = StepTensors(*given[:-1]), given[-1]
+    made = _new_gradients(wanted, STEP, t, history)
     inputs = StepInputs(
-        sample,
-        model_output,
-        coefficients,
-        seeds,
-        row if rows is None else rows,
-        step if steps is None else steps,
-        model_output_uncond,
+        t.sample,
+        t.model_output,
+        t.coefficients,
+        t.seeds,
+        row if t.rows is None else t.rows,
+        step if t.steps is None else t.steps,
+        t.model_output_uncond,
         history or (),
-        thresholds,
-        offsets,
-        std,
+        t.thresholds,
+        t.offsets,
+        t.std,
     )
+    gradients = _gradients_of_step(made[:6], made[6:])
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
-    return _those_wanted(gradients)
+    return _present(made)
 
 
-def _gmm_step_backward_fake(
-    wanted: Sequence[bool],
-    grad: Tensor,
-    grad_prediction: Tensor | None,
-    prediction_kind: int,
-    row: int,
-    step: int,
-    backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    seeds: Tensor,
-    rows: Tensor | None,
-    steps: Tensor | None,
-    thresholds: Tensor | None,
-    history: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    return _those_wanted(
-        _new_gradients(wanted, sample, model_output, model_output_uncond, coefficients, offsets, std, history)
-    )
+def _gmm_step_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+    *given, history = arguments[6:]
+    return _present(_new_gradients(wanted, STEP, given, history))
 
 
-def _density_inputs(
-    row: int,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    rows: Tensor | None,
-    history: Sequence[Tensor] | None,
-) -> StepInputs:
+def _density_inputs(row: int, t: LogProbTensors, history: Sequence[Tensor] | None) -> StepInputs:
     return StepInputs(
-        sample,
-        model_output,
-        coefficients,
-        coefficients.new_empty(0, dtype=torch.int64),  # nothing is drawn
-        row if rows is None else rows,
+        t.sample,
+        t.model_output,
+        t.coefficients,
+        t.coefficients.new_empty(0, dtype=torch.int64),  # nothing is drawn
+        row if t.rows is None else t.rows,
         0,
-        model_output_uncond,
+        t.model_output_uncond,
         history or (),
         None,
-        offsets,
-        std,
+        t.offsets,
+        t.std,
     )
 
 
-def _new_densities(sample: Tensor, coefficients: Tensor, weights: Tensor | None) -> list[Tensor]:
+def _log_prob_fake(row: int, backend: str, *given: Any) -> list[Tensor]:
     """Return memory for the log-densities and, where there is a mixture, its responsibilities."""
-    batch = sample.shape[0]
-    shapes = [(batch,)] if weights is None else [(batch,), (batch, weights.shape[1])]
-    return [coefficients.new_empty(shape) for shape in shapes]
+    t = LogProbTensors(*given[:-1])
+    batch = t.sample.shape[0]
+    shapes = [(batch,)] if t.weights is None else [(batch,), (batch, t.weights.shape[1])]
+    return [t.coefficients.new_empty(shape) for shape in shapes]
 
 
-def _log_prob(
-    row: int,
-    backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    rows: Tensor | None,
-    history: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    made = _new_densities(sample, coefficients, weights)
-    inputs = _density_inputs(
-        row, sample, model_output, model_output_uncond, coefficients, offsets, std, rows, history
-    )
-    backends.load(backend).log_prob(inputs, prev_sample, weights, *made)
+def _log_prob(row: int, backend: str, *given: Any) -> list[Tensor]:
+    made = _log_prob_fake(row, backend, *given)
+    t, history = LogProbTensors(*given[:-1]), given[-1]
+    backends.load(backend).log_prob(_density_inputs(row, t, history), t.prev_sample, t.weights, *made)
     return made
-
-
-def _log_prob_fake(
-    row: int,
-    backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    rows: Tensor | None,
-    history: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    return _new_densities(sample, coefficients, weights)
 
 
 def _log_prob_backward(
@@ -228,76 +150,20 @@ def _log_prob_backward(
     responsibilities: Tensor | None,
     row: int,
     backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    rows: Tensor | None,
-    history: Sequence[Tensor] | None = None,
+    *given: Any,
 ) -> list[Tensor]:
-    gradients = _new_density_gradients(
-        wanted,
-        (sample, model_output, model_output_uncond, coefficients, offsets, std),
-        (prev_sample, weights),
-        history,
+    t, history = LogProbTensors(*given[:-1]), given[-1]
+    made = _new_gradients(wanted, DENSITY, t, history)
+    gradients = LogProbGradients(made[6], made[7], _gradients_of_step(made[:6], made[8:]))
+    backends.load(backend).log_prob_backward(
+        _density_inputs(row, t, history), t.prev_sample, t.weights, responsibilities, grad, gradients
     )
-    inputs = _density_inputs(
-        row, sample, model_output, model_output_uncond, coefficients, offsets, std, rows, history
-    )
-    backends.load(backend).log_prob_backward(inputs, prev_sample, weights, responsibilities, grad, gradients)
-    return _densities_wanted(gradients)
+    return _present(made)
 
 
-def _log_prob_backward_fake(
-    wanted: Sequence[bool],
-    grad: Tensor,
-    responsibilities: Tensor | None,
-    row: int,
-    backend: str,
-    sample: Tensor,
-    model_output: Tensor,
-    model_output_uncond: Tensor | None,
-    coefficients: Tensor,
-    offsets: Tensor | None,
-    std: Tensor | None,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    rows: Tensor | None,
-    history: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    return _densities_wanted(
-        _new_density_gradients(
-            wanted,
-            (sample, model_output, model_output_uncond, coefficients, offsets, std),
-            (prev_sample, weights),
-            history,
-        )
-    )
-
-
-def _new_density_gradients(
-    wanted: Sequence[bool],
-    of_step: Sequence[Tensor | None],
-    of_density: Sequence[Tensor | None],
-    history: Sequence[Tensor] | None,
-) -> LogProbGradients:
-    made = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        if asked and tensor is not None
-        else None
-        for asked, tensor in zip(wanted, (*of_step, *of_density, *(history or ())), strict=True)
-    ]
-    return LogProbGradients(made[6], made[7], _gradients_of_step(made[:6], made[8:]))
-
-
-def _densities_wanted(gradients: LogProbGradients) -> list[Tensor]:
-    of_step = gradients.step
-    order = (*of_step[:6], gradients.prev_sample, gradients.weights, *of_step.history)
-    return [tensor for tensor in order if tensor is not None]
+def _log_prob_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+    *given, history = arguments[4:]
+    return _present(_new_gradients(wanted, DENSITY, given, history))
 
 
 def _standard_normal(
@@ -339,21 +205,21 @@ for _schema, _implementation, _fake in (
         "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, SymInt row, "
         "SymInt step, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
         "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor seeds, Tensor? rows, Tensor? steps, "
-        "Tensor? thresholds, Tensor[]? history=None) -> Tensor[]",
+        "Tensor? thresholds, Tensor[]? history) -> Tensor[]",
         _gmm_step_backward,
         _gmm_step_backward_fake,
     ),
     (
         "gmm_step_log_prob(SymInt row, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
         "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, "
-        "Tensor[]? history=None) -> Tensor[]",
+        "Tensor[]? history) -> Tensor[]",
         _log_prob,
         _log_prob_fake,
     ),
     (
         "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, SymInt row, str backend, "
         "Tensor sample, Tensor model_output, Tensor? model_output_uncond, Tensor coefficients, Tensor? offsets, "
-        "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, Tensor[]? history=None) -> Tensor[]",
+        "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, Tensor[]? history) -> Tensor[]",
         _log_prob_backward,
         _log_prob_backward_fake,
     ),

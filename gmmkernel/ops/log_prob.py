@@ -8,8 +8,9 @@ from torch import Tensor
 
 from gmmkernel import backends
 from gmmkernel.ops import checks, library
-from gmmkernel.ops.autograd_log_prob import LogProbOptions, LogProbTensors, log_prob_with_gradient
+from gmmkernel.ops.autograd_log_prob import LogProbOptions, log_prob_with_gradient
 from gmmkernel.ops.tables import MixtureTables
+from gmmkernel.ops.tensors import LogProbTensors
 
 
 def gmm_step_log_prob(

@@ -11,10 +11,11 @@ from torch import Tensor
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.ops import autograd, checks, library
-from gmmkernel.ops.autograd_log_prob import LogProbOptions, LogProbTensors
+from gmmkernel.ops.autograd_log_prob import LogProbOptions
 from gmmkernel.ops.log_prob import log_density
 from gmmkernel.ops.memory import check_overlap
 from gmmkernel.ops.tables import MixtureTables
+from gmmkernel.ops.tensors import LogProbTensors, StepTensors
 
 PredictionName = Literal["x0", "epsilon", "model_output"]
 
@@ -135,7 +136,7 @@ def gmm_step(
                 "out: expected None where an input requires a gradient; detach the inputs or leave it out"
             )
         options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
-        given = autograd.StepTensors(
+        given = StepTensors(
             sample,
             model_output,
             model_output_uncond,

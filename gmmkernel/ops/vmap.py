@@ -100,6 +100,16 @@ def merge(
     return Merged(size, 0 if apart else row, tuple(merged))
 
 
+def merge_batch(
+    size: int, dims: Sequence[int | None], given: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Return tensors [B, ...] with a mapped dimension as part of the batch."""
+    return tuple(
+        None if tensor is None else _spread(tensor, dim, size).flatten(0, 1)
+        for tensor, dim in zip(given, dims, strict=True)
+    )
+
+
 def rows_of(tensor: Tensor, dim: int | None) -> int:
     """Return the length of a tensor's first dimension but for the mapped one."""
     return _spread(tensor, dim, 1).shape[1]
