@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.constants import SUM_TILE
-from gmmkernel.backends.protocol import StepGradients, StepInputs
+from gmmkernel.backends.constants import SUM_TILE, Prediction
+from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _ABSENT = (0, 0, 0)
@@ -151,3 +152,107 @@ def component_arguments(
         thresholds.data_ptr(),
         thresholds.shape[0],
     )
+
+
+class CompiledKernels:
+    """The functions of a backend (`Backend`) whose kernels are in an extension.
+
+    Args:
+        extension: the extension.
+        options: returns what its functions take last, given a tensor they are called on.
+    """
+
+    def __init__(self, extension: Any, options: Callable[[Tensor], tuple[int, ...]]) -> None:
+        self._extension = extension
+        self._options = options
+
+    def gmm_step(
+        self,
+        inputs: StepInputs,
+        result: Tensor,
+        prediction: Tensor | None = None,
+        prediction_kind: int = Prediction.NONE,
+        components: Tensor | None = None,
+    ) -> None:
+        """Write the next sample, and on request a prediction and the components drawn."""
+        target = by_sample(result)
+        described, _alive = step_inputs(inputs)
+        outputs = step_outputs(target, prediction, prediction_kind, components)
+        self._extension.step(described, *outputs, *self._options(result))
+        if target is not result:
+            result.copy_(target)
+
+    def gmm_step_backward(
+        self,
+        inputs: StepInputs,
+        grad: Tensor,
+        grad_prediction: Tensor | None,
+        prediction_kind: int,
+        gradients: StepGradients,
+    ) -> None:
+        """Write gradients of a loss, given its gradients of the next sample and of the prediction."""
+        described, _alive = step_inputs(inputs)
+        grad = by_sample(grad)
+        grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
+        workspace = rows_workspace(inputs, gradients)
+        self._extension.step_backward(
+            described,
+            prediction_kind,
+            (describe_tensor(grad), describe_tensor(grad_prediction)),
+            step_gradients(gradients, workspace),
+            *self._options(grad),
+        )
+
+    def log_prob(
+        self,
+        inputs: StepInputs,
+        prev_sample: Tensor,
+        weights: Tensor | None,
+        result: Tensor,
+        responsibilities: Tensor | None = None,
+    ) -> None:
+        """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
+        described, _alive = step_inputs(inputs)
+        prev_sample = by_sample(prev_sample)
+        workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
+        self._extension.log_prob(
+            described,
+            *density_inputs(prev_sample, weights),
+            address(result),
+            address(responsibilities),
+            address(workspace),
+            *self._options(result),
+        )
+
+    def log_prob_backward(
+        self,
+        inputs: StepInputs,
+        prev_sample: Tensor,
+        weights: Tensor | None,
+        responsibilities: Tensor | None,
+        grad: Tensor,
+        gradients: LogProbGradients,
+    ) -> None:
+        """Write gradients of a loss, given its gradients [B] of the log-densities."""
+        described, _alive = step_inputs(inputs)
+        prev_sample = by_sample(prev_sample)
+        workspace = rows_workspace(inputs, gradients.step)
+        self._extension.log_prob_backward(
+            described,
+            *density_inputs(prev_sample, weights),
+            address(responsibilities),
+            address(grad),
+            describe_tensor(gradients.prev_sample),
+            address(gradients.weights),
+            step_gradients(gradients.step, workspace),
+            *self._options(grad),
+        )
+
+    def standard_normal(self, result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
+        """Fill `result` [B, ...] with each sample's noise."""
+        target = by_sample(result)
+        self._extension.standard_normal(
+            *normal_arguments(target, seeds, step, stream), *self._options(result)
+        )
+        if target is not result:
+            result.copy_(target)

@@ -10,21 +10,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.compiled import (
-    address,
-    by_sample,
-    component_arguments,
-    density_inputs,
-    describe_tensor,
-    normal_arguments,
-    rows_workspace,
-    step_gradients,
-    step_inputs,
-    step_outputs,
-    sums_workspace,
-)
-from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
+from gmmkernel.backends.compiled import CompiledKernels, component_arguments
 
 _BEST = 0
 
@@ -62,98 +48,17 @@ def use_instruction_set(name: str) -> Iterator[None]:
         _instruction_set = before
 
 
-def gmm_step(
-    inputs: StepInputs,
-    result: Tensor,
-    prediction: Tensor | None = None,
-    prediction_kind: int = Prediction.NONE,
-    components: Tensor | None = None,
-) -> None:
-    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    target = by_sample(result)
-    described, _alive = step_inputs(inputs)
-    outputs = step_outputs(target, prediction, prediction_kind, components)
-    _core.step(described, *outputs, torch.get_num_threads(), _instruction_set)
-    if target is not result:
-        result.copy_(target)
+def _options(_: Tensor) -> tuple[int, ...]:
+    """Return the caller's number of threads and the instruction set."""
+    return torch.get_num_threads(), _instruction_set
 
 
-def gmm_step_backward(
-    inputs: StepInputs,
-    grad: Tensor,
-    grad_prediction: Tensor | None,
-    prediction_kind: int,
-    gradients: StepGradients,
-) -> None:
-    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
-    described, _alive = step_inputs(inputs)
-    grad = by_sample(grad)
-    grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
-    workspace = rows_workspace(inputs, gradients)
-    _core.step_backward(
-        described,
-        prediction_kind,
-        (describe_tensor(grad), describe_tensor(grad_prediction)),
-        step_gradients(gradients, workspace),
-        torch.get_num_threads(),
-        _instruction_set,
-    )
-
-
-def log_prob(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    result: Tensor,
-    responsibilities: Tensor | None = None,
-) -> None:
-    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
-    described, _alive = step_inputs(inputs)
-    prev_sample = by_sample(prev_sample)
-    workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
-    _core.log_prob(
-        described,
-        *density_inputs(prev_sample, weights),
-        address(result),
-        address(responsibilities),
-        address(workspace),
-        torch.get_num_threads(),
-        _instruction_set,
-    )
-
-
-def log_prob_backward(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
-    responsibilities: Tensor | None,
-    grad: Tensor,
-    gradients: LogProbGradients,
-) -> None:
-    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
-    described, _alive = step_inputs(inputs)
-    prev_sample = by_sample(prev_sample)
-    workspace = rows_workspace(inputs, gradients.step)
-    _core.log_prob_backward(
-        described,
-        *density_inputs(prev_sample, weights),
-        address(responsibilities),
-        address(grad),
-        describe_tensor(gradients.prev_sample),
-        address(gradients.weights),
-        step_gradients(gradients.step, workspace),
-        torch.get_num_threads(),
-        _instruction_set,
-    )
-
-
-def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
-    """Fill `result` [B, ...] with each sample's noise."""
-    target = by_sample(result)
-    arguments = normal_arguments(target, seeds, step, stream)
-    _core.standard_normal(*arguments, torch.get_num_threads(), _instruction_set)
-    if target is not result:
-        result.copy_(target)
+_kernels = CompiledKernels(_core, _options)
+gmm_step = _kernels.gmm_step
+gmm_step_backward = _kernels.gmm_step_backward
+log_prob = _kernels.log_prob
+log_prob_backward = _kernels.log_prob_backward
+standard_normal = _kernels.standard_normal
 
 
 def draw_components(
