@@ -17,7 +17,14 @@ from gmmkernel.ops import (
     standard_normal,
 )
 from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
-from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+from gmmkernel.schedules import (
+    NoiseSchedule,
+    ddim_coefficients,
+    flow_coefficients,
+    flow_times,
+    noise_schedule,
+    timesteps,
+)
 
 __version__ = _version("gmmkernel")
 
@@ -37,6 +44,8 @@ __all__ = [
     "Stream",
     "ddim_coefficients",
     "draw_components",
+    "flow_coefficients",
+    "flow_times",
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
