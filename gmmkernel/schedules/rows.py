@@ -61,6 +61,20 @@ def alphas_of_steps(
     return a_t, a_s
 
 
+def check_signal(a_t: Tensor, timesteps: Tensor) -> None:
+    """Refuse steps that start where no data is left.
+
+    Raises:
+        ValueError: a_t is 0 somewhere.
+    """
+    if bool((a_t == 0).any()):
+        row = int((a_t == 0).nonzero()[0])
+        raise ValueError(
+            f"timesteps: expected steps that start where alphas_cumprod > 0, got row {row} "
+            f"(timestep {int(timesteps[row])}), where no data is left"
+        )
+
+
 def prediction_rows(
     a_t: Tensor,
     timesteps: Tensor,
