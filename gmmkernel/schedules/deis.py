@@ -76,7 +76,7 @@ def deis_coefficients(
     weights = torch.zeros(len(timesteps), 3, dtype=torch.float64)
     for row, order in enumerate(orders):
         nodes = [rho_t[row - j] for j in range(order)]
-        weights[row, :order] = torch.tensor(_integrals(nodes, rho_s[row], interpolation))
+        weights[row, :order] = torch.tensor(_integrals(nodes, rho_s[row], interpolation), dtype=torch.float64)
     weights *= signal_s[:, None]
     rows[:, Column.SAMPLE] = signal_s / square_root(a_t) + weights[:, 0] * rows[:, Column.EPS_SAMPLE]
     rows[:, Column.OUTPUT] = weights[:, 0] * rows[:, Column.EPS_OUTPUT]
