@@ -37,6 +37,7 @@ from gmmkernel.schedules import (
     flow_times,
     noise_schedule,
     pndm_coefficients,
+    sigma_coefficients,
     timesteps,
 )
 
@@ -77,6 +78,7 @@ __all__ = [
     "orthonormalize",
     "pndm_coefficients",
     "seeds_from_generator",
+    "sigma_coefficients",
     "standard_normal",
     "timesteps",
 ]

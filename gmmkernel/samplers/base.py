@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from gmmkernel._checks import check_flag, check_integer
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.mixtures import Mixture
-from gmmkernel.ops import gmm_step, standard_normal
+from gmmkernel.ops import MixtureTables, gmm_step, standard_normal
 from gmmkernel.ops.checks import SAMPLE_DTYPES, check_seeds
 from gmmkernel.ops.step import PredictionName
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
@@ -56,16 +56,9 @@ class Sampler:
         backend: str | None = None,
     ) -> None:
         check_flag("learned_variance", learned_variance)
-        if mixture is not None and not isinstance(mixture, Mixture):
-            raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
-        if mixture is not None and mixture.n_steps not in (None, len(timesteps)):
-            raise ValueError(
-                f"mixture: expected one made for {len(timesteps)} steps or shared by all, "
-                f"got one made for {mixture.n_steps}"
-            )
         self.timesteps = timesteps.to(device)
         self.coefficients = coefficients.to(device)
-        self.tables = None if mixture is None else mixture.bind(self.coefficients)
+        self.tables = bound(mixture, self.coefficients)
         self.guided = guided
         self.learned_variance = learned_variance
         self.dtype = dtype
@@ -304,6 +297,25 @@ class Sampler:
             raise ValueError(
                 f"initial: expected a tensor on {self.coefficients.device}, got one on {initial.device}"
             )
+
+
+def bound(mixture: Mixture | None, coefficients: Tensor) -> MixtureTables | None:
+    """Return the tables of a mixture for the rows of a sampler, or None where there is no mixture.
+
+    Raises:
+        TypeError: `mixture` is not a Mixture.
+        ValueError: it was made for another number of steps.
+    """
+    if mixture is None:
+        return None
+    if not isinstance(mixture, Mixture):
+        raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
+    if mixture.n_steps not in (None, len(coefficients)):
+        raise ValueError(
+            f"mixture: expected one made for {len(coefficients)} steps or shared by all, "
+            f"got one made for {mixture.n_steps}"
+        )
+    return mixture.bind(coefficients)
 
 
 def row_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,6 +8,7 @@ from gmmkernel.schedules.dpm_solver import DPM_SOLVER_ALGORITHMS, dpm_solver_coe
 from gmmkernel.schedules.flow import flow_coefficients, flow_times
 from gmmkernel.schedules.noise import NoiseSchedule, noise_schedule
 from gmmkernel.schedules.pndm import pndm_coefficients
+from gmmkernel.schedules.sigmas import sigma_coefficients
 from gmmkernel.schedules.spacing import SPACINGS, timesteps, timesteps_of
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "flow_times",
     "noise_schedule",
     "pndm_coefficients",
+    "sigma_coefficients",
     "timesteps",
     "timesteps_of",
 ]
