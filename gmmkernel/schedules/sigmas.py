@@ -19,9 +19,9 @@ def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype =
         up = eta sigma_s sqrt(1 - sigma_s^2/sigma_t^2),   down = sqrt(sigma_s^2 - up^2)
         x_s = o + (down/sigma_t) (x_t - o) + up z
 
-    eta = 0 is the Euler step of the probability-flow ODE, eta = 1 the ancestral step (DDPM's posterior). `DDIMSampler`'s
-    samples are these times sqrt(a); a mixture's offset is weighted by sqrt(1 + sigma_s^2) = 1/sqrt(a_s) here, so that a
-    scale means the same in both. Computed in float64 and rounded to `dtype` once.
+    eta = 0 is the Euler step of the probability-flow ODE, eta = 1 the ancestral step (DDPM's posterior). The samples of
+    `DDIMSampler` are these times sqrt(a); a mixture's offset is weighted by sqrt(1 + sigma_s^2) = 1/sqrt(a_s) here, so
+    that a scale means the same in both. Computed in float64 and rounded to `dtype` once.
 
     Args:
         sigmas: float64 [S + 1] on the CPU, strictly descending, the last one >= 0.
