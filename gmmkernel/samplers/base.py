@@ -21,8 +21,6 @@ from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 Model = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 AnySampler = TypeVar("AnySampler", bound="Sampler")
 
-_DATA_ALONE = (Column.X0_SAMPLE, Column.X0_OUTPUT, Column.CLIP_MIN, Column.CLIP_MAX, Column.GUIDANCE)
-
 
 class Sampler:
     """What all samplers do. Make one of its subclasses.
@@ -206,8 +204,10 @@ class Sampler:
     def _predict_x0(
         self, index: int, sample: Tensor, output: Tensor, uncond: Tensor | None, seeds: Tensor
     ) -> Tensor:
-        row = torch.zeros_like(self.coefficients[index : index + 1])
-        row[:, _DATA_ALONE] = self.coefficients[index, _DATA_ALONE]
+        given = self.coefficients[index : index + 1]
+        row = torch.zeros_like(given)
+        row[:, : Column.SAMPLE] = given[:, : Column.SAMPLE]  # x0 and its bounds
+        row[:, Column.GUIDANCE] = given[:, Column.GUIDANCE]
         row[:, Column.X0] = 1
         made = gmm_step(
             sample, output, row, row=0, seeds=seeds, model_output_uncond=uncond, backend=self.backend
