@@ -18,6 +18,7 @@ from gmmkernel.ops import (
 )
 from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
 from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
 
 __version__ = _version("gmmkernel")
 
@@ -33,6 +34,8 @@ __all__ = [
     "MomentReport",
     "NoiseSchedule",
     "SampleResult",
+    "ShardReport",
+    "ShardedSamples",
     "StepState",
     "Stream",
     "ddim_coefficients",
@@ -40,10 +43,12 @@ __all__ = [
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
+    "load_shards",
     "mixture_moments",
     "moment_report",
     "noise_schedule",
     "orthonormalize",
+    "sample_shards",
     "seeds_from_generator",
     "standard_normal",
     "timesteps",

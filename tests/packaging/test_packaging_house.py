@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "mixtures": {"_checks", "_sqrt", "backends", "ops"},
     "moments": {"backends", "mixtures"},
     "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
+    "sharding": {"_checks", "ops", "samplers"},
     "digits": set(),
     "golden": {"backends", "mixtures", "ops", "schedules"},
     "cli": {
@@ -35,10 +36,11 @@ MAY_IMPORT = {
             "ops",
             "samplers",
             "schedules",
+            "sharding",
         ),
     },
     "__main__": {"cli"},
-    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules"},
+    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules", "sharding"},
 }
 
 MODULES = sources(".py", under="gmmkernel")
