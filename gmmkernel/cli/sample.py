@@ -121,7 +121,7 @@ def _sample(
         device=place.device,
     )
     if mixture is not None and place.rank == 0:
-        print(moment_report(mixture, sampler.coefficients.cpu()))
+        print(moment_report(mixture, sampler.coefficients))
         print()
     model = _model(arguments.digit, guided=sampler.guided, device=place.device)
     begin = time.perf_counter()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import uuid
@@ -89,9 +88,9 @@ def write_shard(folder: Path, shard: int, manifest: str, sample: Tensor, seeds: 
         seeds: int64 [B] on the CPU.
     """
     tensors = {"sample": sample.cpu().contiguous(), "seeds": seeds.contiguous()}
-    label = {"manifest": manifest, "shard": shard, "sample": digest(tensors["sample"])}
-    # One entry, because their order in the file is random.
-    write_whole(shard_path(folder, shard), save(tensors, {_LABEL: json.dumps(label)}))
+    # One entry of metadata, because the order of several in the file is random.
+    label = f"{manifest} {shard} {digest(tensors['sample'])}"
+    write_whole(shard_path(folder, shard), save(tensors, {_LABEL: label}))
 
 
 def check_shard(folder: Path, shard: int, manifest: str, seeds: Tensor) -> None:
@@ -130,10 +129,10 @@ def _opened(folder: Path, shard: int, manifest: str) -> Iterator[tuple[Any, str]
     path = shard_path(folder, shard)
     try:
         with safe_open(path, framework="pt") as file:
-            label = json.loads((file.metadata() or {}).get(_LABEL, "{}"))
-            if (label.get("manifest"), label.get("shard")) != (manifest, shard):
+            place, _, sample = (file.metadata() or {}).get(_LABEL, "").rpartition(" ")
+            if place != f"{manifest} {shard}":
                 raise _damaged(path, f"it was not written as shard {shard} of the manifest beside it")
-            yield file, label["sample"]
+            yield file, sample
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
 
