@@ -164,6 +164,14 @@ def test_the_tables_of_a_mixture_count(tmp_path: Path) -> None:
             run(tmp_path, sampler=sampler)
 
 
+def test_digests_are_of_type_shape_and_bits() -> None:
+    zeros = torch.zeros(2, 3)
+    others = (zeros.view(3, 2), zeros.int(), -zeros, zeros.T, zeros[:, :0])
+    assert len({files.digest(tensor) for tensor in (zeros, *others)}) == 5  # a transpose is a (3, 2) too
+    steps = torch.arange(6).view(2, 3)
+    assert files.digest(steps.T) == files.digest(steps.T.contiguous()) != files.digest(steps.view(3, 2))
+
+
 CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": SEEDS + 1}, "seeds: "),
     ({"seeds": SEEDS.flip(0)}, "seeds: "),

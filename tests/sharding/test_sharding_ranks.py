@@ -24,7 +24,7 @@ from torch import Tensor
 from gmmkernel import load_shards
 from gmmkernel.cli import main
 
-PATIENCE = 120
+PATIENCE = 60
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 HERE = Path(__file__).parent
 ENVIRONMENT = os.environ | {
@@ -70,8 +70,9 @@ def on_ranks(ranks: int, store: Path, work: Callable[[int], Any]) -> list[Any]:
     ]
     for process in started:
         process.start()
+    end = time.monotonic() + PATIENCE
     for process in started:
-        process.join(PATIENCE)
+        process.join(max(end - time.monotonic(), 0))
     hanging = [process for process in started if process.exitcode is None]
     for process in hanging:
         process.kill()
