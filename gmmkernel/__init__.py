@@ -16,7 +16,14 @@ from gmmkernel.ops import (
     orthonormalize,
     standard_normal,
 )
-from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
+from gmmkernel.samplers import (
+    DDIMSampler,
+    SampleResult,
+    StackedSamplers,
+    StepState,
+    seeds_from_generator,
+    stack_samplers,
+)
 from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
 from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
 
@@ -36,6 +43,7 @@ __all__ = [
     "SampleResult",
     "ShardReport",
     "ShardedSamples",
+    "StackedSamplers",
     "StepState",
     "Stream",
     "ddim_coefficients",
@@ -50,6 +58,7 @@ __all__ = [
     "orthonormalize",
     "sample_shards",
     "seeds_from_generator",
+    "stack_samplers",
     "standard_normal",
     "timesteps",
 ]
