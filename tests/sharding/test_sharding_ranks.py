@@ -165,10 +165,11 @@ def stopped_in_the_middle(ranks: int, folder: Path, aside: Path, shards_each: in
     """Start ranks that stand still inside a shard, and kill one of them, or the whole run."""
     aside.mkdir()
     words = (*TORCHRUN, str(ranks), HERE / "worker.py", folder, aside, str(3 * shards_each + 1))
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = ENVIRONMENT | {"TMPDIR": str(aside)}  # a launcher that is killed leaves its files
+    process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pids: list[int] = []
     try:
-        wait_for(lambda: len(list(aside.iterdir())) == ranks, process)
+        wait_for(lambda: len(list(aside.glob("rank-*"))) == ranks, process)
         pids = [int((aside / f"rank-{rank}").read_text()) for rank in range(ranks)]
         if whole:
             process.kill()
