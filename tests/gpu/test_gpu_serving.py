@@ -55,7 +55,7 @@ def test_shards_by_ranks_with_nccl(tmp_path: Path) -> None:
     for made, found in ((3, 0), (0, 3)):
         done = subprocess.run(
             words,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=300,

@@ -165,7 +165,7 @@ def stopped_in_the_middle(ranks: int, folder: Path, aside: Path, shards_each: in
     """Start ranks that stand still inside a shard, and kill one of them, or the whole run."""
     aside.mkdir()
     words = (*TORCHRUN, str(ranks), HERE / "worker.py", folder, aside, str(3 * shards_each + 1))
-    environment = ENVIRONMENT | {"TMPDIR": str(aside)}  # a launcher that is killed leaves its files
+    environment = ENVIRONMENT | {"TMPDIR": str(aside)}  # a launcher leaves files
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pids: list[int] = []
     try:
@@ -209,7 +209,7 @@ def test_the_command_line_under_torchrun(
     by_one = capfd.readouterr()
     done = subprocess.run(
         [*TORCHRUN, "2", "-m", "gmmkernel", *words, shared, "--npz", npz],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

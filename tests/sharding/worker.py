@@ -22,7 +22,9 @@ def main(folder: Path, aside: Path, steps: int) -> None:
     def model(x: Tensor, timestep: Tensor) -> Tensor:
         calls.append(1)
         if len(calls) > steps:
-            (aside / f"rank-{dist.get_rank()}").write_text(str(os.getpid()))
+            name = f"rank-{dist.get_rank()}"
+            (aside / f"new-{name}").write_text(str(os.getpid()))
+            (aside / f"new-{name}").rename(aside / name)
             time.sleep(600)
         return whole_batch(x, timestep)
 
