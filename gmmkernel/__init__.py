@@ -25,8 +25,10 @@ from gmmkernel.samplers import (
     Sampler,
     SampleResult,
     SamplerStep,
+    StackedSamplers,
     StepState,
     seeds_from_generator,
+    stack_samplers,
 )
 from gmmkernel.schedules import (
     NoiseSchedule,
@@ -40,6 +42,7 @@ from gmmkernel.schedules import (
     sigma_coefficients,
     timesteps,
 )
+from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
 
 __version__ = _version("gmmkernel")
 
@@ -61,6 +64,9 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "SamplerStep",
+    "ShardReport",
+    "ShardedSamples",
+    "StackedSamplers",
     "StepState",
     "Stream",
     "ddim_coefficients",
@@ -72,13 +78,16 @@ __all__ = [
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
+    "load_shards",
     "mixture_moments",
     "moment_report",
     "noise_schedule",
     "orthonormalize",
     "pndm_coefficients",
+    "sample_shards",
     "seeds_from_generator",
     "sigma_coefficients",
+    "stack_samplers",
     "standard_normal",
     "timesteps",
 ]

@@ -18,11 +18,14 @@ from gmmkernel.cli.options import (
     make_seeds,
 )
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
-from gmmkernel.cli.values import file, integer, number
+from gmmkernel.cli.ranks import Place, process_group
+from gmmkernel.cli.values import file, folder, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
+from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler
 from gmmkernel.schedules import noise_schedule
+from gmmkernel.sharding import load_shards, sample_shards
 
 SHOWN = 5 * IMAGE_COLUMNS
 
@@ -51,6 +54,22 @@ def add_parser(commands: Any) -> None:
     )
     add_mixture_options(parser)
     add_run_options(parser, count=1000)
+    group = parser.add_argument_group(
+        "ranks", "torchrun --nproc-per-node N -m gmmkernel sample --shards FOLDER ..."
+    )
+    group.add_argument(
+        "--shards",
+        type=folder,
+        metavar="FOLDER",
+        help="write a file for each batch, share them among the ranks, and go on where a run was stopped",
+    )
+    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what to use (default cpu)")
+    group.add_argument(
+        "--threads",
+        type=integer(1),
+        metavar="T",
+        help="CPU threads of each process; the network's bits depend on it (default 1 with --shards, else PyTorch's)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -66,28 +85,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         mixture = make_mixture(arguments, arguments.variant, arguments.steps)
     seeds = make_seeds(arguments)
-    sampler = DDIMSampler(
-        noise_schedule("linear"),
-        arguments.steps,
-        eta=arguments.eta,
-        mixture=mixture,
-        spacing=arguments.spacing,
-        guidance_scale=arguments.guidance_scale,
-    )
-    if mixture is not None:
-        print(moment_report(mixture, sampler.coefficients))
-        print()
-
-    model = _model(arguments.digit, guided=sampler.guided)
-    begin = time.perf_counter()
-    images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
-    seconds = time.perf_counter() - begin
-
-    batches = -(-arguments.count // arguments.batch_size)
-    each = seconds / (batches * arguments.steps)
-    carried = min(arguments.batch_size, arguments.count)
-    print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
-    print(f"{each:.4f} s per step of {carried} samples, the network's time included")
+    if arguments.threads is not None or arguments.shards is not None:
+        torch.set_num_threads(arguments.threads or 1)
+    with process_group(arguments.device) as place:
+        if place.ranks > 1 and arguments.shards is None:
+            raise ValueError(f"--shards: needed to share the samples among {place.ranks} ranks")
+        images = _sample(arguments, mixture, seeds, place)
+    if images is None:
+        return 0
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
@@ -102,11 +107,55 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _model(digit: int | None, *, guided: bool) -> Any:
-    unet = load_unet()
+def _sample(
+    arguments: argparse.Namespace, mixture: Mixture | None, seeds: torch.Tensor, place: Place
+) -> torch.Tensor | None:
+    """Draw the samples and print what it took; on other ranks than the first return None."""
+    sampler = DDIMSampler(
+        noise_schedule("linear"),
+        arguments.steps,
+        eta=arguments.eta,
+        mixture=mixture,
+        spacing=arguments.spacing,
+        guidance_scale=arguments.guidance_scale,
+        device=place.device,
+    )
+    if mixture is not None and place.rank == 0:
+        print(moment_report(mixture, sampler.coefficients))
+        print()
+    model = _model(arguments.digit, guided=sampler.guided, device=place.device)
+    begin = time.perf_counter()
+    if arguments.shards is None:
+        images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample.cpu()
+        seconds = time.perf_counter() - begin
+        batches = -(-arguments.count // arguments.batch_size)
+        each = seconds / (batches * arguments.steps)
+        carried = min(arguments.batch_size, arguments.count)
+        print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
+        print(f"{each:.4f} s per step of {carried} samples, the network's time included")
+        return images
+    report = sample_shards(
+        sampler,
+        model,
+        seeds,
+        IMAGE_SHAPE,
+        arguments.shards,
+        batch_size=arguments.batch_size,
+        description={"model": "digits", "digit": arguments.digit},
+    )
+    if place.rank > 0:
+        return None
+    seconds = time.perf_counter() - begin
+    made = report.shards - report.found
+    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {report.found} were there before")
+    return load_shards(arguments.shards).sample
+
+
+def _model(digit: int | None, *, guided: bool, device: torch.device) -> Any:
+    unet = load_unet(device)
 
     def predict(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
-        labels = None if digit is None else torch.full((sample.shape[0],), digit)
+        labels = None if digit is None else torch.full((sample.shape[0],), digit, device=device)
         output = unet(sample, timestep, labels)
         return (unet(sample, timestep), output) if guided else output
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
@@ -18,6 +19,7 @@ from torch import Tensor
 from gmmkernel import Column, DDIMSampler, gaussian_mixture, noise_schedule
 from gmmkernel.cli import main, pictures
 from gmmkernel.cli.pictures import tile
+from gmmkernel.cli.ranks import Place
 from gmmkernel.digits import IMAGE_SHAPE, digit_fid, digit_fid_by_group, load_unet
 
 CaptureText = pytest.CaptureFixture[str]
@@ -174,6 +176,8 @@ BAD_OPTIONS = [
     ("sample --seed 9223372036854775800", "--seed: expected at most 9223372036854774807 for 1000 samples"),
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
     ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
+    ("sample --threads 0", "--threads: expected an integer >= 1, got '0'"),
+    ("sample --device tpu", "--device: invalid choice: 'tpu'"),
     ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
     (
         "compare --count 60",
@@ -210,6 +214,26 @@ def test_a_folder_is_no_file(tmp_path: Path, capsys: CaptureText) -> None:
     with pytest.raises(SystemExit):
         main(["sample", "--output", str(tmp_path / "x.png")])
     assert "--output: expected the name of a .png file" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: CaptureText) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(SystemExit):
+        main(["sample", "--shards", str(tmp_path / "x")])
+    assert "--shards: expected the name of a folder, got" in capsys.readouterr().err
+
+
+def test_ranks_need_a_folder_to_share(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = contextlib.nullcontext(Place(0, 2, torch.device("cpu")))
+    monkeypatch.setattr("gmmkernel.cli.sample.process_group", lambda device: place)
+    assert main(["sample", *SMALL]) == 2
+    assert capsys.readouterr() == ("", "error: --shards: needed to share the samples among 2 ranks\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there to use")
+def test_a_device_that_is_not_there(capsys: CaptureText) -> None:
+    assert main(["sample", *SMALL, "--device", "cuda"]) == 2
+    assert capsys.readouterr() == ("", "error: --device: expected cuda:0 to be there, got 0 CUDA devices\n")
 
 
 @pytest.mark.parametrize("words", ["sample --output x.png", "compare"])

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "moments": {"backends", "mixtures"},
     "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
     "integrations": {"_checks", "backends", "mixtures", "ops", "samplers", "schedules"},
+    "sharding": {"_checks", "ops", "samplers"},
     "digits": set(),
     "golden": {"backends", "mixtures", "ops", "schedules"},
     "cli": {
@@ -36,10 +37,11 @@ MAY_IMPORT = {
             "ops",
             "samplers",
             "schedules",
+            "sharding",
         ),
     },
     "__main__": {"cli"},
-    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules"},
+    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules", "sharding"},
 }
 
 MODULES = sources(".py", under="gmmkernel")
