@@ -19,12 +19,11 @@ from gmmkernel.cli.options import (
 )
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.ranks import Place, process_group
+from gmmkernel.cli.samplers import METHODS, make_sampler
 from gmmkernel.cli.values import file, folder, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
-from gmmkernel.samplers import DDIMSampler
-from gmmkernel.schedules import noise_schedule
 from gmmkernel.sharding import load_shards, sample_shards
 
 SHOWN = 5 * IMAGE_COLUMNS
@@ -33,6 +32,7 @@ SHOWN = 5 * IMAGE_COLUMNS
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
     parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
+    parser.add_argument("--sampler", choices=METHODS, default="ddim", help="method (default ddim)")
     parser.add_argument(
         "--steps", type=integer(1), default=10, metavar="S", help="sampling steps (default 10)"
     )
@@ -42,8 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--variant",
         choices=["none", *VARIANTS],
-        default="ortho",
-        help="mixture, or none for DDIM (default ortho)",
+        help="mixture, or none (default: ortho with --sampler ddim, else none)",
     )
     parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
     parser.add_argument(
@@ -79,6 +78,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
     if arguments.output is not None:
         check_matplotlib()
+    if arguments.variant is None:
+        arguments.variant = "ortho" if arguments.sampler == "ddim" else "none"
     mixture = None
     if arguments.variant == "none":
         check_no_mixture_options(arguments)
@@ -96,8 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
-        method = "DDIM" if mixture is None else f"DDIM-GMM {arguments.variant}"
-        title = f"{method}, {arguments.steps} steps, eta = {arguments.eta:g}"
+        method = METHODS[arguments.sampler]
+        title = (
+            f"{method.title}{'' if mixture is None else f'-GMM {arguments.variant}'}, {arguments.steps} steps"
+        )
+        if method.has_eta:
+            title += f", eta = {arguments.eta:g}"
         write_panels(arguments.output, title, [Panel("", [Row("", images[:SHOWN])])], panel_columns=1)
         print(f"picture: {arguments.output}")
     if arguments.npz is not None:
@@ -111,15 +116,7 @@ def _sample(
     arguments: argparse.Namespace, mixture: Mixture | None, seeds: torch.Tensor, place: Place
 ) -> torch.Tensor | None:
     """Draw the samples and print what it took; on other ranks than the first return None."""
-    sampler = DDIMSampler(
-        noise_schedule("linear"),
-        arguments.steps,
-        eta=arguments.eta,
-        mixture=mixture,
-        spacing=arguments.spacing,
-        guidance_scale=arguments.guidance_scale,
-        device=place.device,
-    )
+    sampler = make_sampler(arguments, mixture, place.device)
     if mixture is not None and place.rank == 0:
         print(moment_report(mixture, sampler.coefficients))
         print()
@@ -129,10 +126,10 @@ def _sample(
         images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample.cpu()
         seconds = time.perf_counter() - begin
         batches = -(-arguments.count // arguments.batch_size)
-        each = seconds / (batches * arguments.steps)
+        each = seconds / (batches * len(sampler.timesteps))
         carried = min(arguments.batch_size, arguments.count)
         print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
-        print(f"{each:.4f} s per step of {carried} samples, the network's time included")
+        print(f"{each:.4f} s per call of the network with {carried} samples, the sampler's step included")
         return images
     report = sample_shards(
         sampler,
