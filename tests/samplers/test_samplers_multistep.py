@@ -368,3 +368,20 @@ def test_gradients_flow_through_a_history() -> None:
         ).prev_sample
 
     assert torch.autograd.gradcheck(two_steps, x[:2].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["plms", "dpm-solver++-sde-mixture", "flow"])
+def test_a_loop_of_steps_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # poisoned torch.empty is not what is traced
+    sampler = SAMPLERS[name](guidance_scale=2.0)
+
+    def loop(x: Tensor) -> Tensor:
+        history: tuple[Tensor, ...] = ()
+        for index in range(3):
+            outputs = torch.cat([torch.tanh(x), x * 0.5])
+            x, _, history = sampler.step(outputs, index, x, SEEDS, history=history)
+        return x
+
+    start = standard_normal(SEEDS, SHAPE)
+    torch.compiler.reset()
+    assert_same_bits(torch.compile(loop, fullgraph=True, backend="eager")(start), loop(start))
