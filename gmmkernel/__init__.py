@@ -16,7 +16,13 @@ from gmmkernel.ops import (
     orthonormalize,
     standard_normal,
 )
-from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
+from gmmkernel.samplers import (
+    DDIMSampler,
+    SampleResult,
+    StepState,
+    dynamic_thresholding,
+    seeds_from_generator,
+)
 from gmmkernel.schedules import (
     NoiseSchedule,
     ddim_coefficients,
@@ -44,6 +50,7 @@ __all__ = [
     "Stream",
     "ddim_coefficients",
     "draw_components",
+    "dynamic_thresholding",
     "flow_coefficients",
     "flow_times",
     "gaussian_mixture",
