@@ -16,7 +16,7 @@ from gmmkernel._checks import check_choice, check_flag
 from gmmkernel.integrations.diffusers.configs import DDIM_UNSUPPORTED
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
-from gmmkernel.integrations.diffusers.transition import MixtureOptions, Transition
+from gmmkernel.integrations.diffusers.transition import MixtureOptions
 from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.ops.checks import check_like_sample
@@ -102,7 +102,6 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("timestep_spacing", timestep_spacing, _SPACINGS)
         check_flag("learned_variance", learned_variance)
-        MixtureOptions.of(self.config)
         super().__init__(  # type: ignore[no-untyped-call]
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
@@ -120,8 +119,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             timestep_spacing=timestep_spacing,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
         )
-        self._transition = Transition()
-        self._visited: Visited | None = None
+        self._prepare()
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose the timesteps and begin a run.

@@ -16,7 +16,7 @@ from gmmkernel._checks import check_number
 from gmmkernel.integrations.diffusers.configs import FLOW_UNSUPPORTED
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
-from gmmkernel.integrations.diffusers.transition import MixtureOptions, Transition
+from gmmkernel.integrations.diffusers.transition import MixtureOptions
 from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.schedules import flow_coefficients
@@ -94,8 +94,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         if invert_sigmas:
             raise ValueError("invert_sigmas: expected False, steps from noise to data, got True")
         _eta(eta, stochastic_sampling)
-        MixtureOptions.of(self.config)
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             num_train_timesteps=num_train_timesteps,
             shift=shift,
             use_dynamic_shifting=use_dynamic_shifting,
@@ -111,8 +110,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             time_shift_type=time_shift_type,
             stochastic_sampling=stochastic_sampling,
         )
-        self._transition = Transition()
-        self._visited: Visited | None = None
+        self._prepare()
 
     def set_timesteps(
         self,
@@ -134,7 +132,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         Raises:
             ValueError: the arguments do not go together, or the sigmas they give do not descend from at most 1.
         """
-        super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)
+        super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # type: ignore[misc]
         times = self.sigmas.double()
         if not bool((times[1:] < times[:-1]).all() and times[0] <= 1):
             raise ValueError(

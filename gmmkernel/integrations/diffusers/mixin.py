@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from gmmkernel.integrations.diffusers.configs import Unsupported, check_config
-from gmmkernel.integrations.diffusers.transition import Transition
+from gmmkernel.integrations.diffusers.transition import MixtureOptions, Transition
+from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.mixtures import Mixture
 
 
@@ -17,7 +18,8 @@ class MixtureScheduler:
 
     _unsupported: ClassVar[Unsupported]
     _transition: Transition
-    config: Any  # of diffusers, which types it loosely
+    _visited: Visited | None
+    config: Any  # diffusers' own
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -38,6 +40,14 @@ class MixtureScheduler:
         if isinstance(config, Mapping):
             check_config(cls, config, kwargs, cls._unsupported, strict=not return_unused_kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
+
+    def _prepare(self) -> None:
+        """Check the options of the mixture; called at the end of `__init__`."""
+        weights = MixtureOptions.of(self.config).weights
+        if weights is not None:  # as a list, which a config can be saved with
+            self.register_to_config(weights=list(weights))  # type: ignore[attr-defined]
+        self._transition = Transition()
+        self._visited = None
 
     def set_seeds(self, seeds: Tensor | None) -> None:
         """Use these seeds, one for each sample, in every run from now on, in place of those from generators.

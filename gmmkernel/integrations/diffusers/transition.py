@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ class MixtureOptions:
     offset_scale: float
     variant: str
     shared_mixture: bool
-    weights: Sequence[float] | None
+    weights: tuple[float, ...] | None
     mixture_seed: int
 
     def __post_init__(self) -> None:
@@ -53,13 +53,18 @@ class MixtureOptions:
         check_choice("variant", self.variant, VARIANTS)
         check_flag("shared_mixture", self.shared_mixture)
         check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
-        if self.weights is not None:
-            check_numbers("weights", self.weights, self.n_components)
+        for index, weight in enumerate(self.weights or ()):
+            if not 0 < weight < math.inf:
+                raise ValueError(f"weights: expected positive numbers, got {weight} at index {index}")
 
     @classmethod
     def of(cls, config: Any) -> MixtureOptions:
         """Return those of a scheduler's config."""
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__})
+        given = {name: config[name] for name in cls.__dataclass_fields__}
+        if given["weights"] is not None:
+            count = check_integer("n_components", given["n_components"], 1, MAX_COMPONENTS)
+            given["weights"] = tuple(check_numbers("weights", given["weights"], count).tolist())
+        return cls(**given)
 
     @property
     def gaussian(self) -> bool:

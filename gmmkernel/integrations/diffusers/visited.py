@@ -33,7 +33,7 @@ class Visited:
         Such an element is a view, so its address tells which one it is and no value is read.
         """
         if not isinstance(timestep, Tensor):
-            return self._rows.get(timestep)  # type: ignore[call-overload, no-any-return]
+            return self._rows.get(timestep)
         own = self.timesteps
         if timestep.device != own.device or timestep.dtype != own.dtype or timestep.numel() != 1:
             return None
