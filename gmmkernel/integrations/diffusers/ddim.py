@@ -175,7 +175,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         timestep: int | Tensor,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = False,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
@@ -189,7 +189,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
                 device is not read: a value that is not in the schedule fills its sample with NaN there.
             sample: [B, C, ...] float32, bfloat16, float16 or float64.
             eta: share of the DDPM noise, 0 (DDIM) to 1 (DDPM).
-            use_clipped_model_output: derive the noise from the clipped data.
+            use_clipped_model_output: derive the noise from the clipped data; None, which DDIMPipeline passes, is False.
             generator: a CPU generator, or a list with one for each sample; None: PyTorch's default one. One seed a
                 sample is drawn from it at the first step of a run that draws anything; `set_timesteps` begins a run.
             variance_noise: like `sample`, standard normal noise to use in place of the package's; only for Gaussian
@@ -216,7 +216,8 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
                 raise ValueError("variance_noise: expected None beside a generator, got both")
             check_like_sample(variance_noise, "variance_noise", sample)
             noise = (variance_noise,)
-        plan = transition.plan(sample, eta, bool(noise), use_clipped_model_output=use_clipped_model_output)
+        clipped = False if use_clipped_model_output is None else use_clipped_model_output
+        plan = transition.plan(sample, eta, bool(noise), use_clipped_model_output=clipped)
         coefficients, tables, draws = plan
         batch, device, seeds = sample.shape[0], sample.device, transition.seeds
         if self._thresholding is not None:
