@@ -68,11 +68,15 @@ class Visited:
             raise ValueError(
                 f"timestep: expected it on the CPU or on {device} like sample, got {timestep.device}"
             )
-        key = (device, total)
+        return self.lookup(timestep, total)
+
+    def lookup(self, timestep: Tensor, total: int) -> Tensor:
+        """Return the rows of int64 timesteps, [1] or [B], from a table beside them; -1 where one is not visited."""
+        key = (timestep.device, total)
         if key not in self._lookups:
-            lookup = torch.full((total + 1,), -1)
-            lookup[list(self._rows)] = torch.arange(len(self._rows))
-            self._lookups[key] = lookup.to(device, non_blocking=True)
+            table = torch.full((total + 1,), -1)
+            table[list(self._rows)] = torch.arange(len(self._rows))
+            self._lookups[key] = table.to(timestep.device, non_blocking=True)
         # Whatever is outside of the schedule finds the last entry, -1. Indexing by a scalar tensor would read it.
         return self._lookups[key][timestep.reshape(-1).clamp(-1, total)]
 

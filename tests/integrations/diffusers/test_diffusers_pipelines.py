@@ -39,6 +39,12 @@ PIPELINES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def one_thread(set_threads: Callable[[int], None]) -> None:
+    """These models are too small for two: on a busy machine the threads would mostly wait for each other."""
+    set_threads(1)
+
+
 def schedulers(kind: str) -> tuple[Any, Callable[..., Any]]:
     """Return diffusers' scheduler and what makes ours of its config."""
     if kind == "flow":

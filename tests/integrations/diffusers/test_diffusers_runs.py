@@ -21,6 +21,7 @@ from gmmkernel import (
     seeds_from_generator,
 )
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
+from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.mixtures import VARIANTS
 
 STEPS = 4
@@ -352,6 +353,41 @@ def test_a_step_reads_nothing(kind: type, options: dict[str, Any]) -> None:
         for timestep in visited:
             x = scheduler.step(output, timestep, x, generator=used, **named).prev_sample
     assert bool(x.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
+def test_a_timestep_on_a_device_is_looked_up_there(shape: tuple[int, ...]) -> None:
+    visited = Visited(torch.tensor([75, 50, 0]), "cpu")
+    wanted = {75: 0, 50: 1, 0: 2, 74: -1, 99: -1, 100: -1, 2**40: -1, -1: -1, -76: -1}
+    visited.lookup(torch.tensor(0), 100)
+    for value, row in wanted.items():
+        with NoReading():
+            made = visited.lookup(torch.full(shape, value), 100)
+        assert made.tolist() == [row] * max(1, *shape, 1)
+    elsewhere = torch.zeros(shape, dtype=torch.int64, device="meta")
+    made = visited.row(elsewhere, torch.device("meta"), 100)
+    assert isinstance(made, torch.Tensor)
+    assert made.device.type == "meta"
+
+
+def test_a_timestep_is_found_by_its_address_only_while_that_tells_its_value() -> None:
+    visited = Visited(torch.tensor([75, 50, 0]), None)
+    steps = visited.timesteps
+    assert [visited.index(t) for t in steps] == [0, 1, 2]
+    assert [visited.index(t) for t in steps[1:]] == [1, 2]
+    assert visited.index(steps[1:2]) == 1
+    for other in (
+        steps[1].clone(),
+        steps[1:],
+        steps.float()[1],
+        steps.view(torch.int32)[2],
+        torch.tensor(75),
+    ):
+        assert visited.index(other) is None
+    element = steps[1]
+    element.add_(25)
+    assert visited.index(element) is None
+    assert visited.row(element, torch.device("cpu"), 100) == 0
 
 
 def test_a_run_under_inference_mode() -> None:
