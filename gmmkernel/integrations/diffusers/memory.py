@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 _FLOAT64 = 8
+_NOISE_ROWS = 8
+"""K rows of float64 each: the noise of a step, and what is made of it on the way to its offsets, as measured."""
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -21,24 +23,30 @@ def available_bytes(device: torch.device) -> int | None:
         return None
 
 
-def check_fits(steps: int, components: int, elements: int, device: torch.device, dtype: torch.dtype) -> None:
+def check_fits(
+    steps: int, components: int, deviations: int, elements: int, device: torch.device, dtype: torch.dtype
+) -> None:
     """Accept a mixture that fits beside what is in memory now.
 
-    It is built in float64 on the CPU, with the noise it is made from, and its tables are in `dtype` on the device.
+    It is built in float64, with the noise of a step at a time, and bound, both on the CPU; its tables go to the device.
 
     Args:
         steps: mixtures, 1 if all steps share one.
         components: K.
-        elements: D.
-        device: where its tables go.
+        deviations: rows of variances in a step, 1 or K.
+        elements: D, of a sample; of each row.
+        device: where the tables go.
         dtype: their type.
 
     Raises:
         MemoryError: it does not; the message has its size and what would make it smaller.
     """
-    table = steps * (components + 1) * elements
-    needed = {torch.device("cpu"): _FLOAT64 * (table + 2 * components * elements)}
-    needed[device] = needed.get(device, 0) + dtype.itemsize * table
+    table = steps * (components + deviations) * elements
+    building = _FLOAT64 * _NOISE_ROWS * components * elements + dtype.itemsize * steps * deviations * elements
+    tables = dtype.itemsize * table
+    needed = {torch.device("cpu"): _FLOAT64 * table + building + tables}
+    if device.type != "cpu":
+        needed[device] = tables
     for place, size in needed.items():
         there = available_bytes(place)
         if there is not None and size > there:

@@ -71,6 +71,11 @@ class MixtureOptions:
         """Whether there is nothing to add to the Gaussian step."""
         return self.offset_scale == 0 or self.n_components == 1
 
+    @property
+    def deviations(self) -> int:
+        """Rows of variances in a step of the mixture: components of unequal weight have their own."""
+        return self.n_components if self.weights is not None and len(set(self.weights)) > 1 else 1
+
     def make(self, elements: int, steps: int) -> Mixture:
         """Return the mixture for samples of `elements` elements and a run of `steps` steps."""
         return gaussian_mixture(
@@ -201,7 +206,7 @@ class Transition:
                     f"{tuple(sample.shape[1:])}, for variant={options.variant!r}, whose offsets are orthogonal, "
                     f"got {options.n_components}"
                 )
-            check_fits(steps, options.n_components, elements, sample.device, dtype)
+            check_fits(steps, options.n_components, options.deviations, elements, sample.device, dtype)
             self._mixtures[key] = options.make(elements, steps)
         return self._mixtures[key]
 
