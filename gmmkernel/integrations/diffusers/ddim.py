@@ -144,9 +144,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         schedule = NoiseSchedule(self.alphas_cumprod.cpu().double())
         options: dict[str, Any] = {
             "prediction_type": config.prediction_type,
-            "clip_sample_range": config.clip_sample_range
-            if config.clip_sample and not config.thresholding
-            else None,
+            "clip_sample_range": config.clip_sample_range if config.clip_sample else None,
             "set_alpha_to_one": config.set_alpha_to_one,
         }
         rows = partial(

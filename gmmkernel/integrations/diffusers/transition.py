@@ -77,13 +77,13 @@ class MixtureOptions:
         return self.n_components if self.weights is not None and len(set(self.weights)) > 1 else 1
 
     def make(self, elements: int, steps: int) -> Mixture:
-        """Return the mixture for samples of `elements` elements and a run of `steps` steps."""
+        """Return the mixtures of `steps` steps, 1 to be shared by all, for samples of `elements` elements."""
         return gaussian_mixture(
             self.variant,
             elements=elements,
             n_components=self.n_components,
             scale=self.offset_scale,
-            n_steps=None if self.shared_mixture else steps,
+            n_steps=steps,
             weights=self.weights,
             seed=self.mixture_seed,
         )

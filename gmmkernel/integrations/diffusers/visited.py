@@ -37,8 +37,8 @@ class Visited:
         own = self.timesteps
         if timestep.device != own.device or timestep.dtype != own.dtype or timestep.numel() != 1:
             return None
-        row, rest = divmod(timestep.data_ptr() - own.data_ptr(), self._bytes)
-        if rest or not 0 <= row < self._count or own._version != self._version or own.is_meta:
+        row = (timestep.data_ptr() - own.data_ptr()) // self._bytes
+        if not 0 <= row < self._count or own._version != self._version or own.is_meta:
             return None
         return row
 

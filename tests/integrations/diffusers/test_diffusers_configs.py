@@ -336,7 +336,7 @@ def test_a_mixture_is_not_larger_than_its_estimate() -> None:
         memory._gigabytes = lambda size: asked.append(size) or ""
         memory.available_bytes, there = lambda device: 0, memory.available_bytes
         scheduler = GMMDDIMScheduler(weights=[1, 2, 3, 4], n_components=4)
-        scheduler.set_timesteps(8)
+        scheduler.set_timesteps(4)
         small, x = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 512, 512)
         try:
             scheduler.step(x, 0, x)
@@ -351,7 +351,7 @@ def test_a_mixture_is_not_larger_than_its_estimate() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert 0.5 < float(result.stdout) < 1, result.stdout
+    assert 1 / 3 < float(result.stdout) < 1, result.stdout
 
 
 def test_memory_that_is_there() -> None:

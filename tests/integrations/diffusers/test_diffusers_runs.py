@@ -396,3 +396,15 @@ def test_a_run_under_inference_mode() -> None:
     with torch.inference_mode():
         made = run(GMMDDIMScheduler(), inputs(), generator=generator())
     assert torch.equal(made, wanted)
+
+
+def test_what_is_made_under_inference_mode_serves_gradients_too() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_seeds(torch.tensor([1, 2]))
+    x = inputs()
+    with torch.inference_mode():
+        wanted = scheduler.step(x, 500, x, eta=1.0).prev_sample
+    made = scheduler.step(x, 500, x.clone().requires_grad_(), eta=1.0).prev_sample
+    assert torch.equal(made, wanted)
+    made.sum().backward()
