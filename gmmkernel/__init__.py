@@ -27,6 +27,7 @@ from gmmkernel.samplers import (
     SamplerStep,
     StackedSamplers,
     StepState,
+    dynamic_thresholding,
     seeds_from_generator,
     stack_samplers,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "deis_coefficients",
     "dpm_solver_coefficients",
     "draw_components",
+    "dynamic_thresholding",
     "flow_coefficients",
     "flow_times",
     "gaussian_mixture",
