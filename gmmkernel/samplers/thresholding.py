@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gmmkernel._checks import check_number
+from gmmkernel._checks import check_number, check_share
 from gmmkernel.backends.constants import Column
 from gmmkernel.ops import checks
 
@@ -57,9 +58,7 @@ def dynamic_thresholding(
     if model_output_uncond is not None:
         checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
     coefficients = checks.check_coefficients(coefficients, sample)
-    ratio = check_number("ratio", ratio, low=0)
-    if ratio > 1:
-        raise ValueError(f"ratio: expected a number from 0 to 1, got {ratio:g}")
+    ratio = check_share("ratio", ratio)
     max_value = check_number("max_value", max_value, above=0)
     batch = sample.shape[0]
     chosen = _rows(coefficients, row, batch, sample.device)
@@ -80,6 +79,47 @@ def dynamic_thresholding(
     made[:, Column.X0_OUTPUT] /= limit
     made[:, Column.CLIP_MIN], made[:, Column.CLIP_MAX] = -1, 1
     return made
+
+
+class Thresholding(NamedTuple):
+    """How a sampler thresholds the data it predicts, in every step; `dynamic_thresholding` has the equations.
+
+    Attributes:
+        ratio: which quantile of |x0|.
+        max_value: the largest bound.
+    """
+
+    ratio: float
+    max_value: float
+
+    @classmethod
+    def of(
+        cls, ratio: float | None, max_value: float, clip_sample_range: float | None
+    ) -> Thresholding | None:
+        """Return what a sampler's arguments say, or None where `ratio` is None: no thresholding.
+
+        Raises:
+            TypeError: a number has the wrong type.
+            ValueError: a number is out of range, or the data is clipped as well.
+        """
+        if ratio is None:
+            return None
+        if clip_sample_range is not None:
+            raise ValueError(
+                f"clip_sample_range: expected None beside dynamic_thresholding_ratio, got {clip_sample_range!r}"
+            )
+        return cls(
+            check_share("dynamic_thresholding_ratio", ratio),
+            check_number("sample_max_value", max_value, above=0),
+        )
+
+    def rows(
+        self, coefficients: Tensor, row: int, sample: Tensor, output: Tensor, uncond: Tensor | None
+    ) -> Tensor:
+        """Return `dynamic_thresholding` of a batch in one step, [B, 16]."""
+        return dynamic_thresholding(
+            coefficients, row, sample, output, model_output_uncond=uncond, **self._asdict()
+        )
 
 
 def _rows(coefficients: Tensor, row: int | Tensor, batch: int, device: torch.device) -> Tensor:

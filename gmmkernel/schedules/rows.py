@@ -89,19 +89,6 @@ def check_levels(name: str, levels: Tensor, *, high: float = math.inf) -> None:
         )
 
 
-def check_share(name: str, value: object) -> float:
-    """Return a number from 0 to 1 as a float.
-
-    Raises:
-        TypeError: it is not a number.
-        ValueError: it is out of range.
-    """
-    share = check_number(name, value, low=0)
-    if share > 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {share:g}")
-    return share
-
-
 def check_signal(a_t: Tensor, timesteps: Tensor) -> None:
     """Refuse steps that start where no data is left.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import check_share
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import Column
-from gmmkernel.schedules.rows import check_levels, check_share, empty_rows, rounded
+from gmmkernel.schedules.rows import check_levels, empty_rows, rounded
 
 
 def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
