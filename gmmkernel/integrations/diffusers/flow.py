@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -61,6 +62,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         ValueError: an option is out of range, unknown or not supported.
     """
 
+    _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
     _unsupported = FLOW_UNSUPPORTED
     _begin_index: int | None
     sigmas: Tensor

@@ -124,7 +124,9 @@ def test_a_learned_variance_must_be_decided_on() -> None:
     with pytest.raises(ValueError, match=r"^variance_type: got 'learned_range', .*learned_variance=True"):
         GMMDDIMScheduler.from_config(config)
     for choice in (False, True):
-        assert GMMDDIMScheduler.from_config(config, learned_variance=choice).config.learned_variance is choice
+        made = GMMDDIMScheduler.from_config(config, learned_variance=choice).config
+        assert made.learned_variance is choice
+        assert made.variance_type == "learned_range"  # where pipelines of DeepFloyd IF look
 
 
 def test_a_schedule_with_betas_is_no_flow() -> None:

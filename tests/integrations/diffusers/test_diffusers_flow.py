@@ -111,6 +111,22 @@ def test_a_first_timestep_that_is_a_copy_or_a_number() -> None:
     assert torch.equal(made[0], made[2])
 
 
+def test_a_begin_index_needs_no_timestep() -> None:
+    scheduler = GMMFlowMatchScheduler(offset_scale=0)
+    x, made = inputs(), []
+    for timestep in (None, 123.0):
+        scheduler.set_timesteps(5)
+        if timestep is not None:
+            scheduler.set_begin_index(2)
+        made.append(scheduler.step(x, timestep or scheduler.timesteps[2], x).prev_sample)
+        assert scheduler.step_index == 3
+    assert torch.equal(*made)
+
+
+def test_it_is_compatible_with_the_one_it_replaces() -> None:
+    assert GMMFlowMatchScheduler().compatibles == [FlowMatchEulerDiscreteScheduler]
+
+
 def test_scale_noise_before_and_within_a_run() -> None:
     ours, theirs = both("shift")
     x, noise = inputs(), inputs(seed=1)
