@@ -2,22 +2,30 @@
 
 from importlib.metadata import version as _version
 
-from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream, TrainingColumn
 from gmmkernel.mixtures import Mixture, gaussian_mixture
 from gmmkernel.moments import MomentReport, moment_report
 from gmmkernel.ops import (
     GMMStepOutput,
     MixtureMoments,
     MixtureTables,
+    add_noise,
     draw_components,
     gmm_step,
     gmm_step_log_prob,
     mixture_moments,
     orthonormalize,
+    skip_step_loss,
     standard_normal,
 )
 from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
-from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+from gmmkernel.schedules import (
+    NoiseSchedule,
+    ddim_coefficients,
+    noise_schedule,
+    timesteps,
+    training_coefficients,
+)
 
 __version__ = _version("gmmkernel")
 
@@ -35,6 +43,8 @@ __all__ = [
     "SampleResult",
     "StepState",
     "Stream",
+    "TrainingColumn",
+    "add_noise",
     "ddim_coefficients",
     "draw_components",
     "gaussian_mixture",
@@ -45,6 +55,8 @@ __all__ = [
     "noise_schedule",
     "orthonormalize",
     "seeds_from_generator",
+    "skip_step_loss",
     "standard_normal",
     "timesteps",
+    "training_coefficients",
 ]
