@@ -15,6 +15,7 @@ HOST_SHAPE = (1, 4, 1, 1)
 SMALL_SHAPE = (1, 4, 64, 64)
 MEDIUM_SHAPE = (16, 4, 64, 64)
 LARGE_SHAPE = (16, 3, 256, 256)
+TRAINING_SHAPE = (64, 3, 64, 64)
 THREADS = 2
 
 
@@ -64,6 +65,18 @@ TARGETS = (
     Target(
         "PyTorch / log-density K=8, forward and backward", LARGE_SHAPE, "eager/K8-log_prob-backward/new/float32",
         "log_prob/K8-backward/new/float32",
+    ),
+    Target(
+        "PyTorch / noise, skip-step loss, gradient", TRAINING_SHAPE, "eager/training-skip/new/float32",
+        "training/skip/new/float32", at_least=4,
+    ),
+    Target(
+        "the same, noise drawn again for the gradient", TRAINING_SHAPE, "eager/training-skip/new/float32",
+        "training/skip-drawn-again/new/float32",
+    ),
+    Target(
+        "PyTorch / noise, DDPM's loss, gradient", TRAINING_SHAPE, "eager/training-ddpm/new/float32",
+        "training/ddpm/new/float32",
     ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip

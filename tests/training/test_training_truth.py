@@ -159,9 +159,9 @@ def test_a_sample_that_no_row_reads_is_not_looked_at(backend: str) -> None:
     assert not gradient.any()
 
 
-@pytest.mark.parametrize(("target", "shrinks"), [("independent", True), ("consistent", False)])
-def test_the_best_prediction(target: str, shrinks: bool) -> None:
-    """Data of mean 0 and variance 1: E[e1 | x_t] = sqrt(1 - a) x_t, and "independent" shrinks it by gamma."""
+@pytest.mark.parametrize("target", ["independent", "same", "consistent"])
+def test_the_best_prediction(target: str) -> None:
+    """Data of mean 0 and variance 1: E[e1 | x_t] = sqrt(1 - a) x_t, which the best prediction is a multiple of."""
     timestep, tau, skip = 500, 0.5, 100
     coefficients = training_coefficients(SCHEDULE, tau=tau, skip=skip, target=target, dtype=torch.float64)
     seeds = torch.arange(64)
@@ -176,9 +176,11 @@ def test_the_best_prediction(target: str, shrinks: bool) -> None:
     (curvature,) = torch.autograd.grad(slope, size)
     best = 1 - float(slope.detach() / curvature)
     ratio = a / ALPHAS[timestep - skip]
-    gamma = float(tau / (tau + (1 - tau) * (1 - ratio) / ratio))
-    assert gamma < 0.75
-    assert abs(best - (gamma if shrinks else 1)) < 0.01
+    scale = ((1 - ratio) / ratio).sqrt()
+    weight = tau + (1 - tau) * scale**2
+    expected = {"independent": tau / weight, "same": (tau + (1 - tau) * scale) / weight, "consistent": 1.0}
+    assert expected["independent"] < 0.75
+    assert abs(best - float(expected[target])) < 0.01
 
 
 def test_the_consistent_target_is_the_noise_of_the_skipped_step() -> None:
