@@ -155,7 +155,8 @@ def test_training_draws_what_it_needs_and_reads_it_wide(
     report = compiled.reports[architecture][kernel]
     streams = 1 if kernel.startswith("add_noise") else 2
     vector = 8 if kernel == "add_noise_common bfloat16" or kernel == "add_noise_common float16" else 4
-    assert report.opcodes["MUFU.RSQ"] == streams * vector / 2
+    of_division = 1 if kernel.startswith("skip_loss_backward") else 0  # on a path of its own
+    assert report.opcodes["MUFU.RSQ"] == streams * vector / 2 + of_division
     narrow = vector == 4 and not kernel.endswith("float32")
     wide = "LDG.E.64" if narrow else "LDG.E.128"
     assert report.opcodes[wide] >= 1

@@ -28,7 +28,10 @@ def on_device(request: pytest.FixtureRequest) -> str:
 def moved(case: TrainingCase) -> TrainingCase:
     fields = {name: getattr(case, name) for name in TrainingCase.__dataclass_fields__}
     return TrainingCase(
-        **{name: value.clone().to(DEVICE) if isinstance(value, Tensor) else value for name, value in fields.items()}
+        **{
+            name: value.clone().to(DEVICE) if isinstance(value, Tensor) else value
+            for name, value in fields.items()
+        }
     )
 
 
