@@ -37,7 +37,7 @@ NOISY = (
     "skip_loss_common ",
     "skip_loss_any ",
 )
-DIVIDING = ("density_", "log_prob ", "add_shares ", "skip_loss_backward_", "finish_loss ")
+DIVIDING = ("density_", "log_prob ", "add_shares ", "skip_loss_backward_", "finish_loss ", "scale_pull ")
 
 
 class Compiled:

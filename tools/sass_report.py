@@ -109,8 +109,7 @@ TRAINING_KERNELS = (
         for kind, dtypes in (("common", DTYPES.values()), ("any", ("float32", "float64")))
         for dtype in dtypes
     ),
-    "finish_loss float32",
-    "finish_loss float64",
+    *(f"{name} {dtype}" for name in ("finish_loss", "scale_pull") for dtype in ("float32", "float64")),
 )
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (

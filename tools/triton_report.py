@@ -59,6 +59,7 @@ from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel
 from gmmkernel.backends.triton.training import (
     add_noise_kernel,
     finish_loss_kernel,
+    scale_pull_kernel,
     skip_loss_backward_kernel,
     skip_loss_kernel,
 )
@@ -197,6 +198,12 @@ def skip_loss(dtype: str) -> Kernel:
     return Kernel(skip_loss_kernel, tensors, {"WHOLE": True})
 
 
+def scale_pull(dtype: str) -> Kernel:
+    """Return what makes a gradient of a loss's pull, on full tiles."""
+    tensors = dict.fromkeys(("pull", "grad", "coefficients"), dtype) | {"rows": "i64", "steps": "i64"}
+    return Kernel(scale_pull_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
+
+
 def skip_loss_backward(dtype: str) -> Kernel:
     """Return the gradients of a training loss on full tiles, with all that it can read and write."""
     table_type = "fp64" if dtype == "fp64" else "fp32"
@@ -244,6 +251,7 @@ KERNELS = {
         f"finish-loss {name}": Kernel(finish_loss_kernel, {"result": dtype, "sums": dtype}, {})
         for name, dtype in TABLE_TYPES.items()
     },
+    **{f"scale-pull {name}": scale_pull(dtype) for name, dtype in TABLE_TYPES.items()},
     **{f"skip-loss-backward {name}": skip_loss_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
     "entries": Kernel(
         entries_kernel,

@@ -70,6 +70,12 @@ __global__ void __launch_bounds__(block_threads)
   finish_loss<T>(a, rows, static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x);
 }
 
+template <class T>
+__global__ void __launch_bounds__(block_threads, 4)
+    scale_pull_kernel(const __grid_constant__ gmm_scale_pull_arguments a, const __grid_constant__ Tiling tiling) {
+  scale_pull<T>(a, tiling, here());
+}
+
 template <int32_t dtype, class T>
 __device__ __forceinline__ void loss_backward(const gmm_skip_loss_backward_arguments& b, const Tiling& tiling) {
   __shared__ TrainingTile<T> tile;
@@ -137,6 +143,13 @@ cudaError_t launch_skip_loss(const gmm_skip_loss_arguments& a, cudaStream_t stre
   if (error == cudaSuccess) error = launch_sums(rows, wide ? 8 : 4, stream);
   if (error == cudaSuccess) error = launch(finish, 1, {t.batch, block_threads}, a, rows, stream);
   return error;
+}
+
+cudaError_t launch_scale_pull(const gmm_scale_pull_arguments& a, int multiprocessors, cudaStream_t stream) {
+  const auto kernel = a.pull.dtype == GMM_FLOAT64 ? reinterpret_cast<const void*>(scale_pull_kernel<double>)
+                                                  : reinterpret_cast<const void*>(scale_pull_kernel<float>);
+  const Tiling tiling = tiling_of(a.training.batch, a.training.elements, 4 * block_threads, multiprocessors);
+  return launch(kernel, a.training.batch, tiling, a, tiling, stream);
 }
 
 cudaError_t launch_skip_loss_backward(const gmm_skip_loss_backward_arguments& b, int multiprocessors,

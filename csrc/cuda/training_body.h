@@ -308,6 +308,26 @@ GMM_INLINE void finish_loss(const gmm_skip_loss_arguments& a, const SumRows& row
 
 // ---- its gradients ----
 
+// The gradient of the model's output from the pull, in its place.
+template <class T>
+GMM_INLINE void scale_pull(const gmm_scale_pull_arguments& a, const Tiling& tiling, const Place& place) {
+  const int64_t sample = place.sample();
+  if (sample >= a.training.batch) return;
+  const TrainingRow<T>* row = training_row<T>(a.training, sample);
+  T scale = static_cast<T>(bits_float(0x7FC00000));
+  if (row != nullptr) {
+    scale = pull_scale(static_cast<const T*>(a.grad_loss)[sample], a.training.elements) * row->eps_output;
+  }
+  void* pull = sample_at<any_dtype>(a.pull, sample, place.first(tiling));
+  const uint32_t count = place.count(tiling);
+  for (uint32_t i = 4 * place.thread; i < count; i += 4 * block_threads) {
+    T values[4];
+    load_four(pull, a.pull.dtype, i, count, values);
+    for (int j = 0; j < 4; ++j) values[j] = LanesOf<T>::type::mul(scale, values[j]);
+    store_four(pull, a.pull.dtype, i, count, values);
+  }
+}
+
 template <int32_t dtype, class T>
 GMM_INLINE void skip_loss_backward(const gmm_skip_loss_backward_arguments& b, const TrainingTile<T>& tile,
                                    uint32_t thread) {

@@ -74,6 +74,21 @@ inline void emulate_skip_loss(const gmm_skip_loss_arguments& a) {
               [&](auto kernel, auto number) { emulate_loss<kernel.dtype, decltype(number)>(a); });
 }
 
+inline void emulate_scale_pull(const gmm_scale_pull_arguments& a, int multiprocessors) {
+  const gmm_training& t = a.training;
+  if (t.batch == 0 || t.elements == 0) return;
+  const Tiling tiling = tiling_of(t.batch, t.elements, 4 * block_threads, multiprocessors);
+  for_blocks(t.batch, tiling, [&](Place place) {
+    for (place.thread = 0; place.thread < block_threads; ++place.thread) {
+      if (a.pull.dtype == GMM_FLOAT64) {
+        scale_pull<double>(a, tiling, place);
+      } else {
+        scale_pull<float>(a, tiling, place);
+      }
+    }
+  });
+}
+
 inline void emulate_skip_loss_backward(const gmm_skip_loss_backward_arguments& b, int multiprocessors) {
   const gmm_training& t = b.of.training;
   if (t.batch == 0 || t.elements == 0) return;

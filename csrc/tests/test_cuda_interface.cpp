@@ -99,6 +99,8 @@ void test_bad_training() {
   expect(gmm_cuda_add_noise(&c.noising, nullptr), GMM_INVALID_ARGUMENT, "options: ");
   expect(gmm_cuda_skip_loss(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cuda_skip_loss(&c.loss_of, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  expect(gmm_cuda_scale_pull(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_scale_pull(&c.scaling, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
   expect(gmm_cuda_skip_loss_backward(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cuda_skip_loss_backward(&c.backward, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
   gmm_add_noise_arguments noising = c.noising;

@@ -15,6 +15,7 @@ int common = 0, losses = 0;  // calls that take a kernel without branches; losse
 void emulate(TrainingCase& c, int multiprocessors) {
   gmmkernel::emulate_add_noise(c.noising, multiprocessors);
   gmmkernel::emulate_skip_loss(c.loss_of);
+  if (c.options.pull) gmmkernel::emulate_scale_pull(c.scaling, multiprocessors);
   gmmkernel::emulate_skip_loss_backward(c.backward, multiprocessors);
 }
 
@@ -83,6 +84,7 @@ void test_samples_that_cannot_be() {
                 "dtype %d, fault %d", dtype, fault);
           CHECK(!o.pull || std::isnan(bad.pull.get(1, i)), "dtype %d, fault %d", dtype, fault);
           CHECK(!o.sample || std::isnan(bad.grad_sample.get(1, i)), "dtype %d, fault %d", dtype, fault);
+          CHECK(fault == 3 || !o.pull || std::isnan(bad.scaled.get(1, i)), "dtype %d, fault %d", dtype, fault);
           if (fault == 3) continue;  // which adding noise knows nothing of
           CHECK(bad.result.get(0, i) == good.result.get(0, i) && std::isnan(bad.result.get(1, i)) &&
                     std::isnan(bad.noise.get(1, i)),

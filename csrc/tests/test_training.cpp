@@ -115,6 +115,10 @@ void test_bad_arguments() {
     expect(gmm_cpu_add_noise(&c->noising, &options), bad.status, bad.named);
     expect(gmm_cpu_skip_loss(&c->loss_of, &options), bad.status, bad.named);
     expect(gmm_cpu_skip_loss_backward(&c->backward, &options), bad.status, bad.named);
+    if (std::string(bad.named) != "seeds: ") {  // it draws nothing
+      bad.spoil(c->scaling.training);
+      expect(gmm_cpu_scale_pull(&c->scaling, &options), bad.status, bad.named);
+    }
     unwritten(*c, bad.named);
   }
   for (const auto& bad : bad_noisings) {
@@ -154,6 +158,15 @@ void test_bad_arguments() {
   half.dtype = half.sample_dtype = GMM_BFLOAT16;
   TrainingCase of_half(half, 1);
   expect(gmm_cpu_skip_loss(&of_half.loss_of, &options), GMM_INVALID_ARGUMENT, "pull: ");
+  gmm_scale_pull_arguments scaling = c->scaling;
+  scaling.grad_loss = nullptr;
+  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "grad_loss: ");
+  scaling = c->scaling;
+  scaling.pull.dtype = GMM_FLOAT16;
+  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "pull: ");
+  scaling.pull = {};
+  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "pull: ");
+  expect(gmm_cpu_scale_pull(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_add_noise(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_skip_loss(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_skip_loss_backward(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");

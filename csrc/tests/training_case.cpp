@@ -67,12 +67,18 @@ TrainingCase::TrainingCase(const TrainingOptions& chosen, uint64_t seed, unsigne
   workspace = Tensor(table_dtype, o.batch, GMM_SUM_ENTRIES(o.elements), 0, poison);
   loss_of.workspace = workspace.data();
 
+  if (o.pull) {
+    filled(scaled, o.dtype);
+    scaling = {training, {scaled.data(), scaled.stride(), o.dtype}, nullptr};
+    scaling.training.seeds = nullptr;
+  }
+
   backward.of = loss_of;
   backward.of.pull = {};
   backward.of.loss = backward.of.workspace = nullptr;
   grad = Tensor(table_dtype, o.batch, 1, 0, poison);
   grad.fill(random, o.special);
-  backward.grad_loss = grad.data();
+  backward.grad_loss = scaling.grad_loss = grad.data();
   backward.grad_model_output = to_write(grad_output, o.dtype, o.grad_output);
   backward.grad_sample = to_write(grad_sample, o.sample_dtype, o.sample && o.grad_sample);
 }
@@ -81,16 +87,19 @@ int TrainingCase::run(int32_t threads, int32_t instruction_set) {
   const gmm_cpu_options cpu = {threads, instruction_set};
   if (const int status = gmm_cpu_add_noise(&noising, &cpu)) return status;
   if (const int status = gmm_cpu_skip_loss(&loss_of, &cpu)) return status;
+  if (options.pull) {
+    if (const int status = gmm_cpu_scale_pull(&scaling, &cpu)) return status;
+  }
   return gmm_cpu_skip_loss_backward(&backward, &cpu);
 }
 
 bool same_training(const TrainingCase& a, const TrainingCase& b) {
   return a.result.same_as(b.result) && a.noise.same_as(b.noise) && a.loss.same_as(b.loss) && a.pull.same_as(b.pull) &&
-         a.grad_output.same_as(b.grad_output) && a.grad_sample.same_as(b.grad_sample);
+         a.scaled.same_as(b.scaled) && a.grad_output.same_as(b.grad_output) && a.grad_sample.same_as(b.grad_sample);
 }
 
 bool padding_is(const TrainingCase& c, unsigned char poison) {
-  for (const Tensor* tensor : {&c.result, &c.noise, &c.pull, &c.grad_output, &c.grad_sample}) {
+  for (const Tensor* tensor : {&c.result, &c.noise, &c.pull, &c.scaled, &c.grad_output, &c.grad_sample}) {
     if (!tensor->padding_is(poison)) return false;
   }
   return true;

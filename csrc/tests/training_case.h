@@ -21,17 +21,18 @@ class TrainingCase {
   TrainingCase(const TrainingCase&) = delete;
   TrainingCase& operator=(const TrainingCase&) = delete;
 
-  // All three calls, the first that fails being the last.
+  // All calls, the first that fails being the last; those that there is no pull for are left out.
   int run(int32_t threads, int32_t instruction_set);
 
   TrainingOptions options;
   gmm_add_noise_arguments noising = {};
   gmm_skip_loss_arguments loss_of = {};
+  gmm_scale_pull_arguments scaling = {};
   gmm_skip_loss_backward_arguments backward = {};
 
   Tensor coefficients;  // one "sample" for each row
   std::vector<int64_t> row, step, seeds;
-  Tensor data, result, noise, model_output, sample, pull, loss, workspace, grad, grad_output, grad_sample;
+  Tensor data, result, noise, model_output, sample, pull, scaled, loss, workspace, grad, grad_output, grad_sample;
 };
 
 // Every result is the same.

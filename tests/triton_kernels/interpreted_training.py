@@ -41,6 +41,9 @@ def results(backend: Backend, case: TrainingCase, *, pull: bool = True, noise: b
     if pull and case.model_output.dtype == case.coefficients.dtype:
         losses.append(nines(case.model_output))
     backend.skip_step_loss(inputs, *losses)
+    if len(losses) > 1:
+        losses.append(losses[1].clone())
+        backend.scale_pull(losses[2], case.coefficients, row, step, case.grad)
     gradients = [nines(tensor) for tensor in (case.model_output, case.sample) if tensor is not None]
     backend.skip_step_loss_backward(inputs, case.grad, TrainingGradients(*gradients))
     return [*made, *losses, *gradients]

@@ -41,10 +41,16 @@ DIVIDING = {
         "add-density-std",
         "add-weights",
         "finish-loss",
+        "scale-pull",
         "skip-loss-backward",
     ),
 }
-FUSING = {"backward", "backward-all", "add-offsets", *(DIVIDING - {"add-weights", "finish-loss"})}
+FUSING = {
+    "backward",
+    "backward-all",
+    "add-offsets",
+    *(DIVIDING - {"add-weights", "finish-loss", "scale-pull"}),
+}
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
 KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERNELS.values()}
 

@@ -203,15 +203,18 @@ def test_training_compiles_once_for_all_sizes_rows_and_seeds(driver: Driver) -> 
         inputs = TrainingInputs(output, None, coefficients, seeds, row, 4)
         losses = torch.empty(batch)
         launch_training.skip_step_loss(inputs, losses, torch.empty_like(output))
+        launch_training.scale_pull(torch.empty_like(output), coefficients, row, 4, losses)
         launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients(torch.empty_like(output)))
         launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients())  # nothing to do
         return list(driver.launches)
 
-    # Noise; sums of tiles, of these, and the losses; the gradients.
+    # Noise; sums of tiles, of these, and the losses; the gradients, from the pull and without it.
     first = launched(3, 3000)
-    assert [each.grid for each in first] == [(3, 3, 1), (3, 3, 1), (1, 3, 1), (1, 3, 1), (3, 3, 1)]
+    assert [each.grid for each in first] == [
+        *[(3, 3, 1), (3, 3, 1), (1, 3, 1), (1, 3, 1), (3, 3, 1), (3, 3, 1)],
+    ]
     functions = [each.function for each in first]
-    assert len(set(functions)) == 5
+    assert len(set(functions)) == 6
     more = launched(5, 1027, rows=7)
     assert [each.function for each in more] == functions
     assert all(each.direct for each in more)

@@ -21,12 +21,14 @@ from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.training import (
     add_noise_kernel,
     finish_loss_kernel,
+    scale_pull_kernel,
     skip_loss_backward_kernel,
     skip_loss_kernel,
 )
 
-_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SKIP_LOSS_BACKWARD = map(
-    Program, (add_noise_kernel, skip_loss_kernel, finish_loss_kernel, skip_loss_backward_kernel)
+_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SCALE_PULL, _SKIP_LOSS_BACKWARD = map(
+    Program,
+    (add_noise_kernel, skip_loss_kernel, finish_loss_kernel, scale_pull_kernel, skip_loss_backward_kernel),
 )
 
 
@@ -98,6 +100,26 @@ def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None =
     )
     sum_levels(sums, tiles)
     launch_grid(_FINISH_LOSS, 1, batch, (result, sums), (sums.shape[1], elements), (), device)
+
+
+def scale_pull(
+    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+) -> None:
+    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
+    if pull.numel() == 0:
+        return
+    elements = pull[0].numel()
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
+        _SCALE_PULL,
+        tiles_of(elements, SMALL_TILE),
+        len(pull),
+        (pull, grad, coefficients, rows, steps),
+        (coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, is_whole(elements, SMALL_TILE, [pull], [elements]), PTX),
+        pull.get_device(),
+    )
 
 
 def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:

@@ -159,6 +159,42 @@ def finish_loss_kernel(
     tl.store(result + sample + one, divide(total, tl.zeros([1], T) + elements.to(T)))
 
 
+@triton.jit
+def pull_scale(grad, coefficient, elements, T: tl.constexpr):
+    """Return what makes a gradient of a pull, [1]."""
+    one = tl.zeros([1], T)
+    return grad * divide(one - 2.0, one + elements.to(T)) * coefficient
+
+
+@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 12))
+def scale_pull_kernel(
+    pull,  # [B, D], contiguous
+    grad,  # [B]
+    coefficients,  # [S, 9]
+    rows, steps,  # int64 [B]
+    coefficient_rows: tl.int64,
+    rows_stride: tl.int64, row_value: tl.int64,
+    steps_stride: tl.int64, step_value: tl.int64,
+    elements: tl.int64,
+    first_sample: tl.int64,
+    TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    PTX: tl.constexpr,
+):  # fmt: skip
+    """Make the gradient of the model's output of one tile of one sample's pull; programs are (tile, sample)."""
+    T: tl.constexpr = coefficients.dtype.element_ty
+    sample = first_sample + tl.program_id(1).to(tl.int64)
+    element = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = element < elements
+    row = index_of(rows, rows_stride, row_value, sample)
+    valid = is_valid(row, coefficient_rows, index_of(steps, steps_stride, step_value, sample))
+    c = coefficients + tl.where(valid, row, 0) * COLUMNS
+    scale = pull_scale(tl.load(grad + sample), tl.load(c + EPS_OUTPUT), elements, T)
+    scale = tl.where(valid, scale, float("nan"))
+    of_sample = pull + sample * elements
+    store(of_sample, element, inside, scale * load(of_sample, element, inside, T, WHOLE), PTX, WHOLE)
+
+
 @triton.jit(do_not_specialize_on_alignment=range(9), do_not_specialize=range(9, 18))
 def skip_loss_backward_kernel(
     output, x,  # [B, D]: elements contiguous, any stride from sample to sample
@@ -191,12 +227,12 @@ def skip_loss_backward_kernel(
         inside, T, TILE, WHOLE, PTX,
     )  # fmt: skip
     pull = pull_of(own, skip, c)
-    one = tl.zeros([1], T)
-    scale = tl.load(grad + sample) * divide(one - 2.0, one + elements.to(T))
+    of_loss = tl.load(grad + sample)
     place = sample * elements
     if grad_output is not None:
-        store(grad_output + place, element, inside, scale * tl.load(c + EPS_OUTPUT) * pull, PTX, WHOLE)
+        scale = pull_scale(of_loss, tl.load(c + EPS_OUTPUT), elements, T)
+        store(grad_output + place, element, inside, scale * pull, PTX, WHOLE)
     if grad_x is not None:
         of_sample = tl.load(c + EPS_SAMPLE)
-        of_x = tl.where(of_sample == 0, 0.0, scale * of_sample * pull)
+        of_x = tl.where(of_sample == 0, 0.0, pull_scale(of_loss, of_sample, elements, T) * pull)
         store(grad_x + place, element, inside, tl.where(valid, of_x, float("nan")), PTX, WHOLE)
