@@ -28,7 +28,8 @@ from gmmkernel.backends import cpu
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in all_cases()}
-FORWARD = [name for name in CASES if "backward" not in name]  # the others: test_benchmarks_gradients.py
+# The others: test_benchmarks_gradients.py and test_benchmarks_training.py.
+FORWARD = [name for name in CASES if "backward" not in name and "training" not in name]
 OWN_STEPS = [name for name in FORWARD if name.startswith("gmm_step/")]
 RANDOM_STEPS = [name for name in FORWARD if name.startswith(("eager/", "diffusers/"))]
 COMPILED_STEPS = [name for name in CASES if name.startswith("compile/")]

@@ -136,7 +136,7 @@ class _Loss(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         wanted = tuple(LOSS.primals(ctx.needs_input_grad[1:]))
         pull, ctx.pull = ctx.pull, None
-        if pull is not None and wanted == (True, False) and not torch.is_grad_enabled():
+        if pull is not None and not torch.is_grad_enabled():
             t = LossTensors(*ctx.saved_tensors)
             options = ctx.options
             library.scale_pull(
