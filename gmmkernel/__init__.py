@@ -2,18 +2,20 @@
 
 from importlib.metadata import version as _version
 
-from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream, TrainingColumn
 from gmmkernel.mixtures import Mixture, gaussian_mixture
 from gmmkernel.moments import MomentReport, moment_report
 from gmmkernel.ops import (
     GMMStepOutput,
     MixtureMoments,
     MixtureTables,
+    add_noise,
     draw_components,
     gmm_step,
     gmm_step_log_prob,
     mixture_moments,
     orthonormalize,
+    skip_step_loss,
     standard_normal,
 )
 from gmmkernel.samplers import (
@@ -42,6 +44,7 @@ from gmmkernel.schedules import (
     pndm_coefficients,
     sigma_coefficients,
     timesteps,
+    training_coefficients,
 )
 from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
 
@@ -70,6 +73,8 @@ __all__ = [
     "StackedSamplers",
     "StepState",
     "Stream",
+    "TrainingColumn",
+    "add_noise",
     "ddim_coefficients",
     "deis_coefficients",
     "dpm_solver_coefficients",
@@ -89,7 +94,9 @@ __all__ = [
     "sample_shards",
     "seeds_from_generator",
     "sigma_coefficients",
+    "skip_step_loss",
     "stack_samplers",
     "standard_normal",
     "timesteps",
+    "training_coefficients",
 ]

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,21 @@ from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.mixtures import gaussian_mixture
 from gmmkernel.ops import (
     MixtureTables,
+    add_noise,
     draw_components,
     gmm_step,
     gmm_step_log_prob,
+    skip_step_loss,
     standard_normal,
 )
-from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, noise_schedule, timesteps
+from gmmkernel.schedules import (
+    TARGETS,
+    NoiseSchedule,
+    ddim_coefficients,
+    noise_schedule,
+    timesteps,
+    training_coefficients,
+)
 
 Case = Callable[[str, str], list[Tensor]]
 """Computes a case's tensors, given a backend and the device it computes on."""
@@ -62,7 +72,7 @@ def expected_digests() -> dict[str, str]:
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    """Yield every case: noise, components, schedules, mixtures, steps of each kind and type, gradients, densities."""
+    """Yield every case: noise, components, tables, steps of each kind and type, gradients, densities, training."""
     for name, dtype in _DTYPES.items():
         yield f"noise/{name}", _noise(dtype)
     for components in (2, 8, 1024):
@@ -79,6 +89,7 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"step/everything-{name}", _step(dtype, variant="rand", everything=True)
         yield f"gradients/step-{name}", _gradients(dtype)
         yield f"gradients/log-prob-{name}", _gradients(dtype, density=True)
+        yield f"training/{name}", _training(dtype)
     yield "step/ddim-float32", _step(torch.float32, variant=None, eta=0.0)
     yield "step/vub-float32", _step(torch.float32, variant="ortho-vub")
     yield "step/k1024-float32", _step(torch.float32, variant="rand", n_components=1024)
@@ -241,5 +252,39 @@ def _gradients(dtype: torch.dtype, *, density: bool = False) -> Case:
                 backend=backend,
             ).prev_sample
             return list(torch.autograd.grad(made, leaves[:-1], other))
+
+    return run
+
+
+def _training(dtype: torch.dtype) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        data, output = _inputs(dtype, device, 2)
+        row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        row = torch.tensor([0, 8, 9, 999], device=device)
+        step = torch.tensor([0, 1, 2**31, 2**32 - 1], device=device)
+        given: dict[str, Any] = {
+            "row": row,
+            "step": step,
+            "seeds": torch.tensor(SEEDS, device=device),
+            "backend": backend,
+        }
+        made = []
+        for target in TARGETS:
+            rows = training_coefficients(
+                noise_schedule("linear"),
+                target=target,
+                prediction_type="epsilon" if target == "same" else "v_prediction",
+                dtype=row_dtype,
+            )
+            on_device = rows.to(device)
+            noised, noise = add_noise(data, on_device, return_noise=True, **given)
+            leaves = [tensor.detach().requires_grad_() for tensor in (output, noised)]
+            with torch.enable_grad():
+                losses = skip_step_loss(leaves[0], on_device, sample=leaves[1], **given)
+                gradients = torch.autograd.grad(
+                    losses, leaves, torch.arange(1, 5, device=device).to(row_dtype)
+                )
+            made += [rows, noised, noise, losses, *gradients]
+        return made
 
     return run

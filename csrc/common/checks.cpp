@@ -3,6 +3,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "common/layout.h"
+
 #define GMM_TEXT(x) #x
 #define GMM_VERSION_TEXT(major, minor, patch) GMM_TEXT(major) "." GMM_TEXT(minor) "." GMM_TEXT(patch)
 
@@ -15,7 +17,8 @@ bool is_dtype(int32_t dtype) { return dtype >= GMM_FLOAT32 && dtype <= GMM_FLOAT
 
 bool is_half(int32_t dtype) { return dtype == GMM_BFLOAT16 || dtype == GMM_FLOAT16; }
 
-int check_input(const gmm_input& input, int32_t sample_dtype, const char* name, bool required) {
+int check_input(const gmm_input& input, int32_t sample_dtype, const char* name, bool required,
+                const char* other = "sample") {
   if (input.data == nullptr) {
     return required ? fail(GMM_INVALID_ARGUMENT, "%s: no data", name) : GMM_SUCCESS;
   }
@@ -23,9 +26,9 @@ int check_input(const gmm_input& input, int32_t sample_dtype, const char* name, 
                        (sample_dtype == GMM_FLOAT32 && is_half(input.dtype));
   if (!allowed) {
     return fail(GMM_INVALID_ARGUMENT,
-                "%s: dtype %d beside a sample of dtype %d; allowed: the sample's, float32, "
+                "%s: dtype %d beside a %s of dtype %d; allowed: the same, float32, "
                 "and bfloat16 or float16 beside float32",
-                name, input.dtype, sample_dtype);
+                name, input.dtype, other, sample_dtype);
   }
   return GMM_SUCCESS;
 }
@@ -40,9 +43,9 @@ int check_output(const gmm_output& output, int64_t batch, int64_t elements, cons
   return GMM_SUCCESS;
 }
 
-int check_output_dtype(const gmm_output& output, int32_t sample_dtype, const char* name) {
+int check_output_dtype(const gmm_output& output, int32_t sample_dtype, const char* name, const char* other = "sample") {
   if (output.dtype == sample_dtype) return GMM_SUCCESS;
-  return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the sample's, %d", name, output.dtype, sample_dtype);
+  return fail(GMM_INVALID_ARGUMENT, "%s: dtype %d, expected the %s's, %d", name, output.dtype, other, sample_dtype);
 }
 
 int check_sizes(int64_t batch, int64_t elements) {
@@ -256,6 +259,103 @@ int check(const gmm_log_prob_backward_arguments& b, Memory memory) {
     return fail(GMM_INVALID_ARGUMENT, "responsibilities: no data");
   }
   return check_gradient(b.grad_prev_sample, b.of.prev_sample, a, "grad_prev_sample");
+}
+
+namespace {
+
+bool is_empty(const gmm_training& t) { return t.batch == 0 || t.elements == 0; }
+
+int check_training(const gmm_training& t, int32_t dtype, const char* name, Memory memory, bool draws = true) {
+  if (const int status = check_sizes(t.batch, t.elements)) return status;
+  if (!is_dtype(dtype)) return fail(GMM_INVALID_ARGUMENT, "%s: unknown dtype %d", name, dtype);
+  if (t.coefficients == nullptr || t.coefficient_rows < 1) {
+    return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
+  }
+  if (const int status = check_index(t.row, t.batch, t.coefficient_rows - 1, "row", memory)) return status;
+  if (draws && t.batch > 0 && t.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+  return check_index(t.step, t.batch, max_step, "step", memory);
+}
+
+// Where a sample that is not there would be read.
+int check_sample_is_read(const gmm_skip_loss_arguments& a, Memory memory) {
+  const gmm_training& t = a.training;
+  if (a.sample.data != nullptr || memory == Memory::device) return GMM_SUCCESS;
+  for (int64_t b = 0; b < t.batch; ++b) {
+    const int64_t row = index_at(t.row, b), at = row * GMM_TRAINING_COLUMNS + GMM_TRAINING_EPS_SAMPLE;
+    const bool reads = a.model_output.dtype == GMM_FLOAT64 ? static_cast<const double*>(t.coefficients)[at] != 0
+                                                           : static_cast<const float*>(t.coefficients)[at] != 0;
+    if (reads) {
+      return fail(GMM_INVALID_ARGUMENT,
+                  "sample: expected the training sample x_t, which row %lld of sample %lld reads, got none",
+                  (long long)row, (long long)b);
+    }
+  }
+  return GMM_SUCCESS;
+}
+
+int check_loss(const gmm_skip_loss_arguments& a, Memory memory) {
+  const int32_t dtype = a.model_output.dtype;
+  if (const int status = check_training(a.training, dtype, "model_output", memory)) return status;
+  if (is_empty(a.training)) return GMM_SUCCESS;
+  if (const int status = check_input(a.model_output, dtype, "model_output", true)) return status;
+  if (const int status = check_input(a.sample, dtype, "sample", false, "model_output")) return status;
+  return check_sample_is_read(a, memory);
+}
+
+int check_loss_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_training& t, const char* name,
+                        const char* other) {
+  if (gradient.data == nullptr) return GMM_SUCCESS;
+  if (of.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: there is no such input", name);
+  if (const int status = check_output_dtype(gradient, of.dtype, name, other)) return status;
+  return check_output(gradient, t.batch, t.elements, name);
+}
+
+}  // namespace
+
+int check(const gmm_add_noise_arguments& a, Memory memory) {
+  const gmm_training& t = a.training;
+  const int32_t dtype = a.sample.dtype;
+  if (const int status = check_training(t, dtype, "sample", memory)) return status;
+  if (is_empty(t)) return GMM_SUCCESS;
+  if (const int status = check_input(a.sample, dtype, "sample", true)) return status;
+  if (const int status = check_output(a.result, t.batch, t.elements, "result")) return status;
+  if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
+  if (a.noise.data == nullptr) return GMM_SUCCESS;
+  if (const int status = check_output(a.noise, t.batch, t.elements, "noise")) return status;
+  return check_output_dtype(a.noise, dtype, "noise");
+}
+
+int check(const gmm_skip_loss_arguments& a, Memory memory) {
+  if (const int status = check_loss(a, memory)) return status;
+  if (a.training.batch == 0) return GMM_SUCCESS;
+  if (a.loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "loss: no data");
+  if (a.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
+  if (a.pull.data == nullptr || is_empty(a.training)) return GMM_SUCCESS;
+  if (is_half(a.model_output.dtype)) {
+    return fail(GMM_INVALID_ARGUMENT, "pull: not for a model_output of dtype %d", a.model_output.dtype);
+  }
+  if (const int status = check_output_dtype(a.pull, a.model_output.dtype, "pull", "model_output")) return status;
+  return check_output(a.pull, a.training.batch, a.training.elements, "pull");
+}
+
+int check(const gmm_scale_pull_arguments& a, Memory memory) {
+  if (const int status = check_training(a.training, a.pull.dtype, "pull", memory, false)) return status;
+  if (is_half(a.pull.dtype)) return fail(GMM_INVALID_ARGUMENT, "pull: dtype %d, which none has", a.pull.dtype);
+  if (is_empty(a.training)) return GMM_SUCCESS;
+  if (a.grad_loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_loss: no data");
+  return check_output(a.pull, a.training.batch, a.training.elements, "pull");
+}
+
+int check(const gmm_skip_loss_backward_arguments& b, Memory memory) {
+  const gmm_training& t = b.of.training;
+  if (const int status = check_loss(b.of, memory)) return status;
+  if (is_empty(t)) return GMM_SUCCESS;
+  if (b.grad_loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_loss: no data");
+  if (const int status =
+          check_loss_gradient(b.grad_model_output, b.of.model_output, t, "grad_model_output", "model_output")) {
+    return status;
+  }
+  return check_loss_gradient(b.grad_sample, b.of.sample, t, "grad_sample", "sample");
 }
 
 int check(const gmm_normal_arguments& a, Memory memory) {

@@ -10,12 +10,14 @@
 #include "cpu/float_environment.h"
 #include "cpu/parallel.h"
 #include "gmmkernel/gmmkernel.h"
+#include "gmmkernel/training.h"
 #include "gmmkernel/transition.h"
 
 namespace gmmkernel {
 namespace {
 
 static_assert(sizeof(Row<float>) == GMM_ROW_COLUMNS * sizeof(float), "the interface's columns are the row's");
+static_assert(training_columns == GMM_TRAINING_COLUMNS, "the interface's columns are the row's");
 
 // Elements that one thread takes at a time: large enough to hide the hand-over, small enough to balance.
 constexpr int64_t piece_elements = 16384;
@@ -135,6 +137,57 @@ int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, 
     parallel_for(kernels->groups_per_sample(a.elements), 1024 / kernels->group_elements, options->threads,
                  [&](int64_t first, int64_t last) { of.log_prob_scatter(b, first, last); });
   }
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_add_noise_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.sample.dtype);
+  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.add_noise(a, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_skip_loss_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.model_output.dtype);
+  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.skip_loss_tiles(a, first, last); });
+  const ExactFloatEnvironment environment;
+  of.skip_loss_samples(a);
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_scale_pull_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.pull.dtype);
+  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.scale_pull(a, first, last); });
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_skip_loss_backward_arguments& b = *arguments;
+  const gmm_training& t = b.of.training;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(b, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(b.of.model_output.dtype);
+  parallel_for(t.batch * tiles_of(t.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.skip_loss_backward(b, first, last); });
   return GMM_SUCCESS;
 }
 

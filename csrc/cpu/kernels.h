@@ -8,8 +8,9 @@
 namespace gmmkernel {
 
 // Work is counted in groups: `group_elements` consecutive elements of one sample, the last group of a sample may be
-// partial. Group g of sample b has number b * groups_per_sample(elements) + g. What sums over elements counts in tiles
-// of 1024 elements in the same way. Tables' gradients are added up over all samples for a range of groups of elements.
+// partial. Group g of sample b has number b * groups_per_sample(elements) + g. What sums over elements, and training,
+// counts in tiles of 1024 elements in the same way. Tables' gradients are added up over all samples for a range of
+// groups of elements.
 
 // Kernels of one arithmetic, float or double.
 struct TypedKernels {
@@ -24,6 +25,12 @@ struct TypedKernels {
   void (*log_prob_backward)(const gmm_log_prob_backward_arguments&, int64_t first_tile, int64_t last_tile);
   void (*sum_weights)(const gmm_log_prob_backward_arguments&);
   void (*log_prob_scatter)(const gmm_log_prob_backward_arguments&, int64_t first_group, int64_t last_group);
+  void (*add_noise)(const gmm_add_noise_arguments&, int64_t first_tile, int64_t last_tile);
+  // Tiles' sums; then the losses.
+  void (*skip_loss_tiles)(const gmm_skip_loss_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*skip_loss_samples)(const gmm_skip_loss_arguments&);
+  void (*scale_pull)(const gmm_scale_pull_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*skip_loss_backward)(const gmm_skip_loss_backward_arguments&, int64_t first_tile, int64_t last_tile);
 };
 
 struct Kernels {

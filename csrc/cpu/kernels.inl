@@ -8,6 +8,7 @@
 #include "gmmkernel/backward.h"
 #include "gmmkernel/density.h"
 #include "gmmkernel/normal.h"
+#include "gmmkernel/training.h"
 #include "gmmkernel/transition.h"
 
 namespace gmmkernel {
@@ -30,6 +31,7 @@ constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
 #include "cpu/sums.inl"
 #include "cpu/backward.inl"
 #include "cpu/density.inl"
+#include "cpu/training.inl"
 // clang-format on
 
 namespace gmmkernel {
@@ -44,7 +46,12 @@ constexpr TypedKernels typed = {step<T>,
                                 log_prob_samples<T>,
                                 log_prob_backward<T>,
                                 sum_weights<T>,
-                                log_prob_scatter<T>};
+                                log_prob_scatter<T>,
+                                add_noise<T>,
+                                skip_loss_tiles<T>,
+                                skip_loss_samples<T>,
+                                scale_pull<T>,
+                                skip_loss_backward<T>};
 
 const Kernels kernels = {group, typed<float>, typed<double>, standard_normal, dot, subtract_scaled};
 

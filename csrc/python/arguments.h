@@ -148,6 +148,42 @@ inline gmm_log_prob_backward_arguments log_prob_backward(const gmm_log_prob_argu
   return b;
 }
 
+// What training reads of a batch arrives as one tuple.
+inline gmm_training training(const py::tuple& t) {
+  return {t[0].cast<std::int64_t>(),
+          t[1].cast<std::int64_t>(),
+          pointer<const void>(t[2].cast<std::uintptr_t>()),
+          t[3].cast<std::int64_t>(),
+          index(t[4]),
+          index(t[5]),
+          pointer<const std::int64_t>(t[6].cast<std::uintptr_t>())};
+}
+
+inline gmm_add_noise_arguments add_noise(const py::tuple& batch, const py::tuple& sample, const py::tuple& result,
+                                         const py::tuple& noise) {
+  return {training(batch), input(sample), output(result), output(noise)};
+}
+
+inline gmm_skip_loss_arguments skip_loss(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
+                                         const py::tuple& pull, std::uintptr_t loss, std::uintptr_t workspace) {
+  return {training(batch), input(model_output), input(sample),
+          output(pull),    pointer<void>(loss), pointer<void>(workspace)};
+}
+
+inline gmm_scale_pull_arguments scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad) {
+  return {training(batch), output(pull), pointer<const void>(grad)};
+}
+
+inline gmm_skip_loss_backward_arguments skip_loss_backward(const py::tuple& batch, const py::tuple& model_output,
+                                                           const py::tuple& sample, std::uintptr_t grad,
+                                                           const py::tuple& grad_model_output,
+                                                           const py::tuple& grad_sample) {
+  return {{training(batch), input(model_output), input(sample), {}, nullptr, nullptr},
+          pointer<const void>(grad),
+          output(grad_model_output),
+          output(grad_sample)};
+}
+
 inline gmm_normal_arguments standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result,
                                             std::uintptr_t seeds, const py::tuple& step, int stream) {
   return {batch, elements, output(result), pointer<const std::int64_t>(seeds), index(step), stream};

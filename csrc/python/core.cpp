@@ -39,6 +39,36 @@ void log_prob_backward(const py::tuple& inputs, const py::tuple& prev_sample, co
   run([&] { return gmm_cpu_log_prob_backward(&b, &options); });
 }
 
+void add_noise(const py::tuple& batch, const py::tuple& sample, const py::tuple& result, const py::tuple& noise,
+               int threads, int instruction_set) {
+  const gmm_add_noise_arguments a = arguments::add_noise(batch, sample, result, noise);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_add_noise(&a, &options); });
+}
+
+void skip_step_loss(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
+                    const py::tuple& pull, std::uintptr_t loss, std::uintptr_t workspace, int threads,
+                    int instruction_set) {
+  const gmm_skip_loss_arguments a = arguments::skip_loss(batch, model_output, sample, pull, loss, workspace);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_skip_loss(&a, &options); });
+}
+
+void scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad, int threads, int instruction_set) {
+  const gmm_scale_pull_arguments a = arguments::scale_pull(batch, pull, grad);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_scale_pull(&a, &options); });
+}
+
+void skip_step_loss_backward(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
+                             std::uintptr_t grad, const py::tuple& grad_model_output, const py::tuple& grad_sample,
+                             int threads, int instruction_set) {
+  const gmm_skip_loss_backward_arguments b =
+      arguments::skip_loss_backward(batch, model_output, sample, grad, grad_model_output, grad_sample);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_skip_loss_backward(&b, &options); });
+}
+
 void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
                      const py::tuple& step, int stream, int threads, int instruction_set) {
   const gmm_normal_arguments a = arguments::standard_normal(batch, elements, result, seeds, step, stream);
@@ -75,6 +105,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("step_backward", &step_backward);
   m.def("log_prob", &log_prob);
   m.def("log_prob_backward", &log_prob_backward);
+  m.def("add_noise", &add_noise);
+  m.def("skip_step_loss", &skip_step_loss);
+  m.def("scale_pull", &scale_pull);
+  m.def("skip_step_loss_backward", &skip_step_loss_backward);
   m.def("standard_normal", &standard_normal);
   m.def("draw_components", &draw_components);
   m.def("orthonormalize", &orthonormalize);
@@ -112,4 +146,13 @@ PYBIND11_MODULE(_core, m) {
                     {"OFFSET", GMM_OFFSET},
                     {"EPS_SAMPLE", GMM_EPS_SAMPLE},
                     {"EPS_OUTPUT", GMM_EPS_OUTPUT}});
+  names("TRAINING_COLUMNS", {{"SIGNAL", GMM_TRAINING_SIGNAL},
+                             {"NOISE", GMM_TRAINING_NOISE},
+                             {"EPS_SAMPLE", GMM_TRAINING_EPS_SAMPLE},
+                             {"EPS_OUTPUT", GMM_TRAINING_EPS_OUTPUT},
+                             {"WEIGHT", GMM_TRAINING_WEIGHT},
+                             {"SKIP_WEIGHT", GMM_TRAINING_SKIP_WEIGHT},
+                             {"SKIP_SCALE", GMM_TRAINING_SKIP_SCALE},
+                             {"SKIP_NOISE", GMM_TRAINING_SKIP_NOISE},
+                             {"SKIP_FRESH", GMM_TRAINING_SKIP_FRESH}});
 }

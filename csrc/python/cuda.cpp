@@ -42,6 +42,36 @@ void log_prob_backward(const py::tuple& inputs, const py::tuple& prev_sample, co
   run([&] { return gmm_cuda_log_prob_backward(&b, &options); });
 }
 
+void add_noise(const py::tuple& batch, const py::tuple& sample, const py::tuple& result, const py::tuple& noise,
+               int device, std::uintptr_t stream) {
+  const gmm_add_noise_arguments a = arguments::add_noise(batch, sample, result, noise);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_add_noise(&a, &options); });
+}
+
+void skip_step_loss(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
+                    const py::tuple& pull, std::uintptr_t loss, std::uintptr_t workspace, int device,
+                    std::uintptr_t stream) {
+  const gmm_skip_loss_arguments a = arguments::skip_loss(batch, model_output, sample, pull, loss, workspace);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_skip_loss(&a, &options); });
+}
+
+void scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad, int device, std::uintptr_t stream) {
+  const gmm_scale_pull_arguments a = arguments::scale_pull(batch, pull, grad);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_scale_pull(&a, &options); });
+}
+
+void skip_step_loss_backward(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
+                             std::uintptr_t grad, const py::tuple& grad_model_output, const py::tuple& grad_sample,
+                             int device, std::uintptr_t stream) {
+  const gmm_skip_loss_backward_arguments b =
+      arguments::skip_loss_backward(batch, model_output, sample, grad, grad_model_output, grad_sample);
+  const gmm_cuda_options options = on(device, stream);
+  run([&] { return gmm_cuda_skip_loss_backward(&b, &options); });
+}
+
 void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
                      const py::tuple& step, int purpose, int device, std::uintptr_t stream) {
   const gmm_normal_arguments a = arguments::standard_normal(batch, elements, result, seeds, step, purpose);
@@ -74,6 +104,10 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("step_backward", &step_backward);
   m.def("log_prob", &log_prob);
   m.def("log_prob_backward", &log_prob_backward);
+  m.def("add_noise", &add_noise);
+  m.def("skip_step_loss", &skip_step_loss);
+  m.def("scale_pull", &scale_pull);
+  m.def("skip_step_loss_backward", &skip_step_loss_backward);
   m.def("standard_normal", &standard_normal);
   m.def("draw_components", &draw_components);
   m.def("device_count", &device_count);

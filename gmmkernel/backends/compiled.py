@@ -11,7 +11,13 @@ from torch import Tensor
 
 from gmmkernel import _core
 from gmmkernel.backends.constants import SUM_TILE, Prediction
-from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
+from gmmkernel.backends.protocol import (
+    LogProbGradients,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
+)
 
 _DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
 _ABSENT = (0, 0, 0)
@@ -131,6 +137,22 @@ def density_inputs(prev_sample: Tensor, weights: Tensor | None) -> tuple[Any, ..
     return describe_tensor(prev_sample), (address(weights), 0 if weights is None else weights.shape[0])
 
 
+def training_batch(
+    sample: Tensor, coefficients: Tensor, seeds: Tensor | None, row: int | Tensor, step: int | Tensor
+) -> tuple[Any, ...]:
+    """Return what the extensions take first for training on a batch like `sample`."""
+    batch, elements = sample.shape[0], math.prod(sample.shape[1:])
+    indices = describe_index(row), describe_index(step)
+    return batch, elements, coefficients.data_ptr(), coefficients.shape[0], *indices, address(seeds)
+
+
+def loss_inputs(inputs: TrainingInputs) -> tuple[tuple[Any, ...], list[Tensor | None]]:
+    """Return what the extensions take as a training loss's inputs, and the tensors that must live until then."""
+    output, sample, coefficients, seeds, row, step = inputs
+    read = [by_sample(output), None if sample is None else by_sample(sample)]
+    return (training_batch(output, coefficients, seeds, row, step), *map(describe_tensor, read)), read
+
+
 def normal_arguments(target: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> tuple[Any, ...]:
     """Return what an extension's `standard_normal` takes to fill `target`, as `by_sample` returns it."""
     batch = target.shape[0]
@@ -247,6 +269,50 @@ class CompiledKernels:
             step_gradients(gradients.step, workspace),
             *self._options(grad),
         )
+
+    def add_noise(
+        self,
+        sample: Tensor,
+        coefficients: Tensor,
+        seeds: Tensor,
+        row: int | Tensor,
+        step: int | Tensor,
+        result: Tensor,
+        noise: Tensor | None = None,
+    ) -> None:
+        """Write the training sample x_t of `sample` x0, and on request the noise in it."""
+        target, sample = by_sample(result), by_sample(sample)
+        self._extension.add_noise(
+            training_batch(sample, coefficients, seeds, row, step),
+            *map(describe_tensor, (sample, target, noise)),
+            *self._options(result),
+        )
+        if target is not result:
+            result.copy_(target)
+
+    def skip_step_loss(self, inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
+        """Write the loss of each sample, [B], and on request the pull of its elements."""
+        described, _alive = loss_inputs(inputs)
+        batch, elements = described[0][:2]
+        workspace = result.new_empty(batch, -(-elements // SUM_TILE) + 1)
+        self._extension.skip_step_loss(
+            *described, describe_tensor(pull), result.data_ptr(), workspace.data_ptr(), *self._options(result)
+        )
+
+    def scale_pull(
+        self, pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    ) -> None:
+        """Make the gradient of the model's output of a loss's pull, in place."""
+        batch = training_batch(pull, coefficients, None, row, step)
+        self._extension.scale_pull(batch, describe_tensor(pull), grad.data_ptr(), *self._options(pull))
+
+    def skip_step_loss_backward(
+        self, inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients
+    ) -> None:
+        """Write gradients of a loss, given its gradients [B] of the samples' losses."""
+        described, _alive = loss_inputs(inputs)
+        of_inputs = map(describe_tensor, gradients)
+        self._extension.skip_step_loss_backward(*described, grad.data_ptr(), *of_inputs, *self._options(grad))
 
     def standard_normal(self, result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
         """Fill `result` [B, ...] with each sample's noise."""

@@ -51,6 +51,27 @@ class Column(IntEnum):
     EPS_OUTPUT = 15
 
 
+class TrainingColumn(IntEnum):
+    """Columns of a training row: one row is one timestep t of training.
+
+    With x0 the data, e1 the noise in the training sample x_t, e2 fresh noise and o the model's output:
+
+        x_t  = SIGNAL * x0 + NOISE * e1
+        eps  = EPS_OUTPUT * o + EPS_SAMPLE * x_t
+        loss = mean(WEIGHT * (e1 - eps)^2 + SKIP_WEIGHT * (SKIP_NOISE * e1 + SKIP_FRESH * e2 - SKIP_SCALE * eps)^2)
+    """
+
+    SIGNAL = 0
+    NOISE = 1
+    EPS_SAMPLE = 2
+    EPS_OUTPUT = 3
+    WEIGHT = 4
+    SKIP_WEIGHT = 5
+    SKIP_SCALE = 6
+    SKIP_NOISE = 7
+    SKIP_FRESH = 8
+
+
 class Stream(IntEnum):
     """Purpose of a random draw: the last word of the Philox counter, so no two purposes share bits."""
 

@@ -55,6 +55,24 @@ class LogProbGradients(NamedTuple):
     step: StepGradients = StepGradients()
 
 
+class TrainingInputs(NamedTuple):
+    """What a training loss reads; `gmmkernel.ops.skip_step_loss` describes it. `sample` is x_t."""
+
+    model_output: Tensor
+    sample: Tensor | None
+    coefficients: Tensor
+    seeds: Tensor
+    row: int | Tensor
+    step: int | Tensor
+
+
+class TrainingGradients(NamedTuple):
+    """Where to write the gradients of a training loss: like the input each belongs to, None where not wanted."""
+
+    model_output: Tensor | None = None
+    sample: Tensor | None = None
+
+
 class Backend(Protocol):
     """Functions of a backend module."""
 
@@ -101,6 +119,41 @@ class Backend(Protocol):
         gradients: LogProbGradients,
     ) -> None:
         """Write gradients of a loss, given its gradients [B] of the log-densities."""
+
+    @staticmethod
+    def add_noise(
+        sample: Tensor,
+        coefficients: Tensor,
+        seeds: Tensor,
+        row: int | Tensor,
+        step: int | Tensor,
+        result: Tensor,
+        noise: Tensor | None = None,
+    ) -> None:
+        """Write the training sample x_t of `sample` x0, and on request the noise in it."""
+
+    @staticmethod
+    def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
+        """Write the loss of each sample, [B], and on request the pull of its elements.
+
+        That is what the loss's gradient is but for a factor of the sample; like `inputs.model_output`, which is of
+        the coefficients' type then.
+
+        A row that reads x_t where `inputs.sample` is None raises ValueError where the values are on the CPU.
+        """
+
+    @staticmethod
+    def scale_pull(
+        pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    ) -> None:
+        """Make the gradient of the model's output of a loss's pull, contiguous, in place, as the next one writes it.
+
+        Given the gradients [B] of the samples' losses.
+        """
+
+    @staticmethod
+    def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
+        """Write gradients of a loss, given its gradients [B] of the samples' losses."""
 
     @staticmethod
     def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:

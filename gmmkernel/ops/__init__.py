@@ -1,9 +1,11 @@
 """The public functions over the backends: checks, shapes, choice of backend."""
 
+from gmmkernel.ops.add_noise import add_noise
 from gmmkernel.ops.log_prob import gmm_step_log_prob
 from gmmkernel.ops.moments import MixtureMoments, mixture_moments
 from gmmkernel.ops.noise import draw_components, standard_normal
 from gmmkernel.ops.orthonormalize import orthonormalize
+from gmmkernel.ops.skip_step_loss import skip_step_loss
 from gmmkernel.ops.step import GMMStepOutput, gmm_step
 from gmmkernel.ops.tables import MixtureTables
 
@@ -11,10 +13,12 @@ __all__ = [
     "GMMStepOutput",
     "MixtureMoments",
     "MixtureTables",
+    "add_noise",
     "draw_components",
     "gmm_step",
     "gmm_step_log_prob",
     "mixture_moments",
     "orthonormalize",
+    "skip_step_loss",
     "standard_normal",
 ]

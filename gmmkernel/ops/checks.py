@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column, TrainingColumn
 from gmmkernel.ops.tables import MixtureTables
 
 SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,10 +24,11 @@ DTYPES_BESIDE = {
     torch.float16: (torch.float16, torch.float32),
     torch.float64: (torch.float64, torch.float32),
 }
-"""Types of model output and history allowed beside a sample of each type."""
+"""Types of model output and history allowed beside a sample of each type, and of x_t beside a loss's model output."""
 
 
 _COLUMNS = len(Column)
+_TRAINING_COLUMNS = len(TrainingColumn)
 
 
 def check_tensor(value: object, name: str) -> Tensor:
@@ -65,13 +66,13 @@ def check_device(tensor: Tensor, name: str, device: torch.device, other: str) ->
         raise ValueError(f"{name}: expected a tensor on {device} like {other}, got one on {tensor.device}")
 
 
-def check_sample(sample: Tensor) -> None:
+def check_sample(sample: Tensor, name: str = "sample") -> None:
     """Check the tensor that fixes shape, type and device of a step."""
-    check_tensor(sample, "sample")
+    check_tensor(sample, name)
     if sample.dtype not in SAMPLE_DTYPES:
-        raise TypeError(f"sample: expected float32, bfloat16, float16 or float64, got {sample.dtype}")
+        raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {sample.dtype}")
     if sample.dim() < 1:
-        raise ValueError("sample: expected at least one dimension (the batch), got a scalar")
+        raise ValueError(f"{name}: expected at least one dimension (the batch), got a scalar")
 
 
 def check_prev_sample(prev_sample: Tensor, sample: Tensor) -> None:
@@ -86,18 +87,18 @@ def check_prev_sample(prev_sample: Tensor, sample: Tensor) -> None:
     check_device(prev_sample, "prev_sample", sample.device, "sample")
 
 
-def check_like_sample(tensor: Tensor, name: str, sample: Tensor) -> None:
-    """Check a model output or stored prediction: shape and device of the sample, an allowed type."""
+def check_like_sample(tensor: Tensor, name: str, sample: Tensor, other: str = "sample") -> None:
+    """Check a model output or stored prediction: shape and device of the tensor named `other`, an allowed type."""
     check_tensor(tensor, name)
     if tensor.shape != sample.shape:
         raise ValueError(
-            f"{name}: expected the sample's shape {tuple(sample.shape)}, got {tuple(tensor.shape)}"
+            f"{name}: expected the {other}'s shape {tuple(sample.shape)}, got {tuple(tensor.shape)}"
         )
     allowed = DTYPES_BESIDE[sample.dtype]
     if tensor.dtype not in allowed:
         names = ", ".join(str(dtype) for dtype in allowed)
-        raise TypeError(f"{name}: expected {names} beside a {sample.dtype} sample, got {tensor.dtype}")
-    check_device(tensor, name, sample.device, "sample")
+        raise TypeError(f"{name}: expected {names} beside a {sample.dtype} {other}, got {tensor.dtype}")
+    check_device(tensor, name, sample.device, other)
 
 
 def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor] | None:
@@ -119,19 +120,29 @@ def arithmetic_dtype(sample: Tensor) -> torch.dtype:
     return torch.float64 if sample.dtype == torch.float64 else torch.float32
 
 
-def check_coefficients(coefficients: Tensor, sample: Tensor) -> Tensor:
-    """Check a table of coefficient rows; returns it contiguous."""
+def check_coefficients(
+    coefficients: Tensor, sample: Tensor, columns: int = _COLUMNS, other: str = "sample"
+) -> Tensor:
+    """Check a table of coefficient rows beside the tensor named `other`; returns it contiguous."""
     check_tensor(coefficients, "coefficients")
     shape = coefficients.shape
-    if len(shape) != 2 or shape[1] != _COLUMNS or shape[0] < 1:
-        raise ValueError(f"coefficients: expected shape [S, {_COLUMNS}] with S >= 1, got {tuple(shape)}")
+    if len(shape) != 2 or shape[1] != columns or shape[0] < 1:
+        raise ValueError(f"coefficients: expected shape [S, {columns}] with S >= 1, got {tuple(shape)}")
     expected = arithmetic_dtype(sample)
     if coefficients.dtype != expected:
         raise TypeError(
-            f"coefficients: expected {expected} beside a {sample.dtype} sample, got {coefficients.dtype}"
+            f"coefficients: expected {expected} beside a {sample.dtype} {other}, got {coefficients.dtype}"
         )
-    check_device(coefficients, "coefficients", sample.device, "sample")
+    check_device(coefficients, "coefficients", sample.device, other)
     return contiguous(coefficients)
+
+
+def check_training_rows(coefficients: Tensor, sample: Tensor, other: str = "sample") -> Tensor:
+    """Check a table of training rows beside the tensor named `other`; returns it contiguous."""
+    coefficients = check_coefficients(coefficients, sample, _TRAINING_COLUMNS, other)
+    if coefficients.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError("coefficients: expected a tensor that requires no gradient; it would not get one")
+    return coefficients
 
 
 def check_seeds(seeds: Tensor) -> Tensor:
@@ -144,17 +155,17 @@ def check_seeds(seeds: Tensor) -> Tensor:
     return contiguous(seeds)
 
 
-def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device) -> Tensor:
+def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device, other: str = "sample") -> Tensor:
     """Check that there is one seed for each sample, beside the samples."""
     seeds = check_seeds(seeds)
     if seeds.shape[0] != batch:
         raise ValueError(f"seeds: expected one for each of {batch} samples, got {seeds.shape[0]}")
-    check_device(seeds, "seeds", device, "sample")
+    check_device(seeds, "seeds", device, other)
     return seeds
 
 
 def check_index(
-    index: int | Tensor, name: str, batch: int, last: int, device: torch.device
+    index: int | Tensor, name: str, batch: int, last: int, device: torch.device, other: str = "sample"
 ) -> tuple[int, Tensor | None]:
     """Return an index as (int, None), within its range, or as (0, int64 tensor with 1 or B entries)."""
     if isinstance(index, Tensor):
@@ -162,7 +173,7 @@ def check_index(
             raise TypeError(f"{name}: expected an int or an int64 tensor, got {index.dtype}")
         if index.dim() > 1 or index.numel() not in (1, batch):
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
-        check_device(index, name, device, "sample")
+        check_device(index, name, device, other)
         return 0, contiguous(index if index.dim() == 1 else index.reshape(1))
     if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
         kind = f"{type(index).__module__}.{type(index).__name__}"
@@ -172,9 +183,11 @@ def check_index(
     return index, None
 
 
-def check_step(step: int | Tensor, batch: int, device: torch.device) -> tuple[int, Tensor | None]:
+def check_step(
+    step: int | Tensor, batch: int, device: torch.device, other: str = "sample"
+) -> tuple[int, Tensor | None]:
     """Return the noise counter's step in the forms of `check_index`."""
-    return check_index(step, "step", batch, MAX_STEP, device)
+    return check_index(step, "step", batch, MAX_STEP, device, other)
 
 
 def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:

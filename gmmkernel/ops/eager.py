@@ -1,4 +1,4 @@
-"""Transitions in plain PyTorch, for derivatives of their gradients: of any order, but not fused, nor in fixed bits."""
+"""Transitions and losses in plain PyTorch, for derivatives of gradients: of any order, not fused, nor in fixed bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.constants import Column, Prediction
+from gmmkernel.backends.constants import Column, Prediction, TrainingColumn
 
 
 def predict(
@@ -113,6 +113,28 @@ def eager_log_prob(
     energy = (distance / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
     level = -energy.sum(2)
     return torch.logsumexp(level if weights is None else weights.log() + level, dim=1)
+
+
+def eager_skip_step_loss(
+    model_output: Tensor, sample: Tensor | None, row: Tensor, noise: Tensor, fresh_noise: Tensor
+) -> Tensor:
+    """Return losses [B], as `skip_step_loss` does.
+
+    Args:
+        model_output: [B, D].
+        sample: like `model_output`, or None where no row reads it.
+        row: [B, 9], each sample's coefficients, in the dtype to compute in.
+        noise: [B, D] of that dtype, that in the training sample.
+        fresh_noise: the same, what else the second target has.
+    """
+    c = {column: row[:, column, None] for column in TrainingColumn}
+    epsilon = c[TrainingColumn.EPS_OUTPUT] * model_output.to(row.dtype)
+    if sample is not None:
+        epsilon = epsilon + c[TrainingColumn.EPS_SAMPLE] * sample.to(row.dtype)
+    target = c[TrainingColumn.SKIP_NOISE] * noise + c[TrainingColumn.SKIP_FRESH] * fresh_noise
+    own = c[TrainingColumn.WEIGHT] * (noise - epsilon).square()
+    skip = c[TrainingColumn.SKIP_WEIGHT] * (target - c[TrainingColumn.SKIP_SCALE] * epsilon).square()
+    return (own + skip).mean(1)
 
 
 Functions = Callable[..., tuple[Tensor, ...]]

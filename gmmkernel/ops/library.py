@@ -15,8 +15,14 @@ from torch import Tensor
 from torch import library as torch_library
 
 from gmmkernel import backends
-from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
-from gmmkernel.ops.tensors import DENSITY, STEP, Layout, LogProbTensors, StepTensors
+from gmmkernel.backends.protocol import (
+    LogProbGradients,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
+)
+from gmmkernel.ops.tensors import DENSITY, LOSS, STEP, Layout, LogProbTensors, LossTensors, StepTensors
 
 _library = torch_library.Library("gmmkernel", "DEF")
 
@@ -166,6 +172,73 @@ def _log_prob_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Ten
     return _present(_new_gradients(wanted, DENSITY, given, history))
 
 
+def _add_noise(
+    out: Tensor,
+    sample: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    row: int,
+    step: int,
+    backend: str,
+    rows: Tensor | None = None,
+    steps: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> None:
+    indices = row if rows is None else rows, step if steps is None else steps
+    backends.load(backend).add_noise(sample, coefficients, seeds, *indices, out, noise)
+
+
+def _training_inputs(row: int, step: int, t: LossTensors) -> TrainingInputs:
+    return TrainingInputs(
+        t.model_output,
+        t.sample,
+        t.coefficients,
+        t.seeds,
+        row if t.rows is None else t.rows,
+        step if t.steps is None else t.steps,
+    )
+
+
+def _skip_step_loss_fake(pull: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
+    """Return memory for the losses and, on request, for the pull of their elements."""
+    t = LossTensors(*given)
+    made = [t.coefficients.new_empty(t.model_output.shape[0])]
+    return [*made, t.coefficients.new_empty(t.model_output.shape)] if pull else made
+
+
+def _skip_step_loss(pull: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
+    made = _skip_step_loss_fake(pull, row, step, backend, *given)
+    backends.load(backend).skip_step_loss(_training_inputs(row, step, LossTensors(*given)), *made)
+    return made
+
+
+def _scale_pull(
+    pull: Tensor,
+    grad: Tensor,
+    row: int,
+    step: int,
+    backend: str,
+    coefficients: Tensor,
+    rows: Tensor | None,
+    steps: Tensor | None,
+) -> None:
+    indices = row if rows is None else rows, step if steps is None else steps
+    backends.load(backend).scale_pull(pull, coefficients, *indices, grad)
+
+
+def _skip_step_loss_backward(
+    wanted: Sequence[bool], grad: Tensor, row: int, step: int, backend: str, *given: Any
+) -> list[Tensor]:
+    made = _new_gradients(wanted, LOSS, given, None)
+    inputs = _training_inputs(row, step, LossTensors(*given))
+    backends.load(backend).skip_step_loss_backward(inputs, grad, TrainingGradients(*made))
+    return _present(made)
+
+
+def _skip_step_loss_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
+    return _present(_new_gradients(wanted, LOSS, arguments[4:], None))
+
+
 def _standard_normal(
     out: Tensor, seeds: Tensor, step: int, stream: int, backend: str, steps: Tensor | None = None
 ) -> None:
@@ -224,6 +297,31 @@ for _schema, _implementation, _fake in (
         _log_prob_backward_fake,
     ),
     (
+        "add_noise(Tensor(a!) out, Tensor sample, Tensor coefficients, Tensor seeds, SymInt row, SymInt step, "
+        "str backend, Tensor? rows=None, Tensor? steps=None, Tensor(b!)? noise=None) -> ()",
+        _add_noise,
+        _write_nothing,
+    ),
+    (
+        "skip_step_loss(bool pull, SymInt row, SymInt step, str backend, Tensor model_output, Tensor? sample, "
+        "Tensor coefficients, Tensor seeds, Tensor? rows, Tensor? steps) -> Tensor[]",
+        _skip_step_loss,
+        _skip_step_loss_fake,
+    ),
+    (
+        "scale_pull(Tensor(a!) pull, Tensor grad, SymInt row, SymInt step, str backend, Tensor coefficients, "
+        "Tensor? rows, Tensor? steps) -> ()",
+        _scale_pull,
+        _write_nothing,
+    ),
+    (
+        "skip_step_loss_backward(bool[] wanted, Tensor grad, SymInt row, SymInt step, str backend, "
+        "Tensor model_output, Tensor? sample, Tensor coefficients, Tensor seeds, Tensor? rows, Tensor? steps) "
+        "-> Tensor[]",
+        _skip_step_loss_backward,
+        _skip_step_loss_backward_fake,
+    ),
+    (
         "standard_normal(Tensor(a!) out, Tensor seeds, SymInt step, int stream, str backend, "
         "Tensor? steps=None) -> ()",
         _standard_normal,
@@ -245,5 +343,9 @@ gmm_step = torch.ops.gmmkernel.gmm_step.default
 gmm_step_backward = torch.ops.gmmkernel.gmm_step_backward.default
 log_prob = torch.ops.gmmkernel.gmm_step_log_prob.default
 log_prob_backward = torch.ops.gmmkernel.gmm_step_log_prob_backward.default
+add_noise = torch.ops.gmmkernel.add_noise.default
+skip_step_loss = torch.ops.gmmkernel.skip_step_loss.default
+scale_pull = torch.ops.gmmkernel.scale_pull.default
+skip_step_loss_backward = torch.ops.gmmkernel.skip_step_loss_backward.default
 standard_normal = torch.ops.gmmkernel.standard_normal.default
 draw_components = torch.ops.gmmkernel.draw_components.default

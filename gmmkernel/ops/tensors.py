@@ -1,4 +1,4 @@
-"""The tensors of a step and of a log-density, in the order in which operators and autograd take them."""
+"""The tensors of each op that has gradients, in the order in which operators and autograd take them."""
 
 from __future__ import annotations
 
@@ -40,16 +40,39 @@ class LogProbTensors(NamedTuple):
     rows: Tensor | None
 
 
+class NoiseTensors(NamedTuple):
+    """The tensors of adding noise, the one with a gradient first."""
+
+    sample: Tensor
+    coefficients: Tensor
+    seeds: Tensor
+    rows: Tensor | None
+    steps: Tensor | None
+
+
+class LossTensors(NamedTuple):
+    """The tensors of a training loss, those with a gradient first."""
+
+    model_output: Tensor
+    sample: Tensor | None
+    coefficients: Tensor
+    seeds: Tensor
+    rows: Tensor | None
+    steps: Tensor | None
+
+
 @dataclass(frozen=True)
 class Layout:
-    """What can be said of tensors in one of these orders.
+    """What can be said of tensors in one of these orders, whose first is always [B, ...].
 
     Attributes:
         differentiable: how many have a gradient, those of the history not counted.
+        coefficients: which is the table of rows.
         roles: what the first dimension of each is.
     """
 
     differentiable: int
+    coefficients: int
     roles: tuple[Role, ...]
 
     def primals(self, given: Sequence[Any]) -> list[Any]:
@@ -65,12 +88,14 @@ class Layout:
         self, size: int, dims: Sequence[int | None], given: Sequence[Any], wanted: Sequence[bool], row: int
     ) -> Merged:
         """Merge a mapped dimension of the tensors and the history into the batch; see `ops.vmap.merge`."""
-        sample, coefficients = (StepTensors._fields.index(name) for name in ("sample", "coefficients"))
         roles = (*self.roles, *[Role.BATCH] * (len(given) - len(self.roles)))
-        batch, table_rows = (rows_of(given[i], dims[i]) for i in (sample, coefficients))
+        batch, table_rows = (rows_of(given[i], dims[i]) for i in (0, self.coefficients))
         return merge(size, dims, given, roles, wanted, table_rows, batch, row)
 
 
 _FIRST = (*[Role.BATCH] * 3, *[Role.TABLE] * 3)
-STEP = Layout(6, (*_FIRST, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE))
-DENSITY = Layout(8, (*_FIRST, Role.BATCH, Role.TABLE, Role.ROWS))
+STEP = Layout(6, 3, (*_FIRST, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE))
+DENSITY = Layout(8, 3, (*_FIRST, Role.BATCH, Role.TABLE, Role.ROWS))
+_LAST = (Role.TABLE, Role.BATCH, Role.ROWS, Role.STEPS)
+NOISE = Layout(1, 1, (Role.BATCH, *_LAST))
+LOSS = Layout(2, 2, (Role.BATCH, Role.BATCH, *_LAST))

@@ -1,4 +1,4 @@
-"""Noise schedules, the timesteps a sampler visits, and the coefficient rows of its steps."""
+"""Noise schedules, the timesteps a sampler visits, the coefficient rows of its steps, and of training."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from gmmkernel.schedules.noise import NoiseSchedule, noise_schedule
 from gmmkernel.schedules.pndm import pndm_coefficients
 from gmmkernel.schedules.sigmas import sigma_coefficients
 from gmmkernel.schedules.spacing import SPACINGS, timesteps, timesteps_of
+from gmmkernel.schedules.training import TARGETS, training_coefficients
 
 __all__ = [
     "DEIS_INTERPOLATIONS",
     "DPM_SOLVER_ALGORITHMS",
     "SPACINGS",
+    "TARGETS",
     "NoiseSchedule",
     "ddim_coefficients",
     "deis_coefficients",
@@ -26,4 +28,5 @@ __all__ = [
     "sigma_coefficients",
     "timesteps",
     "timesteps_of",
+    "training_coefficients",
 ]

@@ -10,7 +10,7 @@ import pytest
 from repository import ROOT
 
 import gmmkernel
-from gmmkernel import Column, Stream, _core
+from gmmkernel import Column, Stream, TrainingColumn, _core
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Prediction
 from gmmkernel.backends.reference import elementary, normal
 from gmmkernel.ops.checks import SAMPLE_DTYPES
@@ -29,6 +29,7 @@ def header_enum(name: str, prefix: str) -> dict[str, int]:
     ("name", "prefix", "ours", "extension"),
     [
         ("gmm_column", "GMM_", Column, _core.COLUMNS),
+        ("gmm_training_column", "GMM_TRAINING_", TrainingColumn, _core.TRAINING_COLUMNS),
         ("gmm_stream", "GMM_STREAM_", Stream, _core.STREAMS),
         ("gmm_prediction", "GMM_PREDICTION_", Prediction, _core.PREDICTIONS),
     ],
@@ -60,7 +61,12 @@ def test_instruction_sets_agree() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MAX_COMPONENTS", MAX_COMPONENTS), ("MAX_HISTORY", MAX_HISTORY), ("ROW_COLUMNS", len(Column))],
+    [
+        ("MAX_COMPONENTS", MAX_COMPONENTS),
+        ("MAX_HISTORY", MAX_HISTORY),
+        ("ROW_COLUMNS", len(Column)),
+        ("TRAINING_COLUMNS", len(TrainingColumn)),
+    ],
 )
 def test_limits_agree(name: str, value: int) -> None:
     assert re.findall(rf"#define GMM_{name} (\d+)$", HEADER, re.MULTILINE) == [str(value)]

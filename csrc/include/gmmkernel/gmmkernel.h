@@ -1,4 +1,4 @@
-/* gmmkernel's C interface: one diffusion sampling step with a Gaussian-mixture transition, in one pass.
+/* gmmkernel's C interface: one diffusion sampling step with a Gaussian-mixture transition in one pass, and training.
  *
  * Plain pointers and sizes, no Python, no PyTorch. The functions that compute return a gmm_status; on anything but
  * GMM_SUCCESS nothing has been written and gmm_last_error() describes, for the calling thread, the argument at fault.
@@ -17,6 +17,7 @@
 #define GMM_MAX_COMPONENTS 1024
 #define GMM_MAX_HISTORY 4
 #define GMM_ROW_COLUMNS 16
+#define GMM_TRAINING_COLUMNS 9
 
 #if defined(_WIN32)
 #define GMM_API
@@ -61,6 +62,24 @@ typedef enum gmm_column {
   GMM_EPS_SAMPLE = 14,
   GMM_EPS_OUTPUT = 15
 } gmm_column;
+
+/* Columns of a training row. With x0 the data, e1 the noise in the training sample x_t, e2 fresh noise and o the
+ * model's output; terms whose EPS_SAMPLE, SKIP_FRESH or SKIP_WEIGHT is 0 are absent:
+ *   x_t  = SIGNAL x0 + NOISE e1
+ *   eps  = EPS_OUTPUT o + EPS_SAMPLE x_t
+ *   loss = mean(WEIGHT (e1 - eps)^2 + SKIP_WEIGHT (SKIP_NOISE e1 + SKIP_FRESH e2 - SKIP_SCALE eps)^2)
+ */
+typedef enum gmm_training_column {
+  GMM_TRAINING_SIGNAL = 0,
+  GMM_TRAINING_NOISE = 1,
+  GMM_TRAINING_EPS_SAMPLE = 2,
+  GMM_TRAINING_EPS_OUTPUT = 3,
+  GMM_TRAINING_WEIGHT = 4,
+  GMM_TRAINING_SKIP_WEIGHT = 5,
+  GMM_TRAINING_SKIP_SCALE = 6,
+  GMM_TRAINING_SKIP_NOISE = 7,
+  GMM_TRAINING_SKIP_FRESH = 8
+} gmm_training_column;
 
 /* Purpose of a random draw, the last word of the Philox counter. */
 typedef enum gmm_stream {
@@ -174,6 +193,53 @@ typedef struct gmm_log_prob_backward_arguments {
   gmm_step_backward_arguments gradients; /* its outputs and workspace; the rest is not looked at */
 } gmm_log_prob_backward_arguments;
 
+/* A batch in training: the row of each sample, and what its noise comes from. */
+typedef struct gmm_training {
+  int64_t batch;
+  int64_t elements;
+  const void* coefficients; /* [coefficient_rows][GMM_TRAINING_COLUMNS], float32; float64 for float64 samples */
+  int64_t coefficient_rows;
+  gmm_index row;        /* which row each sample takes: its timestep */
+  gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
+  const int64_t* seeds; /* [batch] */
+} gmm_training;
+
+typedef struct gmm_add_noise_arguments {
+  gmm_training training;
+  gmm_input sample;  /* x0 */
+  gmm_output result; /* x_t, of the sample's type; it may be exactly the sample's memory */
+  gmm_output noise;  /* e1, of the sample's type; optional */
+} gmm_add_noise_arguments;
+
+/* Losses, with the noise that was added drawn again. */
+typedef struct gmm_skip_loss_arguments {
+  gmm_training training; /* float64 where model_output is */
+  gmm_input model_output;
+  gmm_input sample; /* x_t, float32 or model_output's type, or float16 or bfloat16 beside float32; optional where no row
+                       reads it (elsewhere than in the host's memory: the loss is NaN where one does) */
+  gmm_output pull;  /* optional, where model_output has the coefficients' type, and of that type: WEIGHT (e1 - eps)
+                       + SKIP_WEIGHT SKIP_SCALE (SKIP_NOISE e1 + SKIP_FRESH e2 - SKIP_SCALE eps), which times
+                       -2 EPS_OUTPUT / elements is the gradient of the loss */
+  void* loss;       /* [batch], of the coefficients' type */
+  void* workspace;  /* [batch][GMM_SUM_ENTRIES(elements)] numbers of that type */
+} gmm_skip_loss_arguments;
+
+/* The gradient of the model's output from the pull, in the pull's memory: what gmm_skip_loss_backward_arguments gives.
+ */
+typedef struct gmm_scale_pull_arguments {
+  gmm_training training; /* its seeds are not looked at */
+  gmm_output pull;       /* as the loss wrote it */
+  const void* grad_loss; /* [batch], of the coefficients' type */
+} gmm_scale_pull_arguments;
+
+typedef struct gmm_skip_loss_backward_arguments {
+  gmm_skip_loss_arguments of; /* as given; pull, loss and workspace are not looked at */
+  const void* grad_loss;      /* [batch], of the coefficients' type */
+  /* Optional, each of the type of the tensor it belongs to. */
+  gmm_output grad_model_output;
+  gmm_output grad_sample;
+} gmm_skip_loss_backward_arguments;
+
 typedef struct gmm_normal_arguments {
   int64_t batch;
   int64_t elements;
@@ -210,6 +276,11 @@ GMM_API int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_opti
 GMM_API int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
+                                       const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_draw_components(const gmm_component_arguments* arguments);
 
@@ -222,11 +293,11 @@ GMM_API int gmm_cpu_best_instruction_set(void);
 
 /* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
  *
- * One kernel launch on the given stream (gradients: one for each kind that is wanted; there and for log-densities, one
- * for each level of a sum over elements too), no allocation, no synchronisation: legal while the stream is being
- * captured into a graph. All pointers are to memory that the device can read. Indices in that memory are not checked
- * here: a sample whose row or step is out of range is filled with NaN, its component is -1, its gradients are NaN and
- * no table's gradients have a part of it.
+ * One kernel launch on the given stream (gradients: one for each kind that is wanted; there, for
+ * log-densities and for losses, one for each level of a sum over elements too), no allocation, no synchronisation:
+ * legal while the stream is being captured into a graph. All pointers are to memory that the device can read. Indices
+ * in that memory are not checked here: a sample whose row or step is out of range is filled with NaN, its component is
+ * -1, its gradients and its loss are NaN, and no table's gradients have a part of it.
  */
 typedef struct gmm_cuda_options {
   int32_t device;
@@ -238,6 +309,11 @@ GMM_API int gmm_cuda_step_backward(const gmm_step_backward_arguments* arguments,
 GMM_API int gmm_cuda_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments,
                                        const gmm_cuda_options* options);
+GMM_API int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
+                                        const gmm_cuda_options* options);
 GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options);
 

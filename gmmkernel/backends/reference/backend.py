@@ -12,9 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmkernel.backends.constants import Column, Prediction, Stream
-from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs
-from gmmkernel.backends.reference import arithmetic, normal, sums
+from gmmkernel.backends.constants import Column, Prediction, Stream, TrainingColumn
+from gmmkernel.backends.protocol import (
+    LogProbGradients,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
+)
+from gmmkernel.backends.reference import arithmetic, normal, sums, training
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
 from gmmkernel.backends.reference.density import log_density, log_density_backward
@@ -282,6 +288,77 @@ class _TableGradients:
     @staticmethod
     def _add(entry: Tensor, a: Array, b: Array) -> None:
         entry.numpy()[:] = arithmetic.fma(a, b, entry.numpy())
+
+
+@_exact_environment()
+def add_noise(
+    sample: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    row: int | Tensor,
+    step: int | Tensor,
+    result: Tensor,
+    noise: Tensor | None = None,
+) -> None:
+    """Write the training sample x_t of `sample` x0, and on request the noise in it; see `Backend`."""
+    rows = _per_sample(row, sample.shape[0], coefficients.shape[0], "row")
+    steps = _per_sample(step, sample.shape[0], 2**32, "step")
+    for b, seed in enumerate(seeds.tolist()):
+        c = coefficients[rows[b]].numpy()
+        x_t, e1 = training.add_noise(_read(sample[b], c.dtype), c, seed, steps[b])
+        _write(result[b], x_t)
+        if noise is not None:
+            _write(noise[b], e1)
+
+
+def _training_samples(inputs: TrainingInputs) -> Iterator[tuple[Array, Array | None, Array, int, int]]:
+    """Yield what `training.residuals` takes."""
+    batch = inputs.model_output.shape[0]
+    rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
+    steps = _per_sample(inputs.step, batch, 2**32, "step")
+    of_samples = [inputs.coefficients[row].numpy() for row in rows]
+    missing = inputs.sample is None and inputs.model_output.numel() > 0
+    for b, c in enumerate(of_samples):
+        if missing and c[TrainingColumn.EPS_SAMPLE] != 0:
+            raise ValueError(
+                f"sample: expected the training sample x_t, which row {rows[b]} of sample {b} reads, got none"
+            )
+    for b, (c, seed) in enumerate(zip(of_samples, inputs.seeds.tolist(), strict=True)):
+        x_t = None if inputs.sample is None else _read(inputs.sample[b], c.dtype)
+        yield _read(inputs.model_output[b], c.dtype), x_t, c, seed, steps[b]
+
+
+@_exact_environment()
+def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
+    """Write the loss of each sample, [B], and on request the pull of its elements; see `Backend`."""
+    for b, of_sample in enumerate(_training_samples(inputs)):
+        loss, of_elements = training.skip_step_loss(*of_sample)
+        result[b] = float(loss)
+        if pull is not None:
+            _write(pull[b], of_elements)
+
+
+@_exact_environment()
+def scale_pull(
+    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+) -> None:
+    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
+    rows = _per_sample(row, pull.shape[0], coefficients.shape[0], "row")
+    _per_sample(step, pull.shape[0], 2**32, "step")
+    for b, of_row in enumerate(rows):
+        c = coefficients[of_row].numpy()
+        scale = training.pull_scale(grad[b].numpy(), c[TrainingColumn.EPS_OUTPUT], pull[b].numel())
+        _write(pull[b], scale * _read(pull[b], c.dtype))
+
+
+@_exact_environment()
+def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
+    """Write gradients of a loss, given its gradients [B] of the samples' losses; see `Backend`."""
+    for b, of_sample in enumerate(_training_samples(inputs)):
+        made = training.skip_step_loss_backward(grad[b].numpy(), *of_sample)
+        for target, array in zip(gradients, made, strict=True):
+            if target is not None:
+                _write(target[b], array)
 
 
 @_exact_environment()

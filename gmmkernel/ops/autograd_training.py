@@ -1,0 +1,206 @@
+"""Gradients of adding noise and of the training loss, as `autograd` has them of steps: noise is drawn again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmmkernel.backends.constants import MAX_STEP, Stream, TrainingColumn
+from gmmkernel.ops import library
+from gmmkernel.ops.autograd import (
+    Optional,
+    among_wanted,
+    apart,
+    by_batch,
+    vmap_gradients,
+    vmap_results,
+    with_signature,
+)
+from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
+from gmmkernel.ops.tensors import LOSS, NOISE, LossTensors, NoiseTensors
+
+
+class NoiseOptions(NamedTuple):
+    """What adding noise takes besides tensors."""
+
+    row: int
+    step: int
+    backend: str
+    noise: bool
+
+
+class LossOptions(NamedTuple):
+    """What a training loss takes besides tensors."""
+
+    row: int
+    step: int
+    backend: str
+    pull: bool
+
+
+def add_noise_with_gradient(options: NoiseOptions, tensors: NoiseTensors) -> tuple[Tensor, Optional]:
+    """Return the training sample, with a gradient, and its noise; see `add_noise`."""
+    made: tuple[Tensor, Optional] = _AddNoise.apply(options, *apart(tensors))  # type: ignore[no-untyped-call]
+    return made
+
+
+def skip_step_loss_with_gradient(options: LossOptions, tensors: LossTensors) -> Tensor:
+    """Return losses [B] with gradients; see `skip_step_loss`."""
+    made: Tensor = _Loss.apply(options, *apart(tensors))[0]  # type: ignore[no-untyped-call]
+    return made
+
+
+class _AddNoise(torch.autograd.Function):
+    """Its gradient is a product with one number for each sample, in plain PyTorch, and so is every further one."""
+
+    @staticmethod
+    @with_signature
+    def forward(options: NoiseOptions, *given: Any) -> tuple[Tensor, Optional]:
+        t = NoiseTensors(*given)
+        out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
+        noise = torch.empty_like(out) if options.noise else None
+        library.add_noise(
+            out,
+            t.sample,
+            t.coefficients,
+            t.seeds,
+            options.row,
+            options.step,
+            options.backend,
+            t.rows,
+            t.steps,
+            noise,
+        )
+        return out, noise
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
+        ctx.options, _, coefficients, _, rows, steps = inputs
+        ctx.save_for_backward(coefficients, rows, steps)
+        ctx.set_materialize_grads(False)
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Optional, _noise: Optional) -> Any:
+        made = None if grad is None else _times_signal(grad, ctx.options, *ctx.saved_tensors)
+        return None, *NOISE.among_all([made])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: NoiseOptions, *given: Any) -> Any:
+        return vmap_results(_AddNoise, NOISE, info.batch_size, in_dims, options, given)
+
+
+def _times_signal(
+    grad: Tensor, options: NoiseOptions, coefficients: Tensor, rows: Optional, steps: Optional
+) -> Tensor:
+    """Return SIGNAL times the gradient, rounded once; NaN where row or step is out of range, as x_t is."""
+    signal = coefficients[:, TrainingColumn.SIGNAL]
+    if rows is None:
+        signal = signal[options.row : options.row + 1]
+    else:
+        inside = (rows >= 0) & (rows < coefficients.shape[0])
+        signal = torch.where(inside, signal[rows.clamp(0, coefficients.shape[0] - 1)], math.nan)
+    if steps is not None:
+        signal = torch.where((steps >= 0) & (steps <= MAX_STEP), signal, math.nan)
+    return (grad * signal.reshape(-1, *[1] * (grad.dim() - 1))).to(grad.dtype)
+
+
+class _Loss(torch.autograd.Function):
+    """With `options.pull` the forward pass leaves behind what the gradient is but for a factor of each sample.
+
+    The first backward pass turns that memory into the gradient of the model's output; those after it, and those of
+    graphs to be differentiated again, draw the noise once more.
+    """
+
+    @staticmethod
+    @with_signature
+    def forward(options: LossOptions, *given: Any) -> tuple[Tensor, Optional]:
+        made = library.skip_step_loss(options.pull, options.row, options.step, options.backend, *given)
+        return made[0], made[1] if options.pull else None
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
+        ctx.options, ctx.pull = inputs[0], output[1]
+        ctx.save_for_backward(*inputs[1:])
+        ctx.set_materialize_grads(False)
+        if output[1] is not None:
+            ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Optional, _pull: Optional) -> Any:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
+        wanted = tuple(LOSS.primals(ctx.needs_input_grad[1:]))
+        pull, ctx.pull = ctx.pull, None
+        if pull is not None and not torch.is_grad_enabled():
+            t = LossTensors(*ctx.saved_tensors)
+            options = ctx.options
+            library.scale_pull(
+                pull,
+                grad.contiguous(),
+                options.row,
+                options.step,
+                options.backend,
+                t.coefficients,
+                t.rows,
+                t.steps,
+            )
+            made = pull, None
+        else:
+            # torch.compile does not trace one Function in another's backward, nor second derivatives.
+            backward = _LossBackward.forward if torch.compiler.is_compiling() else _LossBackward.apply
+            made = backward(wanted, ctx.options, grad, None, *ctx.saved_tensors)
+        return None, *LOSS.among_all(made)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: LossOptions, *given: Any) -> Any:
+        return vmap_results(_Loss, LOSS, info.batch_size, in_dims, options, given)
+
+
+class _LossBackward(torch.autograd.Function):
+    @staticmethod
+    @with_signature
+    def forward(
+        wanted: tuple[bool, ...], options: LossOptions, grad: Tensor, _nothing: None, *given: Any
+    ) -> Any:
+        made = library.skip_step_loss_backward(
+            list(wanted), grad.contiguous(), options.row, options.step, options.backend, *given
+        )
+        return among_wanted(made, wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.wanted, ctx.options, grad, _, *given = inputs
+        ctx.save_for_backward(grad, *given)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        grad, *given = ctx.saved_tensors
+        forward = _eager(ctx.options, LossTensors(*given))
+        of_grad, of_primals = second_derivatives(forward, [grad], LOSS.primals(given), ctx.wanted, grads)
+        return None, None, *of_grad, None, *LOSS.among_all(of_primals)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return vmap_gradients(_LossBackward, LOSS, info.batch_size, in_dims, *arguments)
+
+
+def _eager(options: LossOptions, t: LossTensors) -> Any:
+    """Return the loss as a function of the tensors that have a gradient, in plain PyTorch."""
+    noises = []
+    for stream in (Stream.TRAINING, Stream.TRAINING_SKIP):
+        noise = t.coefficients.new_empty(t.model_output.shape)
+        library.standard_normal(noise, t.seeds, options.step, stream, options.backend, t.steps)
+        noises.append(by_batch(noise))
+    rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(t.seeds.shape[0])
+
+    def forward(model_output: Tensor, sample: Optional = None) -> tuple[Tensor, ...]:
+        row = t.coefficients[rows]
+        return (eager_skip_step_loss(by_batch(model_output), by_batch(sample), row, *noises),)
+
+    return forward
