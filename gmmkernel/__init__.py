@@ -2,9 +2,21 @@
 
 from importlib.metadata import version as _version
 
-from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream, TrainingColumn
-from gmmkernel.mixtures import Mixture, gaussian_mixture
-from gmmkernel.moments import MomentReport, moment_report
+from gmmkernel.backends.constants import (
+    MAX_COMPONENTS,
+    MAX_HISTORY,
+    Column,
+    Stream,
+    TrainingColumn,
+)
+from gmmkernel.mixtures import (
+    Mixture,
+    gaussian_mixture,
+)
+from gmmkernel.moments import (
+    MomentReport,
+    moment_report,
+)
 from gmmkernel.ops import (
     GMMStepOutput,
     MixtureMoments,
@@ -18,11 +30,28 @@ from gmmkernel.ops import (
     skip_step_loss,
     standard_normal,
 )
-from gmmkernel.samplers import DDIMSampler, SampleResult, StepState, seeds_from_generator
+from gmmkernel.samplers import (
+    DDIMSampler,
+    DEISSampler,
+    DPMSolverSampler,
+    FlowSampler,
+    PNDMSampler,
+    Sampler,
+    SampleResult,
+    SamplerStep,
+    StepState,
+    seeds_from_generator,
+)
 from gmmkernel.schedules import (
     NoiseSchedule,
     ddim_coefficients,
+    deis_coefficients,
+    dpm_solver_coefficients,
+    flow_coefficients,
+    flow_times,
     noise_schedule,
+    pndm_coefficients,
+    sigma_coefficients,
     timesteps,
     training_coefficients,
 )
@@ -34,19 +63,29 @@ __all__ = [
     "MAX_HISTORY",
     "Column",
     "DDIMSampler",
+    "DEISSampler",
+    "DPMSolverSampler",
+    "FlowSampler",
     "GMMStepOutput",
     "Mixture",
     "MixtureMoments",
     "MixtureTables",
     "MomentReport",
     "NoiseSchedule",
+    "PNDMSampler",
     "SampleResult",
+    "Sampler",
+    "SamplerStep",
     "StepState",
     "Stream",
     "TrainingColumn",
     "add_noise",
     "ddim_coefficients",
+    "deis_coefficients",
+    "dpm_solver_coefficients",
     "draw_components",
+    "flow_coefficients",
+    "flow_times",
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
@@ -54,7 +93,9 @@ __all__ = [
     "moment_report",
     "noise_schedule",
     "orthonormalize",
+    "pndm_coefficients",
     "seeds_from_generator",
+    "sigma_coefficients",
     "skip_step_loss",
     "standard_normal",
     "timesteps",

@@ -1,7 +1,24 @@
 """Sampling loops: which coefficient row, which mixture and which seed, at which step."""
 
-from gmmkernel.samplers.ddim import DDIMSampler, Model
-from gmmkernel.samplers.result import SampleResult, StepState
+from gmmkernel.samplers.base import Model, Sampler
+from gmmkernel.samplers.ddim import DDIMSampler
+from gmmkernel.samplers.deis import DEISSampler
+from gmmkernel.samplers.dpm_solver import DPMSolverSampler
+from gmmkernel.samplers.flow import FlowSampler
+from gmmkernel.samplers.pndm import PNDMSampler
+from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.seeds import seeds_from_generator
 
-__all__ = ["DDIMSampler", "Model", "SampleResult", "StepState", "seeds_from_generator"]
+__all__ = [
+    "DDIMSampler",
+    "DEISSampler",
+    "DPMSolverSampler",
+    "FlowSampler",
+    "Model",
+    "PNDMSampler",
+    "SampleResult",
+    "Sampler",
+    "SamplerStep",
+    "StepState",
+    "seeds_from_generator",
+]

@@ -12,17 +12,31 @@ class StepState(NamedTuple):
 
     Attributes:
         step_index: the step's index in the schedule, 0 .. S - 1.
-        timestep: the timestep the step started from.
+        timestep: the timestep the model was called with: an int, or a float for flows and noise levels.
         seeds: int64 [B], the seeds of the samples in this batch.
         sample: [B, ...], the samples after the step.
         x0: [B, ...], the data predicted in the step (clipped where the schedule clips).
     """
 
     step_index: int
-    timestep: int
+    timestep: int | float
     seeds: Tensor
     sample: Tensor
     x0: Tensor
+
+
+class SamplerStep(NamedTuple):
+    """What one step of a sampler returns.
+
+    Attributes:
+        prev_sample: [B, ...], the samples after the step, where the model is called next.
+        x0: [B, ...], the data predicted in the step, or None.
+        history: what the next step has to be given as `history`.
+    """
+
+    prev_sample: Tensor
+    x0: Tensor | None
+    history: tuple[Tensor, ...]
 
 
 class SampleResult(NamedTuple):

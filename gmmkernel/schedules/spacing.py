@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gmmkernel._checks import check_choice, check_integer
+from gmmkernel.schedules.noise import NoiseSchedule
 
 SPACINGS = ("leading", "trailing", "linspace", "quadratic")
 """Names of the timestep spacings: diffusers' three, and the quadratic one of the DDIM paper's code."""
@@ -81,3 +82,22 @@ def timesteps(
             f"with spacing={spacing!r} and num_train_timesteps={total}, or a timestep repeats, got {count}"
         )
     return torch.from_numpy(chosen)
+
+
+def timesteps_of(
+    schedule: NoiseSchedule, num_inference_steps: int, *, spacing: str = "leading", steps_offset: int = 0
+) -> Tensor:
+    """Return `timesteps` for the T of a schedule.
+
+    Raises:
+        TypeError: `schedule` is not a NoiseSchedule, or a number not an int.
+        ValueError: as `timesteps` raises it.
+    """
+    if not isinstance(schedule, NoiseSchedule):
+        raise TypeError(f"schedule: expected a NoiseSchedule, got {type(schedule).__name__}")
+    return timesteps(
+        num_inference_steps,
+        num_train_timesteps=schedule.num_train_timesteps,
+        spacing=spacing,
+        steps_offset=steps_offset,
+    )

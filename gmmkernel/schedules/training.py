@@ -8,8 +8,8 @@ from torch import Tensor
 from gmmkernel._checks import check_choice, check_integer, check_number
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import TrainingColumn
-from gmmkernel.schedules.ddim import PREDICTION_TYPES
 from gmmkernel.schedules.noise import NoiseSchedule
+from gmmkernel.schedules.rows import PREDICTION_TYPES
 
 TARGETS = ("independent", "same", "consistent")
 """What the second term of the loss may be compared with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ import torch
 from helpers import assert_same_bits
 from layouts import DEVICE
 
-from gmmkernel import DDIMSampler, gaussian_mixture, noise_schedule
+from gmmkernel import (
+    DDIMSampler,
+    DEISSampler,
+    DPMSolverSampler,
+    FlowSampler,
+    PNDMSampler,
+    Sampler,
+    SampleResult,
+    gaussian_mixture,
+    noise_schedule,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -54,12 +65,44 @@ def test_samplers(variant: Any, n_steps: Any, eta: float, guidance: Any, dtype: 
             )
         )
     (on_device, made), (on_cpu, expected) = results
-    assert made.sample.device.type == DEVICE.type
     if on_cpu.tables is not None and on_device.tables is not None:
         for table, other in zip(on_device.tables, on_cpu.tables, strict=True):
             assert_same_bits(table.cpu(), other)
-    assert made.trajectory is not None
-    assert made.x0 is not None
-    assert_same_bits(made.trajectory.cpu(), expected.trajectory)
-    assert_same_bits(made.x0.cpu(), expected.x0)
-    assert_same_bits(made.sample.cpu(), expected.sample)
+    assert_same_run(made, expected)
+
+
+def assert_same_run(made: SampleResult, expected: SampleResult) -> None:
+    assert made.sample.device.type == DEVICE.type
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours is not None
+        assert_same_bits(ours.cpu(), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: PNDMSampler(noise_schedule(), 6, **o),
+        lambda **o: PNDMSampler(noise_schedule(), 6, skip_prk_steps=True, **o),
+        lambda **o: DEISSampler(noise_schedule(), 6, lower_order_final=False, **o),
+        lambda **o: DPMSolverSampler(noise_schedule(), 6, **o),
+        lambda **o: DPMSolverSampler(
+            noise_schedule(),
+            6,
+            algorithm_type="sde-dpmsolver++",
+            mixture=gaussian_mixture("ortho", elements=105, scale=0.5, n_steps=6),
+            **o,
+        ),
+        lambda **o: FlowSampler(6, eta=0.5, mixture=gaussian_mixture("ortho", elements=105, scale=0.5), **o),
+    ],
+    ids=["f-pndm", "plms", "deis-3", "dpm-solver++", "dpm-solver++-sde-mixture", "flow-mixture"],
+)
+def test_samplers_with_a_history_and_flows(make: Callable[..., Sampler], dtype: torch.dtype) -> None:
+    seeds = torch.tensor([3, -4, 2**40])
+    made, expected = (
+        make(device=device, dtype=dtype, guidance_scale=2.5).sample(
+            pair, seeds, SHAPE, batch_size=2, progress=False, return_trajectory=True
+        )
+        for device in (DEVICE, torch.device("cpu"))
+    )
+    assert_same_run(made, expected)

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "mixtures": {"_checks", "_sqrt", "backends", "ops"},
     "moments": {"backends", "mixtures"},
     "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
+    "integrations": {"_checks", "backends", "mixtures", "ops", "samplers", "schedules"},
     "digits": set(),
     "golden": {"backends", "mixtures", "ops", "schedules"},
     "cli": {

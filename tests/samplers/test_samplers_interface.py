@@ -294,10 +294,17 @@ def test_a_mixture_of_another_size_is_refused_before_the_model_runs() -> None:
 
 @pytest.mark.parametrize(
     ("model", "got"),
-    [(elementwise, "Tensor"), (lambda x, t: [x, x], "list"), (lambda x, t: (x, x, x), "a tuple of 3")],
+    [
+        (elementwise, f"one of shape {(5, *SHAPE)}"),
+        (lambda x, t: [x, x], "list"),
+        (lambda x, t: (x, x, x), "a tuple of 3"),
+    ],
 )
 def test_guidance_needs_a_pair(model: Any, got: str) -> None:
-    message = f"model_output: expected a pair (unconditional, conditional), got {got}"
+    message = (
+        "model_output: expected a pair (unconditional, conditional) or both in one tensor of batch 10, "
+        f"got {got}"
+    )
     with pytest.raises(TypeError, match=re.escape(message)):
         make(guidance_scale=1.0).sample(model, SEEDS, SHAPE, progress=False)
 

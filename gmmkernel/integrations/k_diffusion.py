@@ -1,0 +1,71 @@
+"""A sampler in k-diffusion's form, for programs that take such functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gmmkernel.mixtures import Mixture
+from gmmkernel.ops import gmm_step
+from gmmkernel.ops.checks import check_batch_of_seeds, check_sample
+from gmmkernel.samplers.base import bound, row_dtype
+from gmmkernel.schedules import sigma_coefficients
+
+
+@torch.no_grad()
+def sample_gmm(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    seeds: Tensor,
+    eta: float = 1.0,
+    mixture: Mixture | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Sample with DDIM-GMM over noise levels, in the form of the functions of k_diffusion.sampling.
+
+    Without a mixture, eta = 0 is their `sample_euler` and eta = 1 their `sample_euler_ancestral`, with the noise of the
+    seeds. `sigma_coefficients` has the equations. One launch a step; the noise levels are read on the host once.
+
+    Args:
+        model: called as `model(x, sigma, **extra_args)` with sigma [B]; returns the data it predicts, like x.
+        x: [B, ...] float32, bfloat16, float16 or float64: where to start, noise times sigmas[0].
+        sigmas: [S + 1], strictly descending, floating point on any device: step i goes from sigmas[i] to sigmas[i + 1].
+        extra_args: more arguments for the model.
+        callback: called before each step with a dict of "x", "i", "sigma", "sigma_hat" and "denoised".
+        disable: True shows no progress bar; None shows it on a terminal.
+        seeds: int64 [B] on the device of x, each sample's only source of randomness.
+        eta: share of the ancestral noise, 0 to 1.
+        mixture: a mixture for the transition, shared by all steps or made for S steps.
+        backend: a backend's name; None chooses by device.
+
+    Returns:
+        [B, ...], like x.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range or does not fit x.
+    """
+    check_sample(x)
+    if not isinstance(sigmas, Tensor) or not sigmas.is_floating_point():
+        got = sigmas.dtype if isinstance(sigmas, Tensor) else type(sigmas).__name__
+        raise TypeError(f"sigmas: expected a floating-point tensor, got {got}")
+    seeds = check_batch_of_seeds(seeds, x.shape[0], x.device)
+    coefficients = sigma_coefficients(sigmas.double().cpu(), eta=eta, dtype=row_dtype(x.dtype)).to(x.device)
+    tables = bound(mixture, coefficients)
+    levels = sigmas.to(x)
+    for i in tqdm(range(len(coefficients)), disable=disable):
+        denoised = model(x, levels[i].expand(x.shape[0]), **(extra_args or {}))
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": levels[i], "sigma_hat": levels[i], "denoised": denoised})
+        made = gmm_step(x, denoised, coefficients, row=i, seeds=seeds, mixture=tables, backend=backend)
+        x = made.prev_sample
+    return x

@@ -1,0 +1,71 @@
+"""Rectified flow: the Euler ODE sampler, its stochastic family, and mixtures on top."""
+
+from __future__ import annotations
+
+import torch
+
+from gmmkernel._checks import check_integer
+from gmmkernel.mixtures import Mixture
+from gmmkernel.samplers.base import Sampler, row_dtype
+from gmmkernel.schedules import flow_coefficients, flow_times
+
+
+class FlowSampler(Sampler):
+    """Sample a rectified flow (Liu et al. 2022, arXiv 2209.03003); `flow_coefficients` has the equations.
+
+    Args:
+        num_inference_steps: number of steps S.
+        shift: spends more of the steps near the noise where it is above 1.
+        eta: share of the noise that each step draws anew: 0 is the Euler step of the ODE, 1 draws all of it.
+        mixture: a mixture for the transition (arXiv 2311.04938), shared by all steps or made for S steps.
+        num_train_timesteps: the model is called with t, from 1 to above 0, times this.
+        clip_sample_range: clip the predicted data to [-range, range]; None: do not clip.
+        guidance_scale: classifier-free guidance v_u + scale (v_c - v_u); the model must then return a pair.
+        learned_variance: the model returns twice the channels; the second half is dropped.
+        device: where the samples are.
+        dtype: dtype of the samples: float32, bfloat16, float16 or float64.
+        backend: a backend's name; None chooses by device.
+
+    Attributes:
+        timesteps: float32 [S] on the device (float64 beside float64 samples), t times `num_train_timesteps`.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range, or the mixture was made for another number of steps.
+    """
+
+    def __init__(
+        self,
+        num_inference_steps: int,
+        *,
+        shift: float = 1.0,
+        eta: float = 0.0,
+        mixture: Mixture | None = None,
+        num_train_timesteps: int = 1000,
+        clip_sample_range: float | None = None,
+        guidance_scale: float | None = None,
+        learned_variance: bool = False,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        backend: str | None = None,
+    ) -> None:
+        columns = row_dtype(dtype)
+        check_integer("num_train_timesteps", num_train_timesteps, 1)
+        times = flow_times(num_inference_steps, shift=shift)
+        rows = flow_coefficients(
+            times,
+            eta=eta,
+            clip_sample_range=clip_sample_range,
+            guidance_scale=1.0 if guidance_scale is None else guidance_scale,
+            dtype=columns,
+        )
+        super().__init__(
+            (times[:-1] * num_train_timesteps).to(columns),
+            rows,
+            mixture=mixture,
+            guided=guidance_scale is not None,
+            learned_variance=learned_variance,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )

@@ -1,0 +1,104 @@
+"""Rectified flow: the times a sampler visits, and the coefficient rows of its steps, from the ODE to full noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gmmkernel._checks import check_integer, check_number
+from gmmkernel._sqrt import square_root
+from gmmkernel.backends.constants import Column
+from gmmkernel.schedules.rows import empty_rows, rounded
+
+
+def flow_times(num_inference_steps: int, *, shift: float = 1.0) -> Tensor:
+    """Return the times of a rectified-flow sampler, from the noise at 1 to the data at 0.
+
+        t = shift u / (1 + (shift - 1) u),   u = 1, 1 - 1/S, ..., 0
+
+    which is what pipelines of Stable Diffusion 3 and Flux give FlowMatchEulerDiscreteScheduler (Esser et al. 2024,
+    arXiv 2403.03206, eq. 23).
+
+    Args:
+        num_inference_steps: number of steps S, at least 1.
+        shift: above 1 spends more of the steps near the noise; > 0.
+
+    Returns:
+        float64 [S + 1] on the CPU, strictly descending from 1 to 0.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
+    """
+    steps = check_integer("num_inference_steps", num_inference_steps, 1)
+    shift = check_number("shift", shift, above=0)
+    equal = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    return shift * equal / (1 + (shift - 1) * equal)
+
+
+def flow_coefficients(
+    times: Tensor,
+    *,
+    eta: float = 0.0,
+    clip_sample_range: float | None = None,
+    guidance_scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return one coefficient row for each step t -> s of rectified flow (arXiv 2311.04938, section on flows).
+
+    A model of x_t = (1 - t) x0 + t x1, with x1 standard normal, predicts the velocity v = x1 - x0. With the data and
+    the noise it implies:
+
+        x0 = x_t - t v,   x1 = x_t + (1 - t) v
+        x_s = (1 - s) x0 + sqrt(s^2 - sigma^2) x1 + sigma z,   sigma = eta s
+
+    eta = 0 is the Euler step x_t + (s - t) v of the ODE; eta = 1 draws all of the noise anew. x0 is clipped, x1 is not
+    derived from the clipped x0. Computed in float64 and rounded to `dtype` once.
+
+    Args:
+        times: float64 [S + 1] on the CPU, strictly descending, in [0, 1]: step i goes from times[i] to times[i + 1].
+        eta: share of the noise that each step draws anew, 0 to 1.
+        clip_sample_range: clip x0 to [-clip_sample_range, clip_sample_range]; None: do not clip.
+        guidance_scale: weight of the conditional output where a step gets a pair: o = o_u + scale (o_c - o_u).
+        dtype: torch.float32, or torch.float64 for float64 samples.
+
+    Returns:
+        dtype [S, 16] on the CPU, columns in the order of `Column`; "epsilon" is x1. A mixture's offset has the weight
+        1, and 0 in the last row.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range.
+    """
+    if not isinstance(times, Tensor) or times.dtype != torch.float64:
+        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
+        raise TypeError(f"times: expected a torch.float64 tensor, got {got}")
+    if times.device.type != "cpu":
+        raise ValueError(f"times: expected a tensor on the CPU, got {times.device}")
+    if times.ndim != 1 or times.numel() < 2:
+        raise ValueError(f"times: expected shape [S + 1] with S >= 1, got {list(times.shape)}")
+    outside = ~((times >= 0) & (times <= 1))
+    if bool(outside.any()):
+        index = int(outside.nonzero()[0])
+        raise ValueError(f"times: expected values in [0, 1], got {float(times[index])} at index {index}")
+    rising = times[1:] >= times[:-1]
+    if bool(rising.any()):
+        index = int(rising.nonzero()[0]) + 1
+        raise ValueError(
+            f"times: expected strictly descending values, got {float(times[index])} at index {index} "
+            f"after {float(times[index - 1])}"
+        )
+    eta = check_number("eta", eta, low=0)
+    if eta > 1:
+        raise ValueError(f"eta: expected a number from 0 to 1, got {eta:g}")
+
+    t, s = times[:-1], times[1:]
+    kept = s * square_root(torch.full_like(s, 1 - eta * eta))
+    rows = empty_rows(len(t), clip_sample_range=clip_sample_range, guidance_scale=guidance_scale)
+    rows[:, Column.X0_SAMPLE], rows[:, Column.X0_OUTPUT] = 1, -t
+    rows[:, Column.EPS_SAMPLE], rows[:, Column.EPS_OUTPUT] = 1, 1 - t
+    rows[:, Column.SAMPLE], rows[:, Column.OUTPUT] = kept, kept * (1 - t)
+    rows[:, Column.X0] = 1 - s
+    rows[:, Column.SIGMA] = eta * s
+    rows[:-1, Column.OFFSET] = 1
+    return rounded(rows, dtype)
