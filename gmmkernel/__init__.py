@@ -2,21 +2,9 @@
 
 from importlib.metadata import version as _version
 
-from gmmkernel.backends.constants import (
-    MAX_COMPONENTS,
-    MAX_HISTORY,
-    Column,
-    Stream,
-    TrainingColumn,
-)
-from gmmkernel.mixtures import (
-    Mixture,
-    gaussian_mixture,
-)
-from gmmkernel.moments import (
-    MomentReport,
-    moment_report,
-)
+from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream, TrainingColumn
+from gmmkernel.mixtures import Mixture, gaussian_mixture
+from gmmkernel.moments import MomentReport, moment_report
 from gmmkernel.ops import (
     GMMStepOutput,
     MixtureMoments,

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from gmmkernel.schedules.ddim import (
-    ddim_coefficients,
-)
-from gmmkernel.schedules.deis import (
-    DEIS_INTERPOLATIONS,
-    deis_coefficients,
-)
-from gmmkernel.schedules.dpm_solver import (
-    DPM_SOLVER_ALGORITHMS,
-    dpm_solver_coefficients,
-)
-from gmmkernel.schedules.flow import (
-    flow_coefficients,
-    flow_times,
-)
-from gmmkernel.schedules.noise import (
-    NoiseSchedule,
-    noise_schedule,
-)
-from gmmkernel.schedules.pndm import (
-    pndm_coefficients,
-)
-from gmmkernel.schedules.sigmas import (
-    sigma_coefficients,
-)
-from gmmkernel.schedules.spacing import (
-    SPACINGS,
-    timesteps,
-    timesteps_of,
-)
-from gmmkernel.schedules.training import (
-    TARGETS,
-    training_coefficients,
-)
+from gmmkernel.schedules.ddim import ddim_coefficients
+from gmmkernel.schedules.deis import DEIS_INTERPOLATIONS, deis_coefficients
+from gmmkernel.schedules.dpm_solver import DPM_SOLVER_ALGORITHMS, dpm_solver_coefficients
+from gmmkernel.schedules.flow import flow_coefficients, flow_times
+from gmmkernel.schedules.noise import NoiseSchedule, noise_schedule
+from gmmkernel.schedules.pndm import pndm_coefficients
+from gmmkernel.schedules.sigmas import sigma_coefficients
+from gmmkernel.schedules.spacing import SPACINGS, timesteps, timesteps_of
+from gmmkernel.schedules.training import TARGETS, training_coefficients
 
 __all__ = [
     "DEIS_INTERPOLATIONS",
