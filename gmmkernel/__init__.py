@@ -43,6 +43,7 @@ from gmmkernel.schedules import (
     timesteps,
     training_coefficients,
 )
+from gmmkernel.training import Trainer
 
 __version__ = _version("gmmkernel")
 
@@ -66,6 +67,7 @@ __all__ = [
     "SamplerStep",
     "StepState",
     "Stream",
+    "Trainer",
     "TrainingColumn",
     "add_noise",
     "ddim_coefficients",
