@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import gradient_cases
+from benchmarks import gradient_cases, sampler_cases
 from benchmarks.baselines import StepFunction, compiled_eager_step, diffusers_step, eager_step
 from benchmarks.timers import Timer
 from benchmarks.workload import Workload
@@ -137,6 +137,12 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
         "the same, right after a PyTorch operation",
         partial(_diffusers, after_torch=True),
     )
+    yield "sampler/dpm-solver++/new", "a step of DPMSolverSampler, order 2, prediction stored", _dpm_solver
+    yield (
+        "diffusers/dpm-solver++/new",
+        "diffusers' DPMSolverMultistepScheduler.step, order 2",
+        _diffusers_dpm_solver,
+    )
     yield "randn/out", "torch.randn into a preallocated tensor", _randn
     yield "copy/out", "Tensor.copy_ into a preallocated tensor", _copy
 
@@ -222,6 +228,16 @@ def _diffusers(workload: Workload, dtype: torch.dtype, *, after_torch: bool = Fa
     step = diffusers_step(workload, dtype)
     before = _torch_operation(workload) if after_torch else None
     return Prepared(lambda _: step(), workload.step_bytes(dtype), before=before)
+
+
+def _dpm_solver(workload: Workload, dtype: torch.dtype) -> Prepared:
+    call = sampler_cases.dpm_solver_step(workload, dtype)
+    return Prepared(call, sampler_cases.STREAMS * workload.inputs(dtype)[0].nbytes)
+
+
+def _diffusers_dpm_solver(workload: Workload, dtype: torch.dtype) -> Prepared:
+    call, before = sampler_cases.diffusers_dpm_solver_step(workload, dtype)
+    return Prepared(call, sampler_cases.STREAMS * workload.inputs(dtype)[0].nbytes, before=before)
 
 
 def _randn(workload: Workload, dtype: torch.dtype) -> Prepared:

@@ -65,6 +65,13 @@ TARGETS = (
         "PyTorch / log-density K=8, forward and backward", LARGE_SHAPE, "eager/K8-log_prob-backward/new/float32",
         "log_prob/K8-backward/new/float32",
     ),
+    Target(
+        "diffusers / sampler, DPM-Solver++ order 2", LARGE_SHAPE, "diffusers/dpm-solver++/new/float32",
+        "sampler/dpm-solver++/new/float32",
+    ),
+    Target(
+        "the same", SMALL_SHAPE, "diffusers/dpm-solver++/new/float32", "sampler/dpm-solver++/new/float32",
+    ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip
 

@@ -27,8 +27,10 @@ from gmmkernel.samplers import (
     Sampler,
     SampleResult,
     SamplerStep,
+    StackedSamplers,
     StepState,
     seeds_from_generator,
+    stack_samplers,
 )
 from gmmkernel.schedules import (
     NoiseSchedule,
@@ -43,6 +45,7 @@ from gmmkernel.schedules import (
     timesteps,
     training_coefficients,
 )
+from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
 from gmmkernel.training import Trainer
 
 __version__ = _version("gmmkernel")
@@ -65,6 +68,9 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "SamplerStep",
+    "ShardReport",
+    "ShardedSamples",
+    "StackedSamplers",
     "StepState",
     "Stream",
     "Trainer",
@@ -79,14 +85,17 @@ __all__ = [
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
+    "load_shards",
     "mixture_moments",
     "moment_report",
     "noise_schedule",
     "orthonormalize",
     "pndm_coefficients",
+    "sample_shards",
     "seeds_from_generator",
     "sigma_coefficients",
     "skip_step_loss",
+    "stack_samplers",
     "standard_normal",
     "timesteps",
     "training_coefficients",

@@ -28,7 +28,8 @@ from gmmkernel.backends import cpu
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in all_cases()}
-FORWARD = [name for name in CASES if "backward" not in name]  # the others: test_benchmarks_gradients.py
+FORWARD = [name for name in CASES if "backward" not in name and "solver" not in name]
+"""The others: test_benchmarks_gradients.py, test_benchmarks_samplers.py."""
 OWN_STEPS = [name for name in FORWARD if name.startswith("gmm_step/")]
 RANDOM_STEPS = [name for name in FORWARD if name.startswith(("eager/", "diffusers/"))]
 COMPILED_STEPS = [name for name in CASES if name.startswith("compile/")]
@@ -282,7 +283,7 @@ def test_bytes_of_bounded_mixture_count_the_short_row(workload: Workload) -> Non
 
 
 def test_after_torch_cases_do_other_work_first(workload: Workload) -> None:
-    for name in CASES:
+    for name in FORWARD:
         before = prepared(name, workload).before if "compile" not in name else None
         assert (before is not None) == ("after-torch" in name)
         if before is not None:

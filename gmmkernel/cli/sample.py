@@ -18,11 +18,13 @@ from gmmkernel.cli.options import (
     make_seeds,
 )
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
-from gmmkernel.cli.values import file, integer, number
+from gmmkernel.cli.ranks import Place, process_group
+from gmmkernel.cli.samplers import METHODS, make_sampler
+from gmmkernel.cli.values import file, folder, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
+from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
-from gmmkernel.samplers import DDIMSampler
-from gmmkernel.schedules import noise_schedule
+from gmmkernel.sharding import load_shards, sample_shards
 
 SHOWN = 5 * IMAGE_COLUMNS
 
@@ -30,6 +32,7 @@ SHOWN = 5 * IMAGE_COLUMNS
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
     parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
+    parser.add_argument("--sampler", choices=METHODS, default="ddim", help="method (default ddim)")
     parser.add_argument(
         "--steps", type=integer(1), default=10, metavar="S", help="sampling steps (default 10)"
     )
@@ -39,8 +42,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--variant",
         choices=["none", *VARIANTS],
-        default="ortho",
-        help="mixture, or none for DDIM (default ortho)",
+        help="mixture, or none (default: ortho with --sampler ddim, else none)",
     )
     parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
     parser.add_argument(
@@ -51,6 +53,22 @@ def add_parser(commands: Any) -> None:
     )
     add_mixture_options(parser)
     add_run_options(parser, count=1000)
+    group = parser.add_argument_group(
+        "ranks", "torchrun --nproc-per-node N -m gmmkernel sample --shards FOLDER ..."
+    )
+    group.add_argument(
+        "--shards",
+        type=folder,
+        metavar="FOLDER",
+        help="write a file for each batch, share them among the ranks, and go on where a run was stopped",
+    )
+    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what to use (default cpu)")
+    group.add_argument(
+        "--threads",
+        type=integer(1),
+        metavar="T",
+        help="CPU threads of each process; the network's bits depend on it (default 1 with --shards, else PyTorch's)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -60,39 +78,31 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
     if arguments.output is not None:
         check_matplotlib()
+    if arguments.variant is None:
+        arguments.variant = "ortho" if arguments.sampler == "ddim" else "none"
     mixture = None
     if arguments.variant == "none":
         check_no_mixture_options(arguments)
     else:
         mixture = make_mixture(arguments, arguments.variant, arguments.steps)
     seeds = make_seeds(arguments)
-    sampler = DDIMSampler(
-        noise_schedule("linear"),
-        arguments.steps,
-        eta=arguments.eta,
-        mixture=mixture,
-        spacing=arguments.spacing,
-        guidance_scale=arguments.guidance_scale,
-    )
-    if mixture is not None:
-        print(moment_report(mixture, sampler.coefficients))
-        print()
-
-    model = _model(arguments.digit, guided=sampler.guided)
-    begin = time.perf_counter()
-    images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample
-    seconds = time.perf_counter() - begin
-
-    batches = -(-arguments.count // arguments.batch_size)
-    each = seconds / (batches * arguments.steps)
-    carried = min(arguments.batch_size, arguments.count)
-    print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
-    print(f"{each:.4f} s per step of {carried} samples, the network's time included")
+    if arguments.threads is not None or arguments.shards is not None:
+        torch.set_num_threads(arguments.threads or 1)
+    with process_group(arguments.device) as place:
+        if place.ranks > 1 and arguments.shards is None:
+            raise ValueError(f"--shards: needed to share the samples among {place.ranks} ranks")
+        images = _sample(arguments, mixture, seeds, place)
+    if images is None:
+        return 0
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
-        method = "DDIM" if mixture is None else f"DDIM-GMM {arguments.variant}"
-        title = f"{method}, {arguments.steps} steps, eta = {arguments.eta:g}"
+        method = METHODS[arguments.sampler]
+        title = (
+            f"{method.title}{'' if mixture is None else f'-GMM {arguments.variant}'}, {arguments.steps} steps"
+        )
+        if method.has_eta:
+            title += f", eta = {arguments.eta:g}"
         write_panels(arguments.output, title, [Panel("", [Row("", images[:SHOWN])])], panel_columns=1)
         print(f"picture: {arguments.output}")
     if arguments.npz is not None:
@@ -102,11 +112,47 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _model(digit: int | None, *, guided: bool) -> Any:
-    unet = load_unet()
+def _sample(
+    arguments: argparse.Namespace, mixture: Mixture | None, seeds: torch.Tensor, place: Place
+) -> torch.Tensor | None:
+    """Draw the samples and print what it took; on other ranks than the first return None."""
+    sampler = make_sampler(arguments, mixture, place.device)
+    if mixture is not None and place.rank == 0:
+        print(moment_report(mixture, sampler.coefficients))
+        print()
+    model = _model(arguments.digit, guided=sampler.guided, device=place.device)
+    begin = time.perf_counter()
+    if arguments.shards is None:
+        images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample.cpu()
+        seconds = time.perf_counter() - begin
+        batches = -(-arguments.count // arguments.batch_size)
+        each = seconds / (batches * len(sampler.timesteps))
+        carried = min(arguments.batch_size, arguments.count)
+        print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
+        print(f"{each:.4f} s per call of the network with {carried} samples, the sampler's step included")
+        return images
+    report = sample_shards(
+        sampler,
+        model,
+        seeds,
+        IMAGE_SHAPE,
+        arguments.shards,
+        batch_size=arguments.batch_size,
+        description={"model": "digits", "digit": arguments.digit},
+    )
+    if place.rank > 0:
+        return None
+    seconds = time.perf_counter() - begin
+    made = report.shards - report.found
+    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {report.found} were there before")
+    return load_shards(arguments.shards).sample
+
+
+def _model(digit: int | None, *, guided: bool, device: torch.device) -> Any:
+    unet = load_unet(device)
 
     def predict(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
-        labels = None if digit is None else torch.full((sample.shape[0],), digit)
+        labels = None if digit is None else torch.full((sample.shape[0],), digit, device=device)
         output = unet(sample, timestep, labels)
         return (unet(sample, timestep), output) if guided else output
 

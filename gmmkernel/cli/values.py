@@ -52,3 +52,11 @@ def file(suffix: str) -> Callable[[str], Path]:
         return path
 
     return convert
+
+
+def folder(text: str) -> Path:
+    """Convert to the path of a folder to write into, which may not be there yet."""
+    path = Path(text)
+    if not text or (path.exists() and not path.is_dir()):
+        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
+    return path

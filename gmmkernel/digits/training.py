@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from gmmkernel.digits.data import load_digits
 from gmmkernel.digits.unet import NULL_CLASS, DigitsUNet
@@ -23,6 +24,7 @@ def digits_trainer(
     tau: float = 0.99,
     target: str = "independent",
     device: torch.device | str = "cpu",
+    distributed: bool = False,
 ) -> Trainer:
     """Return the trainer of a new U-Net for `load_digits("train")`, with everything but the loss as it was shipped.
 
@@ -35,6 +37,7 @@ def digits_trainer(
         tau: weight of DDPM's loss in it; 1: that loss alone.
         target: what the other part compares with: "independent", "same" or "consistent".
         device: where to train.
+        distributed: do this rank's share: put the model in DistributedDataParallel, with the default process group.
 
     Returns:
         The trainer; call its `fit(load_digits("train"), steps, ...)`, sample with its `average`.
@@ -49,7 +52,7 @@ def digits_trainer(
     # Channels-last convolutions are faster on the CPU.
     unet = unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trainer(
-        unet,
+        DistributedDataParallel(unet) if distributed else unet,
         noise_schedule("linear"),
         skip=skip,
         tau=tau,

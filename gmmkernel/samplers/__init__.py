@@ -6,6 +6,7 @@ from gmmkernel.samplers.deis import DEISSampler
 from gmmkernel.samplers.dpm_solver import DPMSolverSampler
 from gmmkernel.samplers.flow import FlowSampler
 from gmmkernel.samplers.pndm import PNDMSampler
+from gmmkernel.samplers.requests import StackedSamplers, stack_samplers
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.seeds import seeds_from_generator
 
@@ -19,6 +20,8 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "SamplerStep",
+    "StackedSamplers",
     "StepState",
     "seeds_from_generator",
+    "stack_samplers",
 ]

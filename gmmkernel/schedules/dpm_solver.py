@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -94,8 +92,9 @@ def dpm_solver_coefficients(
     for row, order in enumerate(orders):
         if order == 2:
             before, here, after = natural_log(torch.stack([rho_t[row - 1], rho_t[row], rho_s[row]])).tolist()
-            share = float(weight[row]) * (0.5 * (here - after) / (before - here))
-            if math.isfinite(before):  # from pure noise, h_before is infinite and m1 has no weight
-                rows[row, Column.X0] += share
-                rows[row, Column.HISTORY_0] = -share
+            share = float(weight[row]) * (
+                0.5 * (here - after) / (before - here)
+            )  # 0 after a start from pure noise
+            rows[row, Column.X0] += share
+            rows[row, Column.HISTORY_0] = -share
     return rounded(rows, dtype)

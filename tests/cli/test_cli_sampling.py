@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,19 @@ from helpers import assert_same_bits
 from matplotlib.image import imread
 from torch import Tensor
 
-from gmmkernel import Column, DDIMSampler, gaussian_mixture, noise_schedule
+from gmmkernel import (
+    Column,
+    DDIMSampler,
+    DEISSampler,
+    DPMSolverSampler,
+    PNDMSampler,
+    Sampler,
+    gaussian_mixture,
+    noise_schedule,
+)
 from gmmkernel.cli import main, pictures
 from gmmkernel.cli.pictures import tile
+from gmmkernel.cli.ranks import Place
 from gmmkernel.digits import IMAGE_SHAPE, digit_fid, digit_fid_by_group, load_unet
 
 CaptureText = pytest.CaptureFixture[str]
@@ -65,6 +78,41 @@ def test_sample_follows_its_options(tmp_path: Path) -> None:
     with np.load(npz) as arrays:
         assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
         assert arrays["seeds"].tolist() == list(range(-3, 17))
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("pndm", PNDMSampler),
+        ("plms", partial(PNDMSampler, skip_prk_steps=True)),
+        ("deis", DEISSampler),
+        ("dpm-solver", DPMSolverSampler),
+        ("sde-dpm-solver", partial(DPMSolverSampler, algorithm_type="sde-dpmsolver++")),
+    ],
+)
+def test_sample_with_other_samplers(
+    name: str, make: Callable[..., Sampler], tmp_path: Path, capsys: CaptureText
+) -> None:
+    npz = tmp_path / "x.npz"
+    words = ["sample", "--sampler", name, "--count", "20", "--steps", "4", "--npz", str(npz)]
+    expected = make(noise_schedule(), 4, spacing="trailing")
+    model, seeds = load_unet(), torch.arange(20)
+    with np_load(npz, words) as arrays:
+        samples = expected.sample(model, seeds, IMAGE_SHAPE, progress=False).sample
+        assert_same_bits(torch.from_numpy(arrays["samples"]), samples)
+    assert "mixture" not in capsys.readouterr().out
+    if name == "sde-dpm-solver":
+        mixture = gaussian_mixture("ortho", elements=64, n_components=8, scale=0.72, n_steps=4)
+        with_mixture = make(noise_schedule(), 4, spacing="trailing", mixture=mixture)
+        with np_load(npz, [*words, "--variant", "ortho"]) as arrays:
+            samples = with_mixture.sample(model, seeds, IMAGE_SHAPE, progress=False).sample
+            assert_same_bits(torch.from_numpy(arrays["samples"]), samples)
+
+
+def np_load(npz: Path, words: list[str]) -> Any:
+    """Run the command and open what it has written."""
+    assert main(words) == 0
+    return np.load(npz)
 
 
 @pytest.mark.parametrize("scale", [None, 2.0])
@@ -146,6 +194,14 @@ BAD_OPTIONS = [
     ("sample --steps ten", "--steps: expected an integer >= 1, got 'ten'"),
     ("sample --steps 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
     ("sample --steps 30 --spacing quadratic", "--steps: expected at most 29 with spacing='quadratic'"),
+    ("sample --sampler euler", "--sampler: invalid choice: 'euler'"),
+    ("sample --sampler plms --eta 0.5", "--eta: expected none with --sampler plms, got 0.5"),
+    (
+        "sample --sampler deis --variant ortho",
+        "--variant: expected none with --sampler deis, which draws no noise, got ortho",
+    ),
+    ("sample --sampler dpm-solver --scale 1", "--scale: describes a mixture, and --variant none has none"),
+    ("sample --sampler pndm --steps 3", "timesteps: expected at least 4 without skip_prk_steps, got 3"),
     ("sample --spacing cosine", "--spacing: invalid choice: 'cosine'"),
     ("sample --eta -0.5", "--eta: expected a number from 0 to 1, got '-0.5'"),
     ("sample --eta nan", "--eta: expected a number from 0 to 1, got 'nan'"),
@@ -174,6 +230,8 @@ BAD_OPTIONS = [
     ("sample --seed 9223372036854775800", "--seed: expected at most 9223372036854774807 for 1000 samples"),
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
     ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
+    ("sample --threads 0", "--threads: expected an integer >= 1, got '0'"),
+    ("sample --device tpu", "--device: invalid choice: 'tpu'"),
     ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
     (
         "compare --count 60",
@@ -210,6 +268,26 @@ def test_a_folder_is_no_file(tmp_path: Path, capsys: CaptureText) -> None:
     with pytest.raises(SystemExit):
         main(["sample", "--output", str(tmp_path / "x.png")])
     assert "--output: expected the name of a .png file" in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder(tmp_path: Path, capsys: CaptureText) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(SystemExit):
+        main(["sample", "--shards", str(tmp_path / "x")])
+    assert "--shards: expected the name of a folder, got" in capsys.readouterr().err
+
+
+def test_ranks_need_a_folder_to_share(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = contextlib.nullcontext(Place(0, 2, torch.device("cpu")))
+    monkeypatch.setattr("gmmkernel.cli.sample.process_group", lambda device: place)
+    assert main(["sample", *SMALL]) == 2
+    assert capsys.readouterr() == ("", "error: --shards: needed to share the samples among 2 ranks\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there to use")
+def test_a_device_that_is_not_there(capsys: CaptureText) -> None:
+    assert main(["sample", *SMALL, "--device", "cuda"]) == 2
+    assert capsys.readouterr() == ("", "error: --device: expected cuda:0 to be there, got 0 CUDA devices\n")
 
 
 @pytest.mark.parametrize("words", ["sample --output x.png", "compare"])

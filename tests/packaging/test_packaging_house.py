@@ -23,13 +23,15 @@ MAY_IMPORT = {
     "moments": {"backends", "mixtures"},
     "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
     "integrations": {"_checks", "backends", "mixtures", "ops", "samplers", "schedules"},
-    "digits": {"schedules", "training"},
+    "sharding": {"_checks", "_files", "ops", "samplers"},
     "training": {"_checks", "_files", "ops", "schedules"},
+    "digits": {"schedules", "training"},
     "golden": {"backends", "mixtures", "ops", "schedules"},
     "cli": {
         *(
             "",
             "_checks",
+            "_files",
             "backends",
             "digits",
             "golden",
@@ -38,11 +40,12 @@ MAY_IMPORT = {
             "ops",
             "samplers",
             "schedules",
+            "sharding",
             "training",
         ),
     },
     "__main__": {"cli"},
-    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules", "training"},
+    "__init__": {"backends", "mixtures", "moments", "ops", "samplers", "schedules", "sharding", "training"},
 }
 
 MODULES = sources(".py", under="gmmkernel")

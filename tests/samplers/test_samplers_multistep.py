@@ -112,6 +112,24 @@ def test_what_is_watched_changes_nothing_and_is_the_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_the_data_of_a_guided_step(name: str) -> None:
+    sampler = SAMPLERS[name](guidance_scale=2.5, dtype=torch.float64)
+    x = standard_normal(SEEDS, SHAPE, dtype=torch.float64)
+    uncond, cond = elementwise_pair(x, sampler.timesteps[0])
+    x0 = sampler.step((uncond, cond), 0, x, SEEDS, return_x0=True).x0
+    row = sampler.coefficients[0]
+    expected = row[Column.X0_SAMPLE] * x + row[Column.X0_OUTPUT] * (uncond + 2.5 * (cond - uncond))
+    torch.testing.assert_close(x0, expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_mixture_acts_in_the_stochastic_methods_and_not_in_the_last_step(name: str) -> None:
+    weights = SAMPLERS[name]().coefficients[:, Column.OFFSET].tolist()
+    stochastic = "sde" in name or "flow" in name
+    assert weights == ([1.0] * (STEPS - 1) + [0.0] if stochastic else [0.0] * len(weights))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_guidance_as_a_pair_and_as_a_doubled_batch(name: str) -> None:
     sampler = SAMPLERS[name](guidance_scale=2.5, dtype=torch.float64)
     pair = run(sampler, elementwise_pair).sample

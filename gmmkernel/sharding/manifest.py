@@ -1,0 +1,129 @@
+"""The manifest of a folder of shards: what its samples depend on, and so what every run there must share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gmmkernel._files import write_whole
+from gmmkernel.samplers import Sampler
+from gmmkernel.sharding.files import digest
+
+Manifest = dict[str, Any]
+
+_FORMAT = "gmmkernel shards, version 1"
+
+
+def describe(
+    sampler: Sampler,
+    seeds: Tensor,
+    shape: Sequence[int],
+    batch_size: int,
+    description: Mapping[str, Any],
+) -> Manifest:
+    """Return the manifest of a run, as `read_manifest` would return it; the arguments have been checked.
+
+    Raises:
+        TypeError: `description` has something that JSON does not.
+    """
+    tables = sampler.tables
+    made = {
+        "format": _FORMAT,
+        "count": seeds.shape[0],
+        "batch_size": batch_size,
+        "shape": list(shape),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+        "seeds": digest(seeds),
+        "sampler": type(sampler).__name__,
+        "guided": sampler.guided,
+        "learned_variance": sampler.learned_variance,
+        "timesteps": digest(sampler.timesteps),
+        "coefficients": digest(sampler.coefficients),
+        "mixture": None if tables is None else {n: digest(getattr(tables, n)) for n in _TABLES},
+        "description": dict(description),
+        "environment": _environment(sampler.coefficients.device),
+    }
+    try:
+        again: Manifest = json.loads(json.dumps(made, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"description: expected what JSON can hold, got {description!r}: {error}") from error
+    return again
+
+
+_TABLES = ("thresholds", "offsets", "std")
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    """Return what a network's bits, though not a step's, may depend on."""
+    found = {"gmmkernel": version("gmmkernel"), "torch": torch.__version__}
+    if device.type == "cuda":
+        return {**found, "device": torch.cuda.get_device_name(device)}
+    return {**found, "device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest, which its shards carry."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def shard_count(manifest: Manifest) -> int:
+    """Return how many shards there are when all are made."""
+    count: int = -(-manifest["count"] // manifest["batch_size"])
+    return count
+
+
+def differences(there: Manifest, here: Manifest) -> str:
+    """Return the entries in which two manifests differ, as text; empty where they do not."""
+    return "; ".join(_differences("", there, here))
+
+
+def _differences(name: str, there: Any, here: Any) -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = []
+        for key in dict.fromkeys((*there, *here)):
+            found += _differences(f"{name}{key}.", there.get(key), here.get(key))
+        return found
+    return [] if there == here else [f"{name.removesuffix('.')}: {_short(there)} there, {_short(here)} here"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + '..."'
+
+
+def manifest_path(folder: Path) -> Path:
+    """Return the name of a folder's manifest."""
+    return folder / "manifest.json"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a folder's manifest."""
+    write_whole(manifest_path(folder), (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or of another format.
+    """
+    path = manifest_path(folder)
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{folder}: expected a folder of shards, got none with a {path.name}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged or foreign: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise ValueError(f"{path}: damaged or foreign: expected one of the format {_FORMAT!r}")
+    return manifest

@@ -1,0 +1,155 @@
+"""`sample_shards`: draw samples with any number of ranks, into files that a kill cannot spoil."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from gmmkernel._checks import check_integer
+from gmmkernel._files import remove_leftovers
+from gmmkernel.ops.checks import check_seeds
+from gmmkernel.samplers import Model, Sampler
+from gmmkernel.sharding.files import check_shard, shards_in, write_shard
+from gmmkernel.sharding.manifest import (
+    Manifest,
+    describe,
+    differences,
+    manifest_digest,
+    read_manifest,
+    shard_count,
+    write_manifest,
+)
+from gmmkernel.sharding.ranks import gather, rank_and_size, together
+
+
+class ShardReport(NamedTuple):
+    """What one rank has done.
+
+    Attributes:
+        shards: shards of the folder, all of which are there now.
+        found: how many of them were there before.
+        made: those that this rank has made, in order.
+    """
+
+    shards: int
+    found: int
+    made: tuple[int, ...]
+
+
+def sample_shards(
+    sampler: Sampler,
+    model: Model,
+    seeds: Tensor,
+    shape: Sequence[int],
+    folder: str | PathLike[str],
+    *,
+    batch_size: int,
+    description: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> ShardReport:
+    """Draw one sample for each seed into shard files, on every rank of `torch.distributed`.
+
+    The seeds are cut into chunks of `batch_size`; a chunk is one file, and the network runs on exactly that chunk, so
+    that what a file holds does not depend on the number of ranks, nor on which of them made it. Every rank calls this
+    with the same arguments; without an initialised process group there is one. Of the shards that are missing, in
+    order, rank r of W makes r, r + W, and so on, and waits for the others at the end.
+
+    A file is there whole or not at all, so a run may be killed at any moment; the next one, with any number of ranks,
+    makes what is missing. `manifest.json` says what the samples depend on, and a run that differs is refused once
+    there is a shard. A file that is not what it should be is an error, never overwritten: a kill leaves no such file,
+    so somebody should look at it. One run at a time works in a folder.
+
+    Args:
+        sampler: its tables fix the samples, its device is where they are drawn.
+        model: as in `sampler.sample`.
+        seeds: int64 [N], N >= 1, on any device.
+        shape: shape of one sample.
+        folder: where the shards go; made where there is none, on a file system that all ranks share.
+        batch_size: seeds in a chunk; the last chunk may be smaller.
+        description: what else the samples depend on, for the manifest: the model's name, a prompt, a digest of the
+            weights. Anything that JSON can hold.
+        progress: show a progress bar, on rank 0.
+
+    Returns:
+        ShardReport. All shards are there; `load_shards` reads them.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range; the folder belongs to a run that differs (the message says in what);
+            a file in it is damaged or foreign (it says which).
+        RuntimeError: another rank failed (the message says which and why); every rank raises, none is left waiting.
+            The shards already written stay.
+    """
+    rank, size = rank_and_size()
+    place = Path(folder)
+    seeds, manifest = together(lambda: _checked(sampler, seeds, shape, batch_size, description))
+    for other, its in enumerate(gather(manifest)):
+        if its != manifest:
+            raise ValueError(
+                f"sample_shards: expected the same arguments on every rank, got, with those of rank {other} "
+                f"there and of rank {rank} here: {differences(its, manifest)}"
+            )
+    missing = gather(together(lambda: _prepare(place, manifest, seeds) if rank == 0 else []))[0]
+    mine = missing[rank::size]
+
+    def work() -> None:
+        own = manifest_digest(manifest)
+        for shard in tqdm(mine, disable=not progress or rank != 0, unit="shard"):
+            chunk = _chunk(seeds, shard, batch_size)
+            made = sampler.sample(model, chunk, shape, progress=False).sample
+            write_shard(place, shard, own, made, chunk)
+
+    together(work)
+    count = shard_count(manifest)
+    return ShardReport(count, count - len(missing), tuple(mine))
+
+
+def _chunk(seeds: Tensor, shard: int, batch_size: int) -> Tensor:
+    return seeds[shard * batch_size : (shard + 1) * batch_size]
+
+
+def _checked(
+    sampler: Sampler,
+    seeds: Tensor,
+    shape: Sequence[int],
+    batch_size: int,
+    description: Mapping[str, Any] | None,
+) -> tuple[Tensor, Manifest]:
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler: expected a Sampler, got {type(sampler).__name__}")
+    seeds = check_seeds(seeds).cpu()
+    if seeds.shape[0] == 0:
+        raise ValueError("seeds: expected at least one, got none")
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
+    for dimension, length in enumerate(shape):
+        check_integer(f"shape[{dimension}]", length, 1)
+    check_integer("batch_size", batch_size, 1)
+    if description is not None and not isinstance(description, Mapping):
+        raise TypeError(f"description: expected a mapping or None, got {type(description).__name__}")
+    return seeds, describe(sampler, seeds, shape, batch_size, description or {})
+
+
+def _prepare(folder: Path, manifest: Manifest, seeds: Tensor) -> list[int]:
+    """Check a folder, write its manifest where it has no shards, and return those that are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = shards_in(folder)
+    if not found:
+        remove_leftovers(folder)
+        write_manifest(folder, manifest)
+        return list(range(shard_count(manifest)))
+    different = differences(read_manifest(folder), manifest)
+    if different:
+        raise ValueError(
+            f"{folder}: expected the folder of this run, got one with shards of another: {different}"
+        )
+    own, batch_size = manifest_digest(manifest), manifest["batch_size"]
+    for shard in found:
+        check_shard(folder, shard, own, _chunk(seeds, shard, batch_size))
+    remove_leftovers(folder)
+    return sorted(set(range(shard_count(manifest))) - set(found))
