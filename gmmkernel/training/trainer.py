@@ -193,7 +193,7 @@ class Trainer:
             TypeError: an argument has the wrong type.
             ValueError: an argument is out of range, the data do not fit, or the checkpoint is damaged, of another
                 training, or further than this trainer or `steps`.
-            RuntimeError: a loss is not finite.
+            RuntimeError: a loss or a gradient is not finite; what diverged is not written.
         """
         count, conditioning = check_data(data)
         if self._dropout and len(self._null) != conditioning:
@@ -238,7 +238,7 @@ class Trainer:
                     if log is not None:
                         log.append(step=self.step, loss=loss, grad_norm=norm.item(), learning_rate=rate)
                 if path is not None and (self.step % checkpoint_every == 0 or self.step == steps):
-                    self._write(path, configuration)
+                    self._write(path, configuration, norm)
         self._share.wait()
 
     def _train_step(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, float]:
@@ -300,16 +300,22 @@ class Trainer:
 
     def _mean_loss(self, count: int) -> float:
         loss = float(self._share.mean(self._loss)) / count
+        self._check_finite("loss", loss)
         self._loss.zero_()
-        if not math.isfinite(loss):
-            raise RuntimeError(f"loss: expected a finite number, got {loss} in the steps before {self.step}")
         return loss
 
-    def _write(self, path: Path, configuration: Configuration) -> None:
+    def _write(self, path: Path, configuration: Configuration, norm: Tensor) -> None:
         loss = self._share.mean(self._loss)
+        # The loss shows what the weights were, the gradient what they are now.
+        self._check_finite("loss", float(loss))
+        self._check_finite("gradient", float(norm))
         if self._share.rank == 0:
             tensors = states(self.model, self.average, self._optimizer) | {"loss": loss}
             write_checkpoint(path, Checkpoint(self.step, configuration, tensors))
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise RuntimeError(f"{name}: expected finite numbers, got {value} before the end of step {self.step}")
 
     def _resume(self, path: Path, configuration: Configuration) -> None:
         found = read_checkpoint(path)
