@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -171,6 +171,7 @@ class Trainer:
         log_every: int = 100,
         num_workers: int = 0,
         progress: bool = True,
+        callback: Callable[[Trainer], bool | None] | None = None,
     ) -> None:
         """Train until `step` is `steps`; with a folder, from the checkpoint in it, where there is one.
 
@@ -188,6 +189,8 @@ class Trainer:
             log_every: steps between lines of the log.
             num_workers: processes that load a dataset's items ahead.
             progress: show a progress bar.
+            callback: called with the trainer after every step, on every rank; where it returns True, on all of them,
+                training stops as it does at the last step.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -237,8 +240,11 @@ class Trainer:
                     bar.set_postfix(loss=f"{loss:.4f}")
                     if log is not None:
                         log.append(step=self.step, loss=loss, grad_norm=norm.item(), learning_rate=rate)
-                if path is not None and (self.step % checkpoint_every == 0 or self.step == steps):
+                stop = callback is not None and callback(self) is True
+                if path is not None and (self.step % checkpoint_every == 0 or self.step == steps or stop):
                     self._write(path, configuration, norm)
+                if stop:
+                    break
         self._share.wait()
 
     def _train_step(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, float]:
@@ -315,7 +321,9 @@ class Trainer:
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
-            raise RuntimeError(f"{name}: expected finite numbers, got {value} before the end of step {self.step}")
+            raise RuntimeError(
+                f"{name}: expected finite numbers, got {value} before the end of step {self.step}"
+            )
 
     def _resume(self, path: Path, configuration: Configuration) -> None:
         found = read_checkpoint(path)
