@@ -17,9 +17,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import gradient_cases, sampler_cases
-from benchmarks.baselines import StepFunction, compiled_eager_step, diffusers_step, eager_step
+from benchmarks.baselines import (
+    StepFunction,
+    Unavailable,
+    compiled_eager_step,
+    diffusers_step,
+    eager_step,
+)
 from benchmarks.timers import Timer
-from benchmarks.workload import Workload
+from benchmarks.workload import SAMPLING_STEPS, STEP, Workload
 from gmmkernel import MixtureTables, gmm_step, standard_normal
 from gmmkernel.backends import cpu
 
@@ -143,6 +149,12 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
         "diffusers' DPMSolverMultistepScheduler.step, order 2",
         _diffusers_dpm_solver,
     )
+    for count in (1, 8):
+        yield (
+            f"scheduler/K{count}/new",
+            f"GMMDDIMScheduler.step, eta = 1, {count} components, the predicted data written as well",
+            partial(_scheduler, components=count),
+        )
     yield "randn/out", "torch.randn into a preallocated tensor", _randn
     yield "copy/out", "Tensor.copy_ into a preallocated tensor", _copy
 
@@ -238,6 +250,27 @@ def _dpm_solver(workload: Workload, dtype: torch.dtype) -> Prepared:
 def _diffusers_dpm_solver(workload: Workload, dtype: torch.dtype) -> Prepared:
     call, before = sampler_cases.diffusers_dpm_solver_step(workload, dtype)
     return Prepared(call, sampler_cases.STREAMS * workload.inputs(dtype)[0].nbytes, before=before)
+
+
+def _scheduler(workload: Workload, dtype: torch.dtype, *, components: int) -> Prepared:
+    try:
+        from gmmkernel.integrations.diffusers import GMMDDIMScheduler
+    except ImportError as error:
+        raise Unavailable(str(error)) from None
+    sample, model_output = workload.inputs(dtype)
+    scheduler = GMMDDIMScheduler(offset_scale=0)
+    if components > 1:
+        scheduler.set_mixture(workload.unbound_mixture(components))
+    scheduler.set_timesteps(SAMPLING_STEPS, workload.device)
+    scheduler.set_seeds(workload.seeds)
+    timestep = scheduler.timesteps[STEP]  # what a pipeline passes
+
+    def call(_: int) -> Tensor:
+        made: Tensor = scheduler.step(model_output, timestep, sample, eta=1.0).prev_sample
+        return made
+
+    tables = None if components == 1 else workload.mixture(components)
+    return Prepared(call, workload.step_bytes(dtype, tables) + sample.nbytes)
 
 
 def _randn(workload: Workload, dtype: torch.dtype) -> Prepared:

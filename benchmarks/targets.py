@@ -20,7 +20,7 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on a ratio of two cases' medians, or on one case's median.
+    """A bound on a ratio or a difference of two cases' medians, or on one case's median.
 
     Attributes:
         label: what is compared.
@@ -30,6 +30,7 @@ class Target:
         at_least: a lower bound on the value, or None.
         at_most: an upper bound on the value, or None. With neither the value is for information.
         rates: compare bytes per second instead of times.
+        added: the value is the difference of the medians in microseconds.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Target:
     at_least: float | None = None
     at_most: float | None = None
     rates: bool = False
+    added: bool = False
 
 
 TARGETS = (
@@ -72,6 +74,13 @@ TARGETS = (
     Target(
         "the same", SMALL_SHAPE, "diffusers/dpm-solver++/new/float32", "sampler/dpm-solver++/new/float32",
     ),
+    Target(
+        "diffusers / scheduler K=8", LARGE_SHAPE, "diffusers/K1/new/float32", "scheduler/K8/new/float32", at_least=6
+    ),
+    Target(
+        "what the scheduler adds to a step K=8, us", SMALL_SHAPE, "scheduler/K8/new/float32",
+        "gmm_step/K8/new/float32", at_most=25, added=True,
+    ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip
 
@@ -82,8 +91,8 @@ class Verdict:
 
     Attributes:
         target: the target.
-        value: the ratio of the medians, or None where a figure is missing.
-        low, high: 20th and 80th percentile of the ratio within a round.
+        value: the ratio (or difference) of the medians, or None where a figure is missing.
+        low, high: 20th and 80th percentile of the same within a round.
     """
 
     target: Target
@@ -125,6 +134,10 @@ def _judge(target: Target, results: Results, threads: int) -> Verdict:
     bottom = results.find(target.denominator, target.shape, threads)
     if bottom is None:
         return Verdict(target)
+    if target.added:
+        added = 1e6 * np.subtract(top.round_medians, bottom.round_medians)
+        low, high = np.percentile(added, (20, 80))
+        return Verdict(target, 1e6 * (top.median - bottom.median), float(low), float(high))
     ratios = np.divide(top.round_medians, bottom.round_medians)
     ratio = top.median / bottom.median
     if target.rates:

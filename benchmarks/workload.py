@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gmmkernel import MixtureTables, ddim_coefficients, noise_schedule, timesteps
+from gmmkernel import Mixture, MixtureTables, ddim_coefficients, noise_schedule, timesteps
 from gmmkernel.backends.constants import Column
 
 SAMPLING_STEPS = 10
@@ -77,6 +77,13 @@ class Workload:
             std = (self.sigma**2 - removed).sqrt()
             self._mixtures[components] = MixtureTables(self._thresholds(components), offsets, std)
         return self._mixtures[components]
+
+    def unbound_mixture(self, components: int) -> Mixture:
+        """Return what `mixture` is, before it is bound to a step."""
+        _, offsets, std, _ = self.mixture(components)
+        weights = torch.full((components,), 1 / components, dtype=torch.float64)
+        removed = self.sigma**2 - std.double().square()
+        return Mixture("benchmark", self.sigma / 4, weights, offsets.double(), removed)
 
     def bounded_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO-VUB: variance is removed from the first R = min(K, D) elements only."""

@@ -29,6 +29,7 @@ from gmmkernel.samplers import (
     SamplerStep,
     StackedSamplers,
     StepState,
+    dynamic_thresholding,
     seeds_from_generator,
     stack_samplers,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "deis_coefficients",
     "dpm_solver_coefficients",
     "draw_components",
+    "dynamic_thresholding",
     "flow_coefficients",
     "flow_times",
     "gaussian_mixture",

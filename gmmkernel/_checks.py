@@ -47,6 +47,19 @@ def check_number(name: str, value: object, *, low: float = -math.inf, above: flo
     return float(value)
 
 
+def check_share(name: str, value: object) -> float:
+    """Return a number from 0 to 1 as a float.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is out of range.
+    """
+    share = check_number(name, value, low=0)
+    if share > 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {share:g}")
+    return share
+
+
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Accept `value` if it is one of the strings allowed.
 

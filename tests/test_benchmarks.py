@@ -96,7 +96,14 @@ def test_registry_names_what_the_project_promises_to_measure() -> None:
             assert f"gmm_step/K8-{name}/out/{type_name}" in CASES
         for name in ("gmm_step/K8-vub/out", "gmm_step/sigma0/out", "standard_normal/out", "eager/K8/new"):
             assert f"{name}/{type_name}" in CASES
-        for name in ("compile/K8/new", "diffusers/K1/new", "randn/out", "copy/out"):
+        for name in (
+            "compile/K8/new",
+            "diffusers/K1/new",
+            "scheduler/K1/new",
+            "scheduler/K8/new",
+            "randn/out",
+            "copy/out",
+        ):
             assert f"{name}/{type_name}" in CASES
     for case in CASES.values():
         assert case.measures
@@ -192,6 +199,18 @@ def test_diffusers_step_is_the_same_step_given_the_same_noise(
     sample, model_output = many.inputs(torch.float32)
     expected = gmm_step(sample, model_output, many.coefficients, row=0, seeds=many.seeds, step=3).prev_sample
     assert torch.allclose(actual, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("scheduler/")])
+def test_scheduler_step_is_the_same_step(name: str, many: Workload) -> None:
+    case, mixture = CASES[name], mixture_of(name, many)
+    sample, model_output = many.inputs(case.dtype)
+    expected = gmm_step(
+        sample, model_output, many.coefficients, row=0, seeds=many.seeds, step=5, mixture=mixture
+    ).prev_sample
+    rounding = 0 if case.dtype == torch.float32 else 2.0**-7  # the next number of the type
+    actual = prepared(name, many).call(0)
+    assert torch.allclose(actual.double(), expected.double(), rtol=rounding, atol=1e-5)
 
 
 def test_diffusers_that_is_not_installed_makes_a_case_unavailable(
@@ -467,6 +486,17 @@ def test_upper_bounds_and_microseconds() -> None:
         assert verdict.bound == "<= 10"
     assert "10.00" in host_cost_text(Results([host], []))
     assert figures_text(Results([host], [])) == ""
+
+
+def test_what_is_added_is_a_difference() -> None:
+    made = [
+        figure("scheduler/K8/new/float32", SMALL_SHAPE, [[50e-6, 60e-6], [90e-6, 90e-6]]),
+        figure("gmm_step/K8/new/float32", SMALL_SHAPE, [[40e-6, 40e-6], [70e-6, 70e-6]]),
+    ]
+    (verdict,) = (v for v in judge(Results(made, [])) if v.target.added)
+    assert verdict.value == pytest.approx(75 - 55)
+    assert (verdict.low, verdict.high) == pytest.approx((16, 19))
+    assert (verdict.bound, verdict.outcome) == ("<= 25", "PASS")
 
 
 def test_machine_is_described() -> None:

@@ -27,3 +27,22 @@ class MixtureTables(NamedTuple):
     def to(self, device: torch.device | str) -> MixtureTables:
         """Return the tables on `device`."""
         return MixtureTables(*(None if table is None else table.to(device) for table in self))  # type: ignore[arg-type]
+
+    def at(self, row: int | Tensor) -> MixtureTables:
+        """Return the tables of one row, or of each sample's: for a step whose coefficient rows are one a sample.
+
+        Args:
+            row: index of an entry, or int64 tensor [], [1] or [B]; the nearest entry where it is out of range.
+
+        Returns:
+            Tables with one entry, views where `row` is an int, or with one for each index.
+        """
+        return MixtureTables(*(None if table is None else _entries(table, row) for table in self))  # type: ignore[arg-type]
+
+
+def _entries(table: Tensor, row: int | Tensor) -> Tensor:
+    if table.shape[0] == 1:
+        return table
+    if isinstance(row, Tensor):
+        return table.index_select(0, row.reshape(-1).clamp(0, table.shape[0] - 1))
+    return table[row : row + 1]

@@ -9,6 +9,7 @@ from gmmkernel.samplers.pndm import PNDMSampler
 from gmmkernel.samplers.requests import StackedSamplers, stack_samplers
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.seeds import seeds_from_generator
+from gmmkernel.samplers.thresholding import dynamic_thresholding
 
 __all__ = [
     "DDIMSampler",
@@ -22,6 +23,7 @@ __all__ = [
     "SamplerStep",
     "StackedSamplers",
     "StepState",
+    "dynamic_thresholding",
     "seeds_from_generator",
     "stack_samplers",
 ]

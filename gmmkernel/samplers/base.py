@@ -17,6 +17,7 @@ from gmmkernel.ops import MixtureTables, gmm_step, standard_normal
 from gmmkernel.ops.checks import SAMPLE_DTYPES, check_seeds
 from gmmkernel.ops.step import PredictionName
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
+from gmmkernel.samplers.thresholding import Thresholding
 
 Model = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
 AnySampler = TypeVar("AnySampler", bound="Sampler")
@@ -34,6 +35,7 @@ class Sampler:
         tables: the mixture bound to the rows, or None.
         guided: whether the model gives a guidance pair.
         learned_variance: whether the model gives twice the channels, of which the second half is dropped.
+        thresholding: how the predicted data is thresholded dynamically, or None.
         dtype: dtype of the samples.
         backend: a backend's name, or None.
     """
@@ -49,6 +51,7 @@ class Sampler:
         mixture: Mixture | None = None,
         guided: bool = False,
         learned_variance: bool = False,
+        thresholding: Thresholding | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         backend: str | None = None,
@@ -59,6 +62,7 @@ class Sampler:
         self.tables = bound(mixture, self.coefficients)
         self.guided = guided
         self.learned_variance = learned_variance
+        self.thresholding = thresholding
         self.dtype = dtype
         self.backend = backend
 
@@ -147,7 +151,7 @@ class Sampler:
         history: tuple[Tensor, ...] = (),
         return_x0: bool = False,
     ) -> SamplerStep:
-        """Do one step: the loop's body, for loops of one's own. One launch.
+        """Do one step: the loop's body, for loops of one's own. One launch, after the quantile of dynamic thresholding.
 
         Args:
             model_output: the model's prediction for `sample` at `timesteps[index]`, as in `sample`.
@@ -168,13 +172,20 @@ class Sampler:
         uncond, output = self._split(model_output, sample)
         read = self._read(index, history)
         stored = self.stored_prediction or ("x0" if return_x0 else None)
+        coefficients, tables = self.coefficients, self.tables
+        row: int | Tensor = index
+        if self.thresholding is not None:
+            coefficients = self.thresholding.rows(coefficients, index, sample, output, uncond)
+            row = torch.arange(sample.shape[0], device=sample.device)
+            tables = None if tables is None else tables.at(index)
         made = gmm_step(
             sample,
             output,
-            self.coefficients,
-            row=index,
+            coefficients,
+            row=row,
+            step=index,
             seeds=seeds,
-            mixture=self.tables,
+            mixture=tables,
             model_output_uncond=uncond,
             history=read,
             prediction=stored,

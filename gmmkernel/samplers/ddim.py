@@ -8,6 +8,7 @@ from torch import Tensor
 from gmmkernel.backends.constants import Column
 from gmmkernel.mixtures import Mixture
 from gmmkernel.samplers.base import Sampler, row_dtype
+from gmmkernel.samplers.thresholding import Thresholding
 from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, timesteps_of
 
 
@@ -25,6 +26,9 @@ class DDIMSampler(Sampler):
         steps_offset: added to the timesteps of "leading" spacing.
         prediction_type: what the model predicts: "epsilon", "sample" or "v_prediction".
         clip_sample_range: clip the predicted data to [-range, range]; None: do not clip.
+        dynamic_thresholding_ratio: the quantile of |x0| in each sample that becomes the bound to clip to and divide by
+            (Saharia et al. 2022, arXiv 2205.11487), computed before the launch; None: no thresholding.
+        sample_max_value: the largest such bound.
         use_clipped_model_output: derive the noise from the clipped data.
         set_alpha_to_one: end at a = 1, without noise; otherwise at alphas_cumprod[0].
         guidance_scale: classifier-free guidance o_u + scale (o_c - o_u); the model must then return a pair.
@@ -54,6 +58,8 @@ class DDIMSampler(Sampler):
         steps_offset: int = 0,
         prediction_type: str = "epsilon",
         clip_sample_range: float | None = None,
+        dynamic_thresholding_ratio: float | None = None,
+        sample_max_value: float = 1.0,
         use_clipped_model_output: bool = False,
         set_alpha_to_one: bool = True,
         guidance_scale: float | None = None,
@@ -81,6 +87,7 @@ class DDIMSampler(Sampler):
             mixture=mixture,
             guided=guidance_scale is not None,
             learned_variance=learned_variance,
+            thresholding=Thresholding.of(dynamic_thresholding_ratio, sample_max_value, clip_sample_range),
             device=device,
             dtype=dtype,
             backend=backend,

@@ -130,6 +130,8 @@ def _check(samplers: Sequence[Sampler]) -> None:
             raise ValueError(
                 f"{name}: expected device {first.coefficients.device} like samplers[0], got {device}"
             )
+        if sampler.thresholding is not None:
+            raise ValueError(f"{name}: expected one without dynamic thresholding, which a stack does not do")
         if sampler.timesteps.dtype != first.timesteps.dtype:
             raise ValueError(
                 f"{name}: expected timesteps of {first.timesteps.dtype} like samplers[0], "

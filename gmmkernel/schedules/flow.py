@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmmkernel._checks import check_integer, check_number
+from gmmkernel._checks import check_integer, check_number, check_share
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import Column
-from gmmkernel.schedules.rows import empty_rows, rounded
+from gmmkernel.schedules.rows import check_levels, empty_rows, rounded
 
 
 def flow_times(num_inference_steps: int, *, shift: float = 1.0) -> Tensor:
@@ -70,28 +70,8 @@ def flow_coefficients(
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
     """
-    if not isinstance(times, Tensor) or times.dtype != torch.float64:
-        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
-        raise TypeError(f"times: expected a torch.float64 tensor, got {got}")
-    if times.device.type != "cpu":
-        raise ValueError(f"times: expected a tensor on the CPU, got {times.device}")
-    if times.ndim != 1 or times.numel() < 2:
-        raise ValueError(f"times: expected shape [S + 1] with S >= 1, got {list(times.shape)}")
-    outside = ~((times >= 0) & (times <= 1))
-    if bool(outside.any()):
-        index = int(outside.nonzero()[0])
-        raise ValueError(f"times: expected values in [0, 1], got {float(times[index])} at index {index}")
-    rising = times[1:] >= times[:-1]
-    if bool(rising.any()):
-        index = int(rising.nonzero()[0]) + 1
-        raise ValueError(
-            f"times: expected strictly descending values, got {float(times[index])} at index {index} "
-            f"after {float(times[index - 1])}"
-        )
-    eta = check_number("eta", eta, low=0)
-    if eta > 1:
-        raise ValueError(f"eta: expected a number from 0 to 1, got {eta:g}")
-
+    check_levels("times", times, high=1)
+    eta = check_share("eta", eta)
     t, s = times[:-1], times[1:]
     kept = s * square_root(torch.full_like(s, 1 - eta * eta))
     rows = empty_rows(len(t), clip_sample_range=clip_sample_range, guidance_scale=guidance_scale)

@@ -61,6 +61,34 @@ def alphas_of_steps(
     return a_t, a_s
 
 
+def check_levels(name: str, levels: Tensor, *, high: float = math.inf) -> None:
+    """Accept where steps start and end: float64 [S + 1] on the CPU, strictly descending, finite, from 0 to `high`.
+
+    Raises:
+        TypeError: it is not a float64 tensor.
+        ValueError: it is anything else than that.
+    """
+    if not isinstance(levels, Tensor) or levels.dtype != torch.float64:
+        got = levels.dtype if isinstance(levels, Tensor) else type(levels).__name__
+        raise TypeError(f"{name}: expected a torch.float64 tensor, got {got}")
+    if levels.device.type != "cpu":
+        raise ValueError(f"{name}: expected a tensor on the CPU, got {levels.device}")
+    if levels.ndim != 1 or levels.numel() < 2:
+        raise ValueError(f"{name}: expected shape [S + 1] with S >= 1, got {list(levels.shape)}")
+    outside = ~((levels >= 0) & (levels <= high) & levels.isfinite())
+    if bool(outside.any()):
+        index = int(outside.nonzero()[0])
+        allowed = "finite numbers >= 0" if high == math.inf else f"values in [0, {high:g}]"
+        raise ValueError(f"{name}: expected {allowed}, got {float(levels[index])} at index {index}")
+    rising = levels[1:] >= levels[:-1]
+    if bool(rising.any()):
+        index = int(rising.nonzero()[0]) + 1
+        raise ValueError(
+            f"{name}: expected strictly descending values, got {float(levels[index])} at index {index} "
+            f"after {float(levels[index - 1])}"
+        )
+
+
 def check_signal(a_t: Tensor, timesteps: Tensor) -> None:
     """Refuse steps that start where no data is left.
 

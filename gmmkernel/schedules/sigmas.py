@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmmkernel._checks import check_number
+from gmmkernel._checks import check_share
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import Column
-from gmmkernel.schedules.rows import empty_rows, rounded
+from gmmkernel.schedules.rows import check_levels, empty_rows, rounded
 
 
 def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -35,28 +35,8 @@ def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype =
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range.
     """
-    if not isinstance(sigmas, Tensor) or sigmas.dtype != torch.float64:
-        got = sigmas.dtype if isinstance(sigmas, Tensor) else type(sigmas).__name__
-        raise TypeError(f"sigmas: expected a torch.float64 tensor, got {got}")
-    if sigmas.device.type != "cpu":
-        raise ValueError(f"sigmas: expected a tensor on the CPU, got {sigmas.device}")
-    if sigmas.ndim != 1 or sigmas.numel() < 2:
-        raise ValueError(f"sigmas: expected shape [S + 1] with S >= 1, got {list(sigmas.shape)}")
-    outside = ~((sigmas >= 0) & sigmas.isfinite())
-    if bool(outside.any()):
-        index = int(outside.nonzero()[0])
-        raise ValueError(f"sigmas: expected finite numbers >= 0, got {float(sigmas[index])} at index {index}")
-    rising = sigmas[1:] >= sigmas[:-1]
-    if bool(rising.any()):
-        index = int(rising.nonzero()[0]) + 1
-        raise ValueError(
-            f"sigmas: expected strictly descending values, got {float(sigmas[index])} at index {index} "
-            f"after {float(sigmas[index - 1])}"
-        )
-    eta = check_number("eta", eta, low=0)
-    if eta > 1:
-        raise ValueError(f"eta: expected a number from 0 to 1, got {eta:g}")
-
+    check_levels("sigmas", sigmas)
+    eta = check_share("eta", eta)
     sigma_t, sigma_s = sigmas[:-1], sigmas[1:]
     ratio = sigma_s / sigma_t
     fresh = eta * eta * (1 - ratio * ratio)  # share of sigma_s^2 that is drawn anew

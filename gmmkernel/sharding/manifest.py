@@ -44,6 +44,7 @@ def describe(
         "sampler": type(sampler).__name__,
         "guided": sampler.guided,
         "learned_variance": sampler.learned_variance,
+        "thresholding": sampler.thresholding and sampler.thresholding._asdict(),
         "timesteps": digest(sampler.timesteps),
         "coefficients": digest(sampler.coefficients),
         "mixture": None if tables is None else {n: digest(getattr(tables, n)) for n in _TABLES},

@@ -204,6 +204,60 @@ def test_clipping_holds_what_is_predicted() -> None:
     assert float(run(sampler, return_trajectory=True).x0.abs().max()) == 0.25
 
 
+THRESHOLDED: dict[str, Callable[..., Sampler]] = {
+    "ddim": lambda **o: DDIMSampler(SCHEDULE, STEPS, eta=0.5, **o),
+    "ddim-mixture": lambda **o: DDIMSampler(SCHEDULE, STEPS, eta=0.5, mixture=MIXTURE, **o),
+    "dpm-solver++": SAMPLERS["dpm-solver++"],
+    "dpm-solver++-sde-mixture": SAMPLERS["dpm-solver++-sde-mixture"],
+}
+
+
+@pytest.mark.parametrize("name", THRESHOLDED)
+@pytest.mark.parametrize("guided", [False, True])
+def test_dynamic_thresholding(name: str, guided: bool) -> None:
+    """A step is that of the data after thresholding; epsilon stays what the model predicts, as in diffusers."""
+    options: dict[str, Any] = {"dtype": torch.float64, **({"guidance_scale": 2.5} if guided else {})}
+    sampler = THRESHOLDED[name](dynamic_thresholding_ratio=0.8, sample_max_value=1.7, **options)
+    plain = THRESHOLDED[name](**options)
+    x, history, limits = standard_normal(SEEDS, SHAPE, dtype=torch.float64), (), []
+    for index, timestep in enumerate(sampler.timesteps):
+        outputs = elementwise_pair(x, timestep) if guided else elementwise(x, timestep)
+        made = sampler.step(outputs, index, x, SEEDS, history=history, return_x0=True)
+        raw = plain.step(outputs, index, x, SEEDS, history=history, return_x0=True)
+        assert made.x0 is not None
+        assert raw.x0 is not None
+        limit = torch.quantile(raw.x0.flatten(1).abs(), 0.8, dim=1).clamp(1, 1.7).view(-1, 1, 1)
+        limits.append(limit)
+        expected = raw.x0.clamp(-limit, limit) / limit
+        torch.testing.assert_close(made.x0, expected, rtol=1e-12, atol=1e-12)
+        moved = raw.prev_sample + sampler.coefficients[index, Column.X0] * (expected - raw.x0)
+        torch.testing.assert_close(made.prev_sample, moved, rtol=1e-11, atol=1e-11)
+        x, _, history = made
+    between = torch.cat(limits)
+    assert bool((between > 1).any())
+    assert bool((between == 1.7).any())
+
+
+@pytest.mark.parametrize("make", [DDIMSampler, DPMSolverSampler])
+def test_bad_thresholding(make: Any) -> None:
+    for options, message in (
+        (
+            {"dynamic_thresholding_ratio": 1.5},
+            "dynamic_thresholding_ratio: expected a number from 0 to 1, got 1.5",
+        ),
+        (
+            {"dynamic_thresholding_ratio": 0.9, "sample_max_value": 0},
+            "sample_max_value: expected a finite number > 0, got 0",
+        ),
+        (
+            {"dynamic_thresholding_ratio": 0.9, "clip_sample_range": 1.0},
+            "clip_sample_range: expected None beside dynamic_thresholding_ratio, got 1.0",
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            make(SCHEDULE, STEPS, **options)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("first", [0, 1, 2])
 def test_a_late_start_is_a_run_of_the_steps_that_are_left(name: str, first: int) -> None:
@@ -368,3 +422,20 @@ def test_gradients_flow_through_a_history() -> None:
         ).prev_sample
 
     assert torch.autograd.gradcheck(two_steps, x[:2].clone().requires_grad_())
+
+
+@pytest.mark.parametrize("name", ["plms", "dpm-solver++-sde-mixture", "flow"])
+def test_a_loop_of_steps_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # poisoned torch.empty is not what is traced
+    sampler = SAMPLERS[name](guidance_scale=2.0)
+
+    def loop(x: Tensor) -> Tensor:
+        history: tuple[Tensor, ...] = ()
+        for index in range(3):
+            outputs = torch.cat([torch.tanh(x), x * 0.5])
+            x, _, history = sampler.step(outputs, index, x, SEEDS, history=history)
+        return x
+
+    start = standard_normal(SEEDS, SHAPE)
+    torch.compiler.reset()
+    assert_same_bits(torch.compile(loop, fullgraph=True, backend="eager")(start), loop(start))

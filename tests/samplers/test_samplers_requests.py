@@ -253,6 +253,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         ValueError,
         r"samplers\[1\]: expected timesteps of torch.int64 like samplers\[0\], got torch.float32",
     ),
+    (
+        [PLAIN, DDIMSampler(LINEAR, 2, dynamic_thresholding_ratio=0.9)],
+        ValueError,
+        r"samplers\[1\]: expected one without dynamic thresholding",
+    ),
     ([PLAIN, DEISSampler(LINEAR, 4)], ValueError, r"samplers\[1\]: expected rows without history"),
     (
         [DDIMSampler(LINEAR, 1), PLAIN, DDIMSampler(LINEAR, 1, mixture=mixture("rand", 1, n_components=4))],

@@ -1,0 +1,227 @@
+"""What a step takes besides its tensors: coefficient rows, mixture and seeds, made once a run and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gmmkernel._checks import (
+    INT64_MAX,
+    INT64_MIN,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_numbers,
+)
+from gmmkernel.backends.constants import MAX_COMPONENTS, Column
+from gmmkernel.integrations.diffusers.memory import check_fits
+from gmmkernel.integrations.diffusers.seeds import RunSeeds
+from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
+from gmmkernel.ops import MixtureTables
+from gmmkernel.ops.checks import arithmetic_dtype
+
+_KEPT_PLANS = 8
+
+Rows = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class MixtureOptions:
+    """The options of a scheduler's config that describe its mixture; `gaussian_mixture` explains them.
+
+    Raises:
+        TypeError: one has the wrong type.
+        ValueError: one is out of range or unknown.
+    """
+
+    n_components: int
+    offset_scale: float
+    variant: str
+    shared_mixture: bool
+    weights: tuple[float, ...] | None
+    mixture_seed: int
+
+    def __post_init__(self) -> None:
+        check_integer("n_components", self.n_components, 1, MAX_COMPONENTS)
+        check_number("offset_scale", self.offset_scale, low=0)
+        check_choice("variant", self.variant, VARIANTS)
+        check_flag("shared_mixture", self.shared_mixture)
+        check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
+        for index, weight in enumerate(self.weights or ()):
+            if not 0 < weight < math.inf:
+                raise ValueError(f"weights: expected positive numbers, got {weight} at index {index}")
+
+    @classmethod
+    def of(cls, config: Any) -> MixtureOptions:
+        """Return those of a scheduler's config."""
+        given = {name: config[name] for name in cls.__dataclass_fields__}
+        if given["weights"] is not None:
+            count = check_integer("n_components", given["n_components"], 1, MAX_COMPONENTS)
+            given["weights"] = tuple(check_numbers("weights", given["weights"], count).tolist())
+        return cls(**given)
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether there is nothing to add to the Gaussian step."""
+        return self.offset_scale == 0 or self.n_components == 1
+
+    @property
+    def deviations(self) -> int:
+        """Rows of variances in a step of the mixture: components of unequal weight have their own."""
+        return self.n_components if self.weights is not None and len(set(self.weights)) > 1 else 1
+
+    def make(self, elements: int, steps: int) -> Mixture:
+        """Return the mixtures of `steps` steps, 1 to be shared by all, for samples of `elements` elements."""
+        return gaussian_mixture(
+            self.variant,
+            elements=elements,
+            n_components=self.n_components,
+            scale=self.offset_scale,
+            n_steps=steps,
+            weights=self.weights,
+            seed=self.mixture_seed,
+        )
+
+
+class Plan(NamedTuple):
+    """What the steps of a run share.
+
+    Attributes:
+        coefficients: [S, 16] on the samples' device, of the type they are computed in.
+        tables: the mixture bound to them, or None.
+        draws: whether a step has anything to draw.
+    """
+
+    coefficients: Tensor
+    tables: MixtureTables | None
+    draws: bool
+
+
+class Transition:
+    """Makes and keeps what a scheduler's steps take. Copies share what has been made, which nobody changes.
+
+    Attributes:
+        seeds: the seeds of the run.
+    """
+
+    def __init__(self) -> None:
+        self.seeds = RunSeeds()
+        self._run: tuple[object, ...] = ()
+        self._rows: Rows | None = None
+        self._steps = 0
+        self._own: Mixture | None = None
+        self._mixtures: dict[tuple[object, ...], Mixture] = {}
+        self._plans: dict[tuple[object, ...], Plan] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Transition:
+        made = Transition()
+        made.__dict__.update(self.__dict__)
+        made.seeds, made._mixtures, made._plans = self.seeds.copy(), dict(self._mixtures), dict(self._plans)
+        return made
+
+    def use(self, mixture: Mixture | None) -> None:
+        """Use a mixture in place of the one that the config describes; None: that one again."""
+        if mixture is not None and not isinstance(mixture, Mixture):
+            raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
+        self._own = mixture
+        self._plans.clear()
+
+    def begin(self, options: MixtureOptions, steps: int, rows: Rows, signature: tuple[object, ...]) -> None:
+        """Begin a run; what was made for one like it is kept.
+
+        Args:
+            options: the mixture wanted.
+            steps: S, the number of steps.
+            rows: rows(eta=..., dtype=..., ...) returns coefficients [S, 16] on the CPU.
+            signature: what `rows` depends on besides its arguments.
+        """
+        self.seeds.begin()
+        run = (options, steps, *signature)
+        if run != self._run:
+            self._plans.clear()
+        self._run, self._options, self._steps, self._rows = run, options, steps, rows
+
+    def plan(self, sample: Tensor, eta: float, given_noise: bool = False, **options: bool) -> Plan:
+        """Return what the steps of samples like this one take.
+
+        Args:
+            sample: [B, ...].
+            eta: share of the noise that is drawn.
+            given_noise: the noise is not drawn but given, as the first history tensor.
+            options: the other arguments of the rows.
+        """
+        elements = math.prod(sample.shape[1:])
+        key = (eta, given_noise, *options.values(), sample.dtype, sample.device, elements)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._make(sample, elements, eta, given_noise, options)
+            while len(self._plans) >= _KEPT_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = plan
+        return plan
+
+    # Tables are constants, also where the loop is differentiated or runs under inference_mode.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _make(
+        self, sample: Tensor, elements: int, eta: float, given_noise: bool, options: dict[str, bool]
+    ) -> Plan:
+        assert self._rows is not None
+        dtype, device = arithmetic_dtype(sample), sample.device
+        rows = self._rows(eta=eta, dtype=dtype, **options)
+        mixture = self._mixture(sample, elements, dtype)
+        if given_noise:
+            if mixture is not None:
+                raise ValueError(
+                    "variance_noise: expected None with a mixture, whose noise has a standard deviation that depends "
+                    "on the component drawn, got a tensor (offset_scale=0 makes Gaussian steps)"
+                )
+            rows[:, Column.HISTORY_0], rows[:, Column.SIGMA] = rows[:, Column.SIGMA], 0
+        tables = None if mixture is None else mixture.bind(rows)
+        draws = tables is not None or (eta > 0 and not given_noise)
+        if tables is not None:
+            tables = MixtureTables(*(_to(table, device) for table in tables))  # type: ignore[arg-type]
+        return Plan(rows.to(device, non_blocking=True), tables, draws)
+
+    def _mixture(self, sample: Tensor, elements: int, dtype: torch.dtype) -> Mixture | None:
+        if self._own is not None:
+            self._check_own(self._own, sample, elements)
+            return self._own
+        options = self._options
+        if options.gaussian:
+            return None
+        steps = 1 if options.shared_mixture else self._steps
+        key = (options, steps, elements)
+        if key not in self._mixtures:
+            self._mixtures.clear()  # one at a time: they are large
+            if options.variant != "rand" and options.n_components > elements:
+                raise ValueError(
+                    f"n_components: expected at most D = {elements}, the elements of a sample of shape "
+                    f"{tuple(sample.shape[1:])}, for variant={options.variant!r}, whose offsets are orthogonal, "
+                    f"got {options.n_components}"
+                )
+            check_fits(steps, options.n_components, options.deviations, elements, sample.device, dtype)
+            self._mixtures[key] = options.make(elements, steps)
+        return self._mixtures[key]
+
+    def _check_own(self, mixture: Mixture, sample: Tensor, elements: int) -> None:
+        if mixture.elements != elements:
+            raise ValueError(
+                f"mixture: expected one made for D = {elements} elements, because the pipeline's samples have the "
+                f"shape {tuple(sample.shape[1:])}, got one made for D = {mixture.elements}"
+            )
+        if mixture.n_steps not in (None, self._steps):
+            raise ValueError(
+                f"mixture: expected one made for the {self._steps} steps of set_timesteps, or shared by all, "
+                f"got one made for {mixture.n_steps}"
+            )
+
+
+def _to(table: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if table is None else table.to(device, non_blocking=True)

@@ -1,0 +1,96 @@
+"""diffusers' schedulers with mixtures on CUDA: nothing is read back in a step, and the bits are the CPU's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from layouts import DEVICE
+
+pytestmark = pytest.mark.gpu
+pytest.importorskip("diffusers", reason="the schedulers are diffusers' own with another step")
+
+from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler  # noqa: E402
+
+SHAPE = (3, 3, 8, 8)
+CASES: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
+    "ddim": (GMMDDIMScheduler, {"offset_scale": 0}, {}),
+    "ddpm": (GMMDDIMScheduler, {"offset_scale": 0}, {"eta": 1.0}),
+    "mixture": (GMMDDIMScheduler, {"n_components": 5}, {"eta": 0.7}),
+    "shared": (GMMDDIMScheduler, {"shared_mixture": True, "variant": "ortho-vub"}, {"eta": 1.0}),
+    "thresholding": (GMMDDIMScheduler, {"thresholding": True, "sample_max_value": 2.0}, {"eta": 0.7}),
+    "flow": (GMMFlowMatchScheduler, {"shift": 3.0, "eta": 0.5}, {}),
+}
+
+
+def run(scheduler: Any, device: torch.device, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+    """Do what a pipeline does, with a model of one product: the same on every device."""
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(x))]
+    scheduler.set_timesteps(5, device)
+    visited = list(scheduler.timesteps)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for timestep in visited:
+            x = scheduler.step(x * 0.75, timestep, x, generator=generators, **options).prev_sample
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_reads_nothing_back_and_has_the_bits_of_the_cpu(case: str, dtype: torch.dtype) -> None:
+    kind, config, options = CASES[case]
+    made = [run(kind(**config), device, dtype, **options).cpu() for device in (DEVICE, torch.device("cpu"))]
+    assert_same_bits(*made)
+
+
+def test_timesteps_that_are_copies() -> None:
+    """They are looked up on the device; one that is not in the schedule gives NaN."""
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(4, DEVICE)
+    scheduler.set_seeds(torch.arange(3))
+    x = torch.randn(SHAPE, device=DEVICE)
+    wanted = scheduler.step(x, 500, x, eta=1.0).prev_sample
+    copies = [torch.tensor(500, device=DEVICE), torch.tensor([500, 500, 501], device=DEVICE)]
+    scheduler.step(x, copies[0], x, eta=1.0)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one, each = (scheduler.step(x, timestep, x, eta=1.0).prev_sample for timestep in copies)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_same_bits(one, wanted)
+    assert_same_bits(each[:2], wanted[:2])
+    assert bool(each[2].isnan().all())
+
+
+def test_generators_on_the_device_are_refused() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(4, DEVICE)
+    x = torch.randn(SHAPE, device=DEVICE)
+    with pytest.raises(ValueError, match="generator: expected one on the CPU, got one on cuda"):
+        scheduler.step(x, 500, x, generator=torch.Generator(DEVICE))
+
+
+def test_a_step_in_a_cuda_graph() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(4, DEVICE)
+    scheduler.set_seeds(torch.arange(3))
+    x = torch.randn(SHAPE, device=DEVICE)
+    timestep = torch.tensor(500, device=DEVICE)
+    for value in (750, 500):
+        timestep.fill_(value)
+        wanted = scheduler.step(x, timestep, x, eta=1.0).prev_sample
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = scheduler.step(x, timestep, x, eta=1.0).prev_sample
+    for value in (750, 500):
+        timestep.fill_(value)
+        wanted = scheduler.step(x, timestep, x, eta=1.0).prev_sample
+        graph.replay()
+        assert_same_bits(made, wanted)

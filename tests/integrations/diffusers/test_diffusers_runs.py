@@ -1,0 +1,410 @@
+"""Runs with a mixture: which seeds, which noise, which mixture; what a run may do that a plain loop does not."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from schedulers_beside import SHAPE, inputs, model, noise_of
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gmmkernel import (
+    MixtureTables,
+    NoiseSchedule,
+    ddim_coefficients,
+    dynamic_thresholding,
+    gaussian_mixture,
+    gmm_step,
+    seeds_from_generator,
+)
+from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
+from gmmkernel.integrations.diffusers.visited import Visited
+from gmmkernel.mixtures import VARIANTS
+
+STEPS = 4
+ELEMENTS = 60
+
+
+def generator(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(scheduler: Any, x: Tensor, *, first: int = 0, steps: int = STEPS, **options: Any) -> Tensor:
+    """Do what a pipeline does."""
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps[first:]:
+        x = scheduler.step(model(x, timestep), timestep, x, **options).prev_sample
+    return x
+
+
+def rows(scheduler: GMMDDIMScheduler, eta: float = 0.0, clip: float | None = 1.0) -> Tensor:
+    visited = scheduler.timesteps
+    before = (visited - 1000 // STEPS).clamp(min=-1)
+    return ddim_coefficients(
+        NoiseSchedule(scheduler.alphas_cumprod.double()),
+        visited,
+        prev_timesteps=before,
+        eta=eta,
+        clip_sample_range=clip,
+    )
+
+
+def run_by_hand(
+    coefficients: Tensor,
+    visited: Tensor,
+    x: Tensor,
+    seeds: Tensor,
+    tables: MixtureTables | None,
+    first: int = 0,
+) -> Tensor:
+    for row in range(first, len(visited)):
+        x = gmm_step(
+            x, model(x, visited[row]), coefficients, row=row, seeds=seeds, mixture=tables
+        ).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["per-step", "shared"])
+@pytest.mark.parametrize("eta", [0.0, 0.8])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_is_gmm_step_with_the_config_s_mixture(variant: str, eta: float, shared: bool) -> None:
+    scheduler = GMMDDIMScheduler(
+        n_components=3,
+        offset_scale=0.5,
+        variant=variant,
+        shared_mixture=shared,
+        weights=[1, 2, 3],
+        mixture_seed=9,
+    )
+    made = run(scheduler, inputs(), eta=eta, generator=generator())
+    mixture = gaussian_mixture(
+        variant,
+        elements=ELEMENTS,
+        n_components=3,
+        scale=0.5,
+        n_steps=None if shared else STEPS,
+        weights=[1, 2, 3],
+        seed=9,
+    )
+    coefficients = rows(scheduler, eta)
+    seeds = seeds_from_generator(generator(), 2)
+    wanted = run_by_hand(coefficients, scheduler.timesteps, inputs(), seeds, mixture.bind(coefficients))
+    assert torch.equal(made, wanted)
+    assert not torch.equal(
+        made, run(GMMDDIMScheduler(offset_scale=0), inputs(), eta=eta, generator=generator())
+    )
+
+
+def test_a_generator_is_advanced_once_a_run() -> None:
+    scheduler = GMMDDIMScheduler()
+    used, other = generator(), generator()
+    first = run(scheduler, inputs(), generator=used)
+    seeds_from_generator(other, SHAPE[0])
+    assert torch.equal(used.get_state(), other.get_state())
+    second = run(scheduler, inputs(), generator=used)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, run(scheduler, inputs(), generator=generator()))
+
+
+def test_a_generator_is_left_alone_where_nothing_is_drawn() -> None:
+    scheduler = GMMDDIMScheduler(offset_scale=0)
+    used = generator()
+    run(scheduler, inputs(), generator=used)
+    assert torch.equal(used.get_state(), generator().get_state())
+
+
+def test_without_a_generator_it_is_the_default_one() -> None:
+    scheduler = GMMDDIMScheduler()
+    torch.manual_seed(3)
+    made = run(scheduler, inputs())
+    assert torch.equal(made, run(scheduler, inputs(), generator=generator(3)))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_with_a_list_a_sample_does_not_depend_on_its_batch(eta: float) -> None:
+    x = inputs((5, 3, 4, 5))
+    scheduler = GMMDDIMScheduler(n_components=4)
+    made = run(scheduler, x, eta=eta, generator=[generator(i) for i in range(5)])
+    for part in ([0], [1, 2], [4, 3]):
+        alone = run(scheduler, x[part], eta=eta, generator=[generator(i) for i in part])
+        assert torch.equal(alone, made[part])
+
+
+def test_a_run_that_starts_late_draws_what_the_whole_run_would_draw() -> None:
+    """Image to image: the noise is that of the step's place in the schedule."""
+    scheduler = GMMDDIMScheduler()
+    made = run(scheduler, inputs(), first=2, eta=1.0, generator=generator())
+    coefficients = rows(scheduler, 1.0)
+    tables = gaussian_mixture("ortho", elements=ELEMENTS, n_steps=STEPS).bind(coefficients)
+    seeds = seeds_from_generator(generator(), 2)
+    assert torch.equal(made, run_by_hand(coefficients, scheduler.timesteps, inputs(), seeds, tables, first=2))
+
+
+def test_steps_may_repeat_and_come_in_any_order() -> None:
+    """As diffusers' DDIM, a step knows nothing but its timestep: doing it again gives the same."""
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(STEPS)
+    x, used = inputs(), generator()
+    made = {t: scheduler.step(x, t, x, eta=1.0, generator=used).prev_sample for t in (250, 750, 0, 500)}
+    for t in (500, 250, 750, 0):
+        again = scheduler.step(x, torch.tensor(t), x, eta=1.0, generator=used).prev_sample
+        assert torch.equal(again, made[t])
+
+
+def test_another_batch_size_or_generator_in_a_run_has_seeds_of_its_own() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(STEPS)
+    x, used, expected = inputs((3, 3, 4, 5)), generator(), generator()
+    two = scheduler.step(x[:2], 500, x[:2], eta=1.0, generator=used).prev_sample
+    three = scheduler.step(x, 500, x, eta=1.0, generator=used).prev_sample
+    fresh = scheduler.step(x[:2], 500, x[:2], eta=1.0, generator=generator(8)).prev_sample
+    again = scheduler.step(x[:2], 500, x[:2], eta=1.0, generator=used).prev_sample
+    assert torch.equal(two, again)
+    assert not torch.equal(two, fresh)
+    first, second = seeds_from_generator(expected, 2), seeds_from_generator(expected, 3)
+    for seeds, made in ((first, two), (second, three)):
+        scheduler.set_timesteps(STEPS)
+        scheduler.set_seeds(seeds)
+        batch = x[: len(seeds)]
+        assert torch.equal(made, scheduler.step(batch, 500, batch, eta=1.0).prev_sample)
+    assert torch.equal(used.get_state(), expected.get_state())
+
+
+def test_seeds_of_one_s_own_outlive_a_run() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_seeds(torch.tensor([1, 2]))
+    used = generator()
+    first = run(scheduler, inputs(), generator=used)
+    assert torch.equal(first, run(scheduler, inputs(), generator=generator(1)))
+    assert torch.equal(used.get_state(), generator().get_state())
+    scheduler.set_seeds(None)
+    assert not torch.equal(first, run(scheduler, inputs(), generator=used))
+
+
+def test_a_timestep_for_each_sample() -> None:
+    scheduler = GMMDDIMScheduler(n_components=4, thresholding=True, sample_max_value=3.0)
+    scheduler.set_timesteps(STEPS)
+    x = inputs((4, 3, 4, 5))
+    scheduler.set_seeds(torch.arange(4))
+    at = torch.tensor([500, 0, 750, 250])
+    made = scheduler.step(2 * x, at, x, eta=1.0)
+    for i, t in enumerate(at.tolist()):
+        scheduler.set_seeds(torch.tensor([i]))
+        one = scheduler.step(2 * x[i : i + 1], t, x[i : i + 1], eta=1.0)
+        assert torch.equal(made.prev_sample[i : i + 1], one.prev_sample)
+        assert torch.equal(made.pred_original_sample[i : i + 1], one.pred_original_sample)
+
+
+def test_a_copy_goes_on_with_the_same_run() -> None:
+    """Panorama pipelines copy a scheduler's attributes after every step."""
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(STEPS)
+    x, used = inputs(), generator()
+    scheduler.step(x, 750, x, eta=1.0, generator=used)
+    other = copy.deepcopy(scheduler)
+    made = [s.step(x, 500, x, eta=1.0, generator=used).prev_sample for s in (scheduler, other)]
+    assert torch.equal(*made)
+    other.set_timesteps(STEPS)
+    assert not torch.equal(made[0], other.step(x, 500, x, eta=1.0, generator=used).prev_sample)
+    assert torch.equal(made[0], scheduler.step(x, 500, x, eta=1.0, generator=used).prev_sample)
+
+
+def test_options_are_read_when_a_run_begins() -> None:
+    """Pipelines change the config of a scheduler they were given."""
+    scheduler = GMMDDIMScheduler(offset_scale=0)
+    run(scheduler, inputs())
+    scheduler.register_to_config(clip_sample=False, steps_offset=1)
+    wanted = run(GMMDDIMScheduler(offset_scale=0, clip_sample=False, steps_offset=1), inputs())
+    assert torch.equal(run(scheduler, inputs()), wanted)
+
+
+def test_sizes_and_numbers_of_steps_may_change_between_runs() -> None:
+    scheduler = GMMDDIMScheduler()
+    first = run(scheduler, inputs(), generator=generator())
+    run(scheduler, inputs((1, 4, 6, 6)), generator=generator())
+    run(scheduler, inputs(), steps=7, generator=generator())
+    for eta in torch.linspace(0.1, 1, 12).tolist():
+        run(scheduler, inputs(), eta=eta, generator=generator())
+    assert len(scheduler._transition._plans) <= 8
+    assert len(scheduler._transition._mixtures) == 1
+    assert torch.equal(first, run(scheduler, inputs(), generator=generator()))
+
+
+def test_a_mixture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gmmkernel.integrations.diffusers import transition
+
+    built = []
+    make = transition.gaussian_mixture
+    monkeypatch.setattr(
+        transition,
+        "gaussian_mixture",
+        lambda *given, **named: built.append(named["elements"]) or make(*given, **named),
+    )
+    scheduler = GMMDDIMScheduler()
+    for eta in (0.0, 0.0, 1.0):
+        run(scheduler, inputs(), eta=eta, generator=generator())
+    run(scheduler, inputs((1, 1, 4, 4)), generator=generator())
+    assert built == [60, 16]
+
+
+def test_a_mixture_of_one_s_own() -> None:
+    mixture = gaussian_mixture("rand", elements=ELEMENTS, n_components=2, scale=2.0, n_steps=STEPS, seed=4)
+    config = {"variant": "rand", "n_components": 2, "offset_scale": 2.0, "mixture_seed": 4}
+    wanted = run(GMMDDIMScheduler(**config), inputs(), generator=generator())
+    scheduler = GMMDDIMScheduler(offset_scale=0)
+    plain = run(scheduler, inputs(), generator=generator())
+    scheduler.set_mixture(mixture)
+    assert torch.equal(run(scheduler, inputs(), generator=generator()), wanted)
+    scheduler.set_mixture(None)
+    assert torch.equal(run(scheduler, inputs(), generator=generator()), plain)
+
+
+def test_given_noise_takes_the_place_of_the_package_s() -> None:
+    scheduler = GMMDDIMScheduler(offset_scale=0)
+    scheduler.set_timesteps(STEPS)
+    x, seeds = inputs(), torch.tensor([5, 6])
+    for row, timestep in enumerate(scheduler.timesteps):
+        scheduler.set_seeds(seeds)
+        drawn = scheduler.step(x, timestep, x, eta=0.7)
+        given = scheduler.step(x, timestep, x, eta=0.7, variance_noise=noise_of(row, SHAPE, seeds))
+        assert torch.equal(drawn.prev_sample, given.prev_sample)
+        assert torch.equal(drawn.pred_original_sample, given.pred_original_sample)
+
+
+def test_thresholding_is_one_step_with_rows_of_each_sample() -> None:
+    scheduler = GMMDDIMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=0.8, sample_max_value=3.0, n_components=3
+    )
+    scheduler.set_timesteps(STEPS)
+    seeds, x, output = torch.tensor([1, 2]), inputs(), 3 * inputs(seed=1)
+    scheduler.set_seeds(seeds)
+    table = rows(scheduler, 0.5, clip=None)
+    tables = gaussian_mixture("ortho", elements=ELEMENTS, n_components=3, n_steps=STEPS).bind(table)
+    for row, timestep in enumerate(scheduler.timesteps):
+        own = dynamic_thresholding(table, row, x, output, ratio=0.8, max_value=3.0)
+        wanted = gmm_step(
+            x,
+            output,
+            own,
+            row=torch.arange(2),
+            step=row,
+            seeds=seeds,
+            mixture=tables.at(row),
+            prediction="x0",
+        )
+        made = scheduler.step(output, timestep, x, eta=0.5)
+        assert torch.equal(made.prev_sample, wanted.prev_sample)
+        assert float(made.pred_original_sample.abs().max()) <= 1
+
+
+def test_a_learned_variance_is_dropped_where_it_is_asked_for() -> None:
+    scheduler = GMMDDIMScheduler(learned_variance=True)
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_seeds(torch.tensor([1, 2]))
+    x, doubled = inputs(), inputs((2, 6, 4, 5), seed=1)
+    made = scheduler.step(doubled, 500, x, eta=1.0).prev_sample
+    plain = GMMDDIMScheduler()
+    plain.set_timesteps(STEPS)
+    plain.set_seeds(torch.tensor([1, 2]))
+    assert torch.equal(made, plain.step(doubled[:, :3], 500, x, eta=1.0).prev_sample)
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value of a tensor is read by the host, or a size depends on one."""
+
+    READING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "item")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert not any(name.startswith(word) for word in self.READING), f"{name} reads a value"
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_watch_sees_a_reading() -> None:
+    for read in (lambda t: int(t[0]), lambda t: t.nonzero(), lambda t: bool(t.any()), lambda t: t[t[1]]):
+        with pytest.raises(AssertionError, match="reads a value"), NoReading():
+            read(torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (GMMDDIMScheduler, {}),
+        (GMMDDIMScheduler, {"offset_scale": 0}),
+        (GMMDDIMScheduler, {"thresholding": True}),
+        (GMMFlowMatchScheduler, {}),
+        (GMMFlowMatchScheduler, {"offset_scale": 0, "eta": 1.0}),
+    ],
+    ids=str,
+)
+def test_a_step_reads_nothing(kind: type, options: dict[str, Any]) -> None:
+    scheduler = kind(**options)
+    named: dict[str, Any] = {"eta": 1.0} if kind is GMMDDIMScheduler else {}
+    x, output = inputs(), inputs(seed=1)
+    scheduler.set_timesteps(STEPS)
+    scheduler.step(output, scheduler.timesteps[0], x, generator=[generator(0), generator(1)], **named)
+    scheduler.set_timesteps(STEPS)
+    visited = list(scheduler.timesteps)
+    used = [generator(0), generator(1)]
+    with NoReading():
+        for timestep in visited:
+            x = scheduler.step(output, timestep, x, generator=used, **named).prev_sample
+    assert bool(x.isfinite().all())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
+def test_a_timestep_on_a_device_is_looked_up_there(shape: tuple[int, ...]) -> None:
+    visited = Visited(torch.tensor([75, 50, 0]), "cpu")
+    wanted = {75: 0, 50: 1, 0: 2, 74: -1, 99: -1, 100: -1, 2**40: -1, -1: -1, -76: -1}
+    visited.lookup(torch.tensor(0), 100)
+    for value, row in wanted.items():
+        with NoReading():
+            made = visited.lookup(torch.full(shape, value), 100)
+        assert made.tolist() == [row] * max(1, *shape, 1)
+    elsewhere = torch.zeros(shape, dtype=torch.int64, device="meta")
+    made = visited.row(elsewhere, torch.device("meta"), 100)
+    assert isinstance(made, torch.Tensor)
+    assert made.device.type == "meta"
+
+
+def test_a_timestep_is_found_by_its_address_only_while_that_tells_its_value() -> None:
+    visited = Visited(torch.tensor([75, 50, 0]), None)
+    steps = visited.timesteps
+    assert [visited.index(t) for t in steps] == [0, 1, 2]
+    assert [visited.index(t) for t in steps[1:]] == [1, 2]
+    assert visited.index(steps[1:2]) == 1
+    for other in (
+        steps[1].clone(),
+        steps[1:],
+        steps.float()[1],
+        steps.view(torch.int32)[2],
+        torch.tensor(75),
+    ):
+        assert visited.index(other) is None
+    element = steps[1]
+    element.add_(25)
+    assert visited.index(element) is None
+    assert visited.row(element, torch.device("cpu"), 100) == 0
+
+
+def test_a_run_under_inference_mode() -> None:
+    scheduler = GMMDDIMScheduler()
+    wanted = run(scheduler, inputs(), generator=generator())
+    with torch.inference_mode():
+        made = run(GMMDDIMScheduler(), inputs(), generator=generator())
+    assert torch.equal(made, wanted)
+
+
+def test_what_is_made_under_inference_mode_serves_gradients_too() -> None:
+    scheduler = GMMDDIMScheduler()
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_seeds(torch.tensor([1, 2]))
+    x = inputs()
+    with torch.inference_mode():
+        wanted = scheduler.step(x, 500, x, eta=1.0).prev_sample
+    made = scheduler.step(x, 500, x.clone().requires_grad_(), eta=1.0).prev_sample
+    assert torch.equal(made, wanted)
+    made.sum().backward()
