@@ -100,6 +100,21 @@ def test_one_trainer_goes_on_where_it_is(whole: Path, tmp_path: Path) -> None:
         fit(trainer, None, steps=22)
 
 
+def test_a_callback_stops_as_the_last_step_does(whole: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def stop(trainer: Trainer) -> bool:
+        seen.append(trainer.step)
+        return trainer.step == 8
+
+    trainer = new_trainer()
+    fit(trainer, tmp_path / "stopped", callback=stop)
+    assert seen == list(range(1, 9))
+    assert trainer.step == 8
+    fit(new_trainer(), tmp_path / "stopped", callback=lambda _: None)
+    assert_same_files(tmp_path / "stopped", whole)
+
+
 def test_weights_in_another_layout_resume(tmp_path: Path) -> None:
     def network() -> nn.Module:
         return new_network().to(memory_format=torch.channels_last)
