@@ -26,7 +26,7 @@ class Checkpoint(NamedTuple):
     Attributes:
         step: how many optimiser steps were done.
         configuration: of the training.
-        tensors: on the CPU; names begin with "model.", "average." and "optimizer.", or are "loss".
+        tensors: on the CPU; names begin with "model.", "average." and "optimizer.", or are "losses".
     """
 
     step: int

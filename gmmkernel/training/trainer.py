@@ -139,9 +139,8 @@ class Trainer:
         self._dropout, self._null = conditioning_dropout, tuple(null_conditioning)
         self._seed, self._backend = seed, backend
         self._noise_seeds = noise_seeds(seed, batch_size)[self._share.part].to(self._device)
-        self._loss = torch.zeros(
-            (), dtype=torch.float64, device=self._device
-        )  # sum since the last line of the log
+        # Sum and number of the losses since the last line of the log.
+        self._losses = torch.zeros(2, dtype=torch.float64, device=self._device)
         self._optimizer = torch.optim.AdamW(
             parameters, lr=learning_rate, weight_decay=weight_decay, fused=True
         )
@@ -209,7 +208,7 @@ class Trainer:
         check_integer("log_every", log_every, 1)
         check_integer("num_workers", num_workers, 0)
         check_flag("progress", progress)
-        configuration = self._configuration | {"samples": count, "log_every": log_every}
+        configuration = self._configuration | {"samples": count}
         path = None if folder is None else Path(folder) / CHECKPOINT_FILE
         if path is not None and path.exists():
             self._resume(path, configuration)
@@ -236,7 +235,7 @@ class Trainer:
                 norm, rate = self._train_step(batch)
                 bar.update()
                 if self.step % log_every == 0:
-                    loss = self._mean_loss(log_every)
+                    loss = self._mean_loss()
                     bar.set_postfix(loss=f"{loss:.4f}")
                     if log is not None:
                         log.append(step=self.step, loss=loss, grad_norm=norm.item(), learning_rate=rate)
@@ -280,7 +279,8 @@ class Trainer:
             group["lr"] = rate
         self._optimizer.step()
         update_average(self.average, self.model, step, self._ema_decay)
-        self._loss += loss.detach()
+        self._losses[0] += loss.detach()
+        self._losses[1] += 1
         self.step += 1
         return norm, rate
 
@@ -304,19 +304,19 @@ class Trainer:
             for entry, null in zip(conditioning, self._null, strict=True)
         ]
 
-    def _mean_loss(self, count: int) -> float:
-        loss = float(self._share.mean(self._loss)) / count
-        self._check_finite("loss", loss)
-        self._loss.zero_()
-        return loss
+    def _mean_loss(self) -> float:
+        total, count = self._share.mean(self._losses).tolist()
+        self._check_finite("loss", total)
+        self._losses.zero_()
+        return float(total / count)
 
     def _write(self, path: Path, configuration: Configuration, norm: Tensor) -> None:
-        loss = self._share.mean(self._loss)
-        # The loss shows what the weights were, the gradient what they are now.
-        self._check_finite("loss", float(loss))
+        losses = self._share.mean(self._losses)
+        # The losses show what the weights were, the gradient what they are now.
+        self._check_finite("loss", float(losses[0]))
         self._check_finite("gradient", float(norm))
         if self._share.rank == 0:
-            tensors = states(self.model, self.average, self._optimizer) | {"loss": loss}
+            tensors = states(self.model, self.average, self._optimizer) | {"losses": losses}
             write_checkpoint(path, Checkpoint(self.step, configuration, tensors))
 
     def _check_finite(self, name: str, value: float) -> None:
@@ -335,5 +335,5 @@ class Trainer:
                 f"{path}: expected a checkpoint of step {self.step}, where this trainer is, got one of {found.step}"
             )
         restore_states(path, found.tensors, self.model, self.average, self._optimizer)
-        self._loss.copy_(found.tensors["loss"])
+        self._losses.copy_(found.tensors["losses"])
         self.step = found.step

@@ -115,6 +115,12 @@ def test_the_log_has_means(tmp_path: Path) -> None:
     for number, line in enumerate(means):
         three = [other["loss"] for other in each[3 * number : 3 * number + 3]]
         assert line["loss"] == pytest.approx(sum(three) / 3, rel=1e-12)
+    # A training that goes on may write more or fewer lines; the next one has all since the last.
+    fit(new_trainer(), tmp_path / "changed", steps=5, log_every=3)
+    fit(new_trainer(), tmp_path / "changed", steps=12, log_every=4)
+    lines = [json.loads(line) for line in (tmp_path / "changed" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 8, 12]
+    assert lines[1]["loss"] == pytest.approx(sum(line["loss"] for line in each[3:8]) / 5, rel=1e-12)
 
 
 def test_what_is_trained_what_is_averaged_and_what_is_left_alone() -> None:
