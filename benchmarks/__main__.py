@@ -20,11 +20,18 @@ from benchmarks.device_run import run_on_device
 from benchmarks.device_targets import SHAPES as DEVICE_SHAPES
 from benchmarks.plot import plot_available, write_plot
 from benchmarks.runner import FULL, QUICK, measure
-from benchmarks.targets import HOST_SHAPE, LARGE_SHAPE, MEDIUM_SHAPE, SMALL_SHAPE, judge
+from benchmarks.targets import (
+    HOST_SHAPE,
+    LARGE_SHAPE,
+    MEDIUM_SHAPE,
+    SMALL_SHAPE,
+    TRAINING_SHAPE,
+    judge,
+)
 
 _OUTPUT = Path(__file__).parent / "out"
 _BUSY = 0.5
-_SIZES = (HOST_SHAPE, SMALL_SHAPE, MEDIUM_SHAPE, LARGE_SHAPE)
+_SIZES = (HOST_SHAPE, SMALL_SHAPE, MEDIUM_SHAPE, TRAINING_SHAPE, LARGE_SHAPE)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

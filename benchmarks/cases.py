@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import gradient_cases, sampler_cases
+from benchmarks import gradient_cases, sampler_cases, training_cases
 from benchmarks.baselines import (
     StepFunction,
     Unavailable,
@@ -130,6 +130,8 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
     )
     for name, (measures, function, options) in gradient_cases.FUNCTIONS.items():
         yield name, measures, partial(_forward_backward, function=function, options=options)
+    for name, (measures, make, tau) in training_cases.FUNCTIONS.items():
+        yield name, measures, partial(_training, make=make, tau=tau)
     yield "standard_normal/out", "the package's noise alone", _standard_normal
     yield (
         "eager/K8/new",
@@ -204,6 +206,17 @@ def _forward_backward(
     return Prepared(
         call, workload.step_bytes(dtype) + 5 * workload.inputs(dtype)[0].nbytes, torch.enable_grad
     )
+
+
+def _training(
+    workload: Workload,
+    dtype: torch.dtype,
+    *,
+    make: Callable[[Workload, torch.dtype, float], training_cases.Call],
+    tau: float,
+) -> Prepared:
+    # Data and model output are read, the training sample and the gradient written.
+    return Prepared(make(workload, dtype, tau), 4 * workload.inputs(dtype)[0].nbytes, torch.enable_grad)
 
 
 def _torch_operation(workload: Workload) -> Callable[[], Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gradient_cases import FUNCTIONS, forward_backward
+from benchmarks import gradient_cases, training_cases
 from benchmarks.targets import LARGE_SHAPE
 from benchmarks.workload import Workload
 
@@ -28,12 +28,17 @@ def peak_memory(call: Callable[[], object]) -> int:
     return _resident("VmHWM") - before
 
 
+def _make(name: str, workload: Workload) -> Callable[[int], torch.Tensor]:
+    if name in training_cases.FUNCTIONS:
+        _, make, tau = training_cases.FUNCTIONS[name]
+        return make(workload, torch.float32, tau)
+    _, function, options = gradient_cases.FUNCTIONS[name]
+    return gradient_cases.forward_backward(workload, torch.float32, function(workload), **options)
+
+
 def _peak_of(name: str, shape: tuple[int, ...]) -> int:
-    _, function, options = FUNCTIONS[name]
-    calls = []
-    for size in ((1, *[4] * (len(shape) - 1)), shape):  # a small one first, for what is loaded once
-        workload = Workload(size, torch.device("cpu"))
-        calls.append(forward_backward(workload, torch.float32, function(workload), **options))
+    small = (1, *[4] * (len(shape) - 1))  # first, for what is loaded once
+    calls = [_make(name, Workload(size, torch.device("cpu"))) for size in (small, shape)]
     calls[0](0)
     return peak_memory(lambda: calls[1](0))
 
@@ -55,7 +60,7 @@ def main() -> None:
     print(f"{size} float32: a batch is {batch / 2**20:.1f} MiB")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # so that freed tensors do not stay resident
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
-        for name, (measures, _, _) in FUNCTIONS.items():
+        for name, (measures, _, _) in {**gradient_cases.FUNCTIONS, **training_cases.FUNCTIONS}.items():
             peak = processes.apply(_peak_of, (name, shape))
             print(f"{name:34} {peak / 2**20:8.1f} MiB {peak / batch:6.2f} batches  {measures}")
 

@@ -15,6 +15,7 @@ HOST_SHAPE = (1, 4, 1, 1)
 SMALL_SHAPE = (1, 4, 64, 64)
 MEDIUM_SHAPE = (16, 4, 64, 64)
 LARGE_SHAPE = (16, 3, 256, 256)
+TRAINING_SHAPE = (64, 3, 64, 64)
 THREADS = 2
 
 
@@ -80,6 +81,18 @@ TARGETS = (
     Target(
         "what the scheduler adds to a step K=8, us", SMALL_SHAPE, "scheduler/K8/new/float32",
         "gmm_step/K8/new/float32", at_most=25, added=True,
+    ),
+    Target(
+        "PyTorch / noise, skip-step loss, gradient", TRAINING_SHAPE, "eager/training-skip/new/float32",
+        "training/skip/new/float32", at_least=4,
+    ),
+    Target(
+        "the same, noise drawn again for the gradient", TRAINING_SHAPE, "eager/training-skip/new/float32",
+        "training/skip-drawn-again/new/float32",
+    ),
+    Target(
+        "PyTorch / noise, DDPM's loss, gradient", TRAINING_SHAPE, "eager/training-ddpm/new/float32",
+        "training/ddpm/new/float32",
     ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip

@@ -28,8 +28,9 @@ from gmmkernel.backends import cpu
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in all_cases()}
-FORWARD = [name for name in CASES if "backward" not in name and "solver" not in name]
-"""The others: test_benchmarks_gradients.py, test_benchmarks_samplers.py."""
+ELSEWHERE = ("backward", "solver", "training")
+"""Cases of test_benchmarks_gradients.py, test_benchmarks_samplers.py and test_benchmarks_training.py."""
+FORWARD = [name for name in CASES if not any(word in name for word in ELSEWHERE)]
 OWN_STEPS = [name for name in FORWARD if name.startswith("gmm_step/")]
 RANDOM_STEPS = [name for name in FORWARD if name.startswith(("eager/", "diffusers/"))]
 COMPILED_STEPS = [name for name in CASES if name.startswith("compile/")]

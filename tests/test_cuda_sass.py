@@ -22,11 +22,22 @@ each_kernel = pytest.mark.parametrize("kernel", sass_report.KERNELS)
 each_common = pytest.mark.parametrize("kernel", sass_report.COMMON_KERNELS)
 each_noisy = pytest.mark.parametrize("kernel", [*sass_report.STEP_KERNELS, *sass_report.NOISE_KERNELS])
 each_step = pytest.mark.parametrize("kernel", sass_report.STEP_KERNELS)
+each_training = pytest.mark.parametrize(
+    "kernel", [name for name in sass_report.TRAINING_KERNELS if "_common " in name]
+)
 each_backward = pytest.mark.parametrize("kernel", sass_report.BACKWARD_KERNELS)
 
 # Those that draw noise, and those that divide: elsewhere no instruction is approximate.
-NOISY = ("step_", "standard_normal_", "backward_sums ", "sum_std ")
-DIVIDING = ("density_", "log_prob ", "add_shares ")
+NOISY = (
+    "step_",
+    "standard_normal_",
+    "backward_sums ",
+    "sum_std ",
+    "add_noise_",
+    "skip_loss_common ",
+    "skip_loss_any ",
+)
+DIVIDING = ("density_", "log_prob ", "add_shares ", "skip_loss_backward_", "finish_loss ", "scale_pull ")
 
 
 class Compiled:
@@ -133,6 +144,25 @@ def test_a_hot_loop_draws_a_normal_for_each_element(
         # and may make one product more of an address.
         blocks = loop.elements // 4
         assert 18 * blocks <= loop.wide_products <= 20 * blocks + 1, kind
+
+
+@each_training
+@each_architecture
+def test_training_draws_what_it_needs_and_reads_it_wide(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    """Two normals for each root; e2 where the row wants it; of the 16-bit types, a loss has four elements at once."""
+    report = compiled.reports[architecture][kernel]
+    streams = 1 if kernel.startswith("add_noise") else 2
+    vector = 8 if kernel == "add_noise_common bfloat16" or kernel == "add_noise_common float16" else 4
+    of_division = 1 if kernel.startswith("skip_loss_backward") else 0  # on a path of its own
+    assert report.opcodes["MUFU.RSQ"] == streams * vector / 2 + of_division
+    narrow = vector == 4 and not kernel.endswith("float32")
+    wide = "LDG.E.64" if narrow else "LDG.E.128"
+    assert report.opcodes[wide] >= 1
+    assert report.opcodes["STG.E.64" if narrow else "STG.E.128"] >= (
+        0 if kernel.startswith("skip_loss_c") else 1
+    )
 
 
 @each_kernel

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = tuple(ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "backward", "sums", "density"))
+SOURCES = tuple(
+    ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "backward", "sums", "density", "training")
+)
 
 # Those of csrc/cuda/CMakeLists.txt that decide about device code.
 COMPILER_FLAGS = ("-std=c++17", "-O3", "-fmad=false", "-prec-div=true", "-prec-sqrt=true", "-ftz=false")

@@ -102,6 +102,15 @@ OTHER_KERNELS = (
     "density_std",
     "add_shares",
 )
+TRAINING_KERNELS = (
+    *(
+        f"{name}_{kind} {dtype}"
+        for name in ("add_noise", "skip_loss", "skip_loss_backward")
+        for kind, dtypes in (("common", DTYPES.values()), ("any", ("float32", "float64")))
+        for dtype in dtypes
+    ),
+    *(f"{name} {dtype}" for name in ("finish_loss", "scale_pull") for dtype in ("float32", "float64")),
+)
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (
     *STEP_KERNELS,
@@ -112,6 +121,7 @@ KERNELS = (
     "draw_components",
     *BACKWARD_KERNELS,
     *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
+    *TRAINING_KERNELS,
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
 FLOWS = ("free", "clipped")  # of gradients: whether the loop reads sample and model output

@@ -56,6 +56,13 @@ from gmmkernel.backends.triton.program import WARPS
 from gmmkernel.backends.triton.step import step_kernel
 from gmmkernel.backends.triton.sums import sum_level_kernel
 from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel, entries_kernel
+from gmmkernel.backends.triton.training import (
+    add_noise_kernel,
+    finish_loss_kernel,
+    scale_pull_kernel,
+    skip_loss_backward_kernel,
+    skip_loss_kernel,
+)
 
 BUDGET = ROOT / "tests" / "triton_kernels" / "budget.json"
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -175,6 +182,37 @@ def log_prob(dtype: str) -> Kernel:
     return Kernel(log_prob_kernel, tensors, {})
 
 
+def add_noise(dtype: str) -> Kernel:
+    """Return noise added to samples, on large full tiles."""
+    tensors = {"x": dtype, "result": dtype, "coefficients": "fp32", "rows": "i64", "seeds": "i64"}
+    return Kernel(add_noise_kernel, tensors, {"TILE": launch.LARGE_TILE, "WHOLE": True})
+
+
+def skip_loss(dtype: str) -> Kernel:
+    """Return the sums of a training loss on full tiles, with all that it can read and write."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    tensors = {"output": dtype, "x": dtype, "sums": table_type, "coefficients": table_type}
+    tensors |= dict.fromkeys(("rows", "steps", "seeds"), "i64")
+    if dtype == table_type:
+        tensors["pull"] = dtype
+    return Kernel(skip_loss_kernel, tensors, {"WHOLE": True})
+
+
+def scale_pull(dtype: str) -> Kernel:
+    """Return what makes a gradient of a loss's pull, on full tiles."""
+    tensors = dict.fromkeys(("pull", "grad", "coefficients"), dtype) | {"rows": "i64", "steps": "i64"}
+    return Kernel(scale_pull_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
+
+
+def skip_loss_backward(dtype: str) -> Kernel:
+    """Return the gradients of a training loss on full tiles, with all that it can read and write."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    tensors = dict.fromkeys(("output", "x", "grad_output", "grad_x"), dtype)
+    tensors |= {"grad": table_type, "coefficients": table_type}
+    tensors |= dict.fromkeys(("rows", "steps", "seeds"), "i64")
+    return Kernel(skip_loss_backward_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
+
+
 STEPS = ("mixture", "gaussian", "everything")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
@@ -207,6 +245,14 @@ KERNELS = {
         for name, dtype in TABLE_TYPES.items()
     },
     **{f"add-weights {name}": add_weights(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"add-noise {name}": add_noise(dtype) for name, dtype in TYPES.items()},
+    **{f"skip-loss {name}": skip_loss(dtype) for name, dtype in WITH_FLOAT64.items()},
+    **{
+        f"finish-loss {name}": Kernel(finish_loss_kernel, {"result": dtype, "sums": dtype}, {})
+        for name, dtype in TABLE_TYPES.items()
+    },
+    **{f"scale-pull {name}": scale_pull(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"skip-loss-backward {name}": skip_loss_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
     "entries": Kernel(
         entries_kernel,
         dict.fromkeys(("entries", "rows", "steps", "seeds", "thresholds"), "i64"),
@@ -237,7 +283,7 @@ def report_kernel(name: str, cubin: Path, shared: int, cuobjdump: Path) -> Kerne
     used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", said)}
     roots = Counter(line.root for line in code)
     kind = name.split()[0]
-    is_budgeted = kind in ("mixture", "gaussian", "noise")
+    is_budgeted = kind in ("mixture", "gaussian", "noise", "add-noise")
     return KernelReport(
         name=name,
         resources=Resources(

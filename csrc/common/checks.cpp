@@ -265,14 +265,14 @@ namespace {
 
 bool is_empty(const gmm_training& t) { return t.batch == 0 || t.elements == 0; }
 
-int check_training(const gmm_training& t, int32_t dtype, const char* name, Memory memory) {
+int check_training(const gmm_training& t, int32_t dtype, const char* name, Memory memory, bool draws = true) {
   if (const int status = check_sizes(t.batch, t.elements)) return status;
   if (!is_dtype(dtype)) return fail(GMM_INVALID_ARGUMENT, "%s: unknown dtype %d", name, dtype);
   if (t.coefficients == nullptr || t.coefficient_rows < 1) {
     return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
   }
   if (const int status = check_index(t.row, t.batch, t.coefficient_rows - 1, "row", memory)) return status;
-  if (t.batch > 0 && t.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
+  if (draws && t.batch > 0 && t.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
   return check_index(t.step, t.batch, max_step, "step", memory);
 }
 
@@ -335,6 +335,14 @@ int check(const gmm_skip_loss_arguments& a, Memory memory) {
     return fail(GMM_INVALID_ARGUMENT, "pull: not for a model_output of dtype %d", a.model_output.dtype);
   }
   if (const int status = check_output_dtype(a.pull, a.model_output.dtype, "pull", "model_output")) return status;
+  return check_output(a.pull, a.training.batch, a.training.elements, "pull");
+}
+
+int check(const gmm_scale_pull_arguments& a, Memory memory) {
+  if (const int status = check_training(a.training, a.pull.dtype, "pull", memory, false)) return status;
+  if (is_half(a.pull.dtype)) return fail(GMM_INVALID_ARGUMENT, "pull: dtype %d, which none has", a.pull.dtype);
+  if (is_empty(a.training)) return GMM_SUCCESS;
+  if (a.grad_loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_loss: no data");
   return check_output(a.pull, a.training.batch, a.training.elements, "pull");
 }
 

@@ -166,6 +166,18 @@ int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_op
   return GMM_SUCCESS;
 }
 
+int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_scale_pull_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.pull.dtype);
+  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+               [&](int64_t first, int64_t last) { of.scale_pull(a, first, last); });
+  return GMM_SUCCESS;
+}
+
 int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments, const gmm_cpu_options* options) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
   const gmm_skip_loss_backward_arguments& b = *arguments;

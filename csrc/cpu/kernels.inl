@@ -50,6 +50,7 @@ constexpr TypedKernels typed = {step<T>,
                                 add_noise<T>,
                                 skip_loss_tiles<T>,
                                 skip_loss_samples<T>,
+                                scale_pull<T>,
                                 skip_loss_backward<T>};
 
 const Kernels kernels = {group, typed<float>, typed<double>, standard_normal, dot, subtract_scaled};

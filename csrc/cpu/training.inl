@@ -158,6 +158,19 @@ void skip_loss_samples(const gmm_skip_loss_arguments& a) {
 }
 
 template <class T>
+void scale_pull(const gmm_scale_pull_arguments& a, int64_t first_tile, int64_t last_tile) {
+  const int64_t elements = a.training.elements, tiles = tiles_of(elements);
+  for (int64_t t = first_tile; t < last_tile; ++t) {
+    const int64_t sample = t / tiles, first = (t - sample * tiles) * tile;
+    const auto& row = static_cast<const TrainingRow<T>*>(a.training.coefficients)[index_at(a.training.row, sample)];
+    const T scale = pull_scale(static_cast<const T*>(a.grad_loss)[sample], elements) * row.eps_output;
+    T* pull = static_cast<T*>(sample_of(a.pull, sample).data);
+    const int64_t end = elements - first < tile ? elements : first + tile;
+    for (int64_t i = first; i < end; ++i) pull[i] = scale * pull[i];
+  }
+}
+
+template <class T>
 void skip_loss_backward(const gmm_skip_loss_backward_arguments& b, int64_t first_tile, int64_t last_tile) {
   using G = Group<T>;
   using L = typename G::L;

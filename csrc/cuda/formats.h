@@ -81,6 +81,7 @@ struct Format<GMM_BFLOAT16> {
     for (int i = 0; i < 4; ++i) bits.word[i] = pair(values[2 * i], values[2 * i + 1]);
     return bits;
   }
+  GMM_INLINE float widen(uint16_t half) { return bfloat16_to_float(half); }
   GMM_INLINE uint32_t pair(float low, float high) {
 #if defined(__CUDA_ARCH__)
     uint32_t bits;

@@ -116,6 +116,47 @@ int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments,
   return on_device(*options, [&](int, cudaStream_t stream) { return launch_log_prob_backward(b, stream); });
 }
 
+int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_add_noise_arguments& a = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(a, Memory::device)) return status;
+  if (a.training.batch == 0 || a.training.elements == 0) return GMM_SUCCESS;
+  return on_device(
+      *options, [&](int multiprocessors, cudaStream_t stream) { return launch_add_noise(a, multiprocessors, stream); });
+}
+
+int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_skip_loss_arguments& a = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(a, Memory::device)) return status;
+  if (a.training.batch == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int, cudaStream_t stream) { return launch_skip_loss(a, stream); });
+}
+
+int gmm_cuda_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_scale_pull_arguments& a = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(a, Memory::device)) return status;
+  if (a.training.batch == 0 || a.training.elements == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
+    return launch_scale_pull(a, multiprocessors, stream);
+  });
+}
+
+int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_skip_loss_backward_arguments& b = *arguments;
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(b, Memory::device)) return status;
+  if (b.of.training.batch == 0 || b.of.training.elements == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
+    return launch_skip_loss_backward(b, multiprocessors, stream);
+  });
+}
+
 int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
   const gmm_normal_arguments& a = *arguments;

@@ -1,5 +1,6 @@
 // Launches of the kernels, on the current device; arguments have been checked. Batch and elements are not 0, but for
-// gradients, where tables are written all the same, and samples without elements, which have a density.
+// gradients, where tables are written all the same, and samples without elements, which have a density and
+// a loss.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,6 +14,11 @@ cudaError_t launch_step_backward(const gmm_step_backward_arguments& arguments, i
                                  cudaStream_t stream);
 cudaError_t launch_log_prob(const gmm_log_prob_arguments& arguments, cudaStream_t stream);
 cudaError_t launch_log_prob_backward(const gmm_log_prob_backward_arguments& arguments, cudaStream_t stream);
+cudaError_t launch_add_noise(const gmm_add_noise_arguments& arguments, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_skip_loss(const gmm_skip_loss_arguments& arguments, cudaStream_t stream);
+cudaError_t launch_scale_pull(const gmm_scale_pull_arguments& arguments, int multiprocessors, cudaStream_t stream);
+cudaError_t launch_skip_loss_backward(const gmm_skip_loss_backward_arguments& arguments, int multiprocessors,
+                                      cudaStream_t stream);
 cudaError_t launch_standard_normal(const gmm_normal_arguments& arguments, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_draw_components(const gmm_component_arguments& arguments, cudaStream_t stream);
 

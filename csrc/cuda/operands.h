@@ -161,6 +161,20 @@ GMM_INLINE void store_element(void* data, int32_t dtype, uint32_t i, T value) {
   }
 }
 
+// Beside float64 a gradient may be float32.
+template <class T, int n>
+GMM_INLINE void store_some(void* data, int32_t dtype, uint32_t i, uint32_t count, const T (&values)[n]) {
+  if (sizeof(T) == 8 && dtype != GMM_FLOAT64) {
+    float narrow[n];
+    for (int j = 0; j < n; ++j) narrow[j] = static_cast<float>(values[j]);
+    store_some(data, dtype, i, count, narrow);
+  } else if constexpr (n == 4) {
+    store_four(data, dtype, i, count, values);
+  } else {
+    store_element(data, dtype, i, values[0]);
+  }
+}
+
 template <class T>
 struct LanesOf {
   using type = ScalarLanes;

@@ -87,6 +87,29 @@ inline bool is_common(const gmm_step_backward_arguments& b) {
          a.elements * size_of(dtype) % 16 == 0;
 }
 
+// Whether training tensors that are there have one type, not float64, and can be read four elements at a time.
+template <class... Tensors>
+inline bool is_common_training(const gmm_training& t, int32_t dtype, const Tensors&... tensors) {
+  const auto common = [&](const auto& tensor) {
+    return tensor.data == nullptr ||
+           (tensor.dtype == dtype && is_vector(tensor.data, t.batch, tensor.batch_stride, dtype));
+  };
+  return dtype != GMM_FLOAT64 && t.elements * size_of(dtype) % 16 == 0 && (common(tensors) && ...);
+}
+
+inline bool is_common(const gmm_add_noise_arguments& a) {
+  return is_common_training(a.training, a.sample.dtype, a.sample, a.result, a.noise);
+}
+
+inline bool is_common(const gmm_skip_loss_arguments& a) {
+  return is_common_training(a.training, a.model_output.dtype, a.model_output, a.sample, a.pull);
+}
+
+inline bool is_common(const gmm_skip_loss_backward_arguments& b) {
+  return is_common_training(b.of.training, b.of.model_output.dtype, b.of.model_output, b.of.sample, b.grad_model_output,
+                            b.grad_sample);
+}
+
 // Whether noise goes out in whole vectors of 16 bytes.
 inline bool is_common(const gmm_normal_arguments& a) {
   const int32_t dtype = a.result.dtype;
@@ -117,9 +140,13 @@ struct SumRows {
   int64_t batch, entries, columns, tiles;
 };
 
+inline SumRows sum_rows(void* data, int64_t batch, int64_t elements, int64_t columns) {
+  const int64_t entries = GMM_SUM_ENTRIES(elements);
+  return {data, batch, entries, columns, entries - 1};
+}
+
 inline SumRows sum_rows(void* data, const gmm_step_arguments& a, int64_t columns) {
-  const int64_t entries = GMM_SUM_ENTRIES(a.elements);
-  return {data, a.batch, entries, columns, entries - 1};
+  return sum_rows(data, a.batch, a.elements, columns);
 }
 
 // A level of the tree over a sample's tiles: `count` rows, `stride` apart; a block sums 16 columns of a tile of rows.

@@ -170,6 +170,10 @@ inline gmm_skip_loss_arguments skip_loss(const py::tuple& batch, const py::tuple
           output(pull),    pointer<void>(loss), pointer<void>(workspace)};
 }
 
+inline gmm_scale_pull_arguments scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad) {
+  return {training(batch), output(pull), pointer<const void>(grad)};
+}
+
 inline gmm_skip_loss_backward_arguments skip_loss_backward(const py::tuple& batch, const py::tuple& model_output,
                                                            const py::tuple& sample, std::uintptr_t grad,
                                                            const py::tuple& grad_model_output,

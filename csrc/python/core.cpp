@@ -54,6 +54,12 @@ void skip_step_loss(const py::tuple& batch, const py::tuple& model_output, const
   run([&] { return gmm_cpu_skip_loss(&a, &options); });
 }
 
+void scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad, int threads, int instruction_set) {
+  const gmm_scale_pull_arguments a = arguments::scale_pull(batch, pull, grad);
+  const gmm_cpu_options options = {threads, instruction_set};
+  run([&] { return gmm_cpu_scale_pull(&a, &options); });
+}
+
 void skip_step_loss_backward(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
                              std::uintptr_t grad, const py::tuple& grad_model_output, const py::tuple& grad_sample,
                              int threads, int instruction_set) {
@@ -101,6 +107,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("log_prob_backward", &log_prob_backward);
   m.def("add_noise", &add_noise);
   m.def("skip_step_loss", &skip_step_loss);
+  m.def("scale_pull", &scale_pull);
   m.def("skip_step_loss_backward", &skip_step_loss_backward);
   m.def("standard_normal", &standard_normal);
   m.def("draw_components", &draw_components);

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "density_case.h"
+#include "training_case.h"
 
 namespace {
 
@@ -91,6 +92,32 @@ void test_bad_densities() {
 }
 
 // Nothing to do is done without a device.
+void test_bad_training() {
+  const gmm_cuda_options good = {0, nullptr}, bad_device = {-1, nullptr};
+  TrainingCase c(TrainingOptions(), 1, 0x5A);
+  expect(gmm_cuda_add_noise(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_add_noise(&c.noising, nullptr), GMM_INVALID_ARGUMENT, "options: ");
+  expect(gmm_cuda_skip_loss(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_skip_loss(&c.loss_of, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  expect(gmm_cuda_scale_pull(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_scale_pull(&c.scaling, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  expect(gmm_cuda_skip_loss_backward(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_skip_loss_backward(&c.backward, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  gmm_add_noise_arguments noising = c.noising;
+  noising.noise.dtype = GMM_FLOAT16;
+  expect(gmm_cuda_add_noise(&noising, &good), GMM_INVALID_ARGUMENT, "noise: ");
+  gmm_skip_loss_arguments loss = c.loss_of;
+  loss.workspace = nullptr;
+  expect(gmm_cuda_skip_loss(&loss, &good), GMM_INVALID_ARGUMENT, "workspace: ");
+  loss = c.loss_of;
+  loss.training.row = {nullptr, 0, 3};
+  expect(gmm_cuda_skip_loss(&loss, &good), GMM_OUT_OF_RANGE, "row: ");
+  gmm_skip_loss_backward_arguments backward = c.backward;
+  backward.grad_sample.dtype = GMM_FLOAT64;
+  expect(gmm_cuda_skip_loss_backward(&backward, &good), GMM_INVALID_ARGUMENT, "grad_sample: ");
+  CHECK(c.result.bytes_are(0x5A) && c.loss.bytes_are(0x5A) && c.grad_output.bytes_are(0x5A), "something was written");
+}
+
 void test_empty_batches() {
   const gmm_cuda_options options = {0, nullptr};
   StepOptions empty;
@@ -127,6 +154,7 @@ int main() {
   test_bad_arguments();
   test_bad_gradients();
   test_bad_densities();
+  test_bad_training();
   test_empty_batches();
   test_a_missing_device();
   return check_report();

@@ -138,12 +138,12 @@ def density_inputs(prev_sample: Tensor, weights: Tensor | None) -> tuple[Any, ..
 
 
 def training_batch(
-    sample: Tensor, coefficients: Tensor, seeds: Tensor, row: int | Tensor, step: int | Tensor
+    sample: Tensor, coefficients: Tensor, seeds: Tensor | None, row: int | Tensor, step: int | Tensor
 ) -> tuple[Any, ...]:
     """Return what the extensions take first for training on a batch like `sample`."""
     batch, elements = sample.shape[0], math.prod(sample.shape[1:])
     indices = describe_index(row), describe_index(step)
-    return batch, elements, coefficients.data_ptr(), coefficients.shape[0], *indices, seeds.data_ptr()
+    return batch, elements, coefficients.data_ptr(), coefficients.shape[0], *indices, address(seeds)
 
 
 def loss_inputs(inputs: TrainingInputs) -> tuple[tuple[Any, ...], list[Tensor | None]]:
@@ -298,6 +298,13 @@ class CompiledKernels:
         self._extension.skip_step_loss(
             *described, describe_tensor(pull), result.data_ptr(), workspace.data_ptr(), *self._options(result)
         )
+
+    def scale_pull(
+        self, pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    ) -> None:
+        """Make the gradient of the model's output of a loss's pull, in place."""
+        batch = training_batch(pull, coefficients, None, row, step)
+        self._extension.scale_pull(batch, describe_tensor(pull), grad.data_ptr(), *self._options(pull))
 
     def skip_step_loss_backward(
         self, inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients

@@ -60,6 +60,7 @@ log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward
 add_noise = _kernels.add_noise
 skip_step_loss = _kernels.skip_step_loss
+scale_pull = _kernels.scale_pull
 skip_step_loss_backward = _kernels.skip_step_loss_backward
 standard_normal = _kernels.standard_normal
 

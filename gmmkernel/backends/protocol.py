@@ -143,6 +143,15 @@ class Backend(Protocol):
         """
 
     @staticmethod
+    def scale_pull(
+        pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    ) -> None:
+        """Make the gradient of the model's output of a loss's pull, contiguous, in place, as the next one writes it.
+
+        Given the gradients [B] of the samples' losses.
+        """
+
+    @staticmethod
     def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
         """Write gradients of a loss, given its gradients [B] of the samples' losses."""
 

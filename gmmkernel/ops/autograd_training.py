@@ -98,28 +98,15 @@ def _times_signal(
     grad: Tensor, options: NoiseOptions, coefficients: Tensor, rows: Optional, steps: Optional
 ) -> Tensor:
     """Return SIGNAL times the gradient, rounded once; NaN where row or step is out of range, as x_t is."""
-    signal = _column(TrainingColumn.SIGNAL, options.row, coefficients, rows, steps)
-    return (grad * _beside(signal, grad)).to(grad.dtype)
-
-
-def _column(
-    column: TrainingColumn, row: int, coefficients: Tensor, rows: Optional, steps: Optional
-) -> Tensor:
-    """Return each sample's coefficient, [B] or [1]; NaN where row or step is out of range."""
-    table = coefficients[:, column]
+    signal = coefficients[:, TrainingColumn.SIGNAL]
     if rows is None:
-        values = table[row : row + 1]
+        signal = signal[options.row : options.row + 1]
     else:
-        inside = (rows >= 0) & (rows < table.shape[0])
-        values = torch.where(inside, table[rows.clamp(0, table.shape[0] - 1)], math.nan)
+        inside = (rows >= 0) & (rows < coefficients.shape[0])
+        signal = torch.where(inside, signal[rows.clamp(0, coefficients.shape[0] - 1)], math.nan)
     if steps is not None:
-        values = torch.where((steps >= 0) & (steps <= MAX_STEP), values, math.nan)
-    return values
-
-
-def _beside(of_samples: Tensor, tensor: Tensor) -> Tensor:
-    """Return numbers [B] or [1] such that they go with the elements of a tensor [B, ...]."""
-    return of_samples.reshape(-1, *[1] * (tensor.dim() - 1))
+        signal = torch.where((steps >= 0) & (steps <= MAX_STEP), signal, math.nan)
+    return (grad * signal.reshape(-1, *[1] * (grad.dim() - 1))).to(grad.dtype)
 
 
 class _Loss(torch.autograd.Function):
@@ -149,8 +136,20 @@ class _Loss(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         wanted = tuple(LOSS.primals(ctx.needs_input_grad[1:]))
         pull, ctx.pull = ctx.pull, None
-        if pull is not None and wanted == (True, False) and not torch.is_grad_enabled():
-            made = (pull.mul_(_beside(_factor(grad, ctx.options, pull, *ctx.saved_tensors), pull)), None)
+        if pull is not None and not torch.is_grad_enabled():
+            t = LossTensors(*ctx.saved_tensors)
+            options = ctx.options
+            library.scale_pull(
+                pull,
+                grad.contiguous(),
+                options.row,
+                options.step,
+                options.backend,
+                t.coefficients,
+                t.rows,
+                t.steps,
+            )
+            made = pull, None
         else:
             # torch.compile does not trace one Function in another's backward, nor second derivatives.
             backward = _LossBackward.forward if torch.compiler.is_compiling() else _LossBackward.apply
@@ -160,17 +159,6 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: LossOptions, *given: Any) -> Any:
         return vmap_results(_Loss, LOSS, info.batch_size, in_dims, options, given)
-
-
-def _factor(grad: Tensor, options: LossOptions, pull: Tensor, *given: Any) -> Tensor:
-    """Return what makes the gradient of the model's output of each sample's pull, rounded as a backend would."""
-    t = LossTensors(*given)
-    elements = torch.full_like(grad, math.prod(pull.shape[1:]))
-    return (
-        grad
-        * (-2 / elements)
-        * _column(TrainingColumn.EPS_OUTPUT, options.row, t.coefficients, t.rows, t.steps)
-    )
 
 
 class _LossBackward(torch.autograd.Function):

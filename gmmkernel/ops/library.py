@@ -212,6 +212,20 @@ def _skip_step_loss(pull: bool, row: int, step: int, backend: str, *given: Any) 
     return made
 
 
+def _scale_pull(
+    pull: Tensor,
+    grad: Tensor,
+    row: int,
+    step: int,
+    backend: str,
+    coefficients: Tensor,
+    rows: Tensor | None,
+    steps: Tensor | None,
+) -> None:
+    indices = row if rows is None else rows, step if steps is None else steps
+    backends.load(backend).scale_pull(pull, coefficients, *indices, grad)
+
+
 def _skip_step_loss_backward(
     wanted: Sequence[bool], grad: Tensor, row: int, step: int, backend: str, *given: Any
 ) -> list[Tensor]:
@@ -295,6 +309,12 @@ for _schema, _implementation, _fake in (
         _skip_step_loss_fake,
     ),
     (
+        "scale_pull(Tensor(a!) pull, Tensor grad, SymInt row, SymInt step, str backend, Tensor coefficients, "
+        "Tensor? rows, Tensor? steps) -> ()",
+        _scale_pull,
+        _write_nothing,
+    ),
+    (
         "skip_step_loss_backward(bool[] wanted, Tensor grad, SymInt row, SymInt step, str backend, "
         "Tensor model_output, Tensor? sample, Tensor coefficients, Tensor seeds, Tensor? rows, Tensor? steps) "
         "-> Tensor[]",
@@ -325,6 +345,7 @@ log_prob = torch.ops.gmmkernel.gmm_step_log_prob.default
 log_prob_backward = torch.ops.gmmkernel.gmm_step_log_prob_backward.default
 add_noise = torch.ops.gmmkernel.add_noise.default
 skip_step_loss = torch.ops.gmmkernel.skip_step_loss.default
+scale_pull = torch.ops.gmmkernel.scale_pull.default
 skip_step_loss_backward = torch.ops.gmmkernel.skip_step_loss_backward.default
 standard_normal = torch.ops.gmmkernel.standard_normal.default
 draw_components = torch.ops.gmmkernel.draw_components.default

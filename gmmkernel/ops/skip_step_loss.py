@@ -67,7 +67,7 @@ def skip_step_loss(
     tensors = LossTensors(model_output, sample, coefficients, seeds, rows, steps)
     if checks.wants_gradient("skip_step_loss", tensors, ()):
         # What the gradient is made of goes into its memory in the same pass, but for types that would be rounded twice
-        # so, for transforms, and where the sample has a gradient as well.
+        # so, where the sample has a gradient as well, and for transforms, which draw the noise again in any case.
         plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         alone = model_output.requires_grad and (sample is None or not sample.requires_grad)
         pull = plain and alone and model_output.dtype == coefficients.dtype

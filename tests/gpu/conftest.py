@@ -10,7 +10,7 @@ import torch
 
 # The tests' helpers, also where the conftest above, which makes them importable, is not loaded.
 _TESTS = Path(__file__).resolve().parents[1]
-for _folder in (str(_TESTS), str(_TESTS / "gradients")):
+for _folder in (str(_TESTS), str(_TESTS / "gradients"), str(_TESTS / "training")):
     if _folder not in sys.path:
         sys.path.insert(0, _folder)
 

@@ -76,10 +76,14 @@ def test_only_the_prediction_changes() -> None:
 def test_a_guidance_pair() -> None:
     coefficients = table(guidance_scale=4.0)
     x, o, uncond = normals(0), normals(1), normals(2)
-    pair = dynamic_thresholding(coefficients, 0, x, o, model_output_uncond=uncond, ratio=0.9, max_value=50.0)
-    guided = dynamic_thresholding(coefficients, 0, x, uncond + 4 * (o - uncond), ratio=0.9, max_value=50.0)
-    torch.testing.assert_close(pair, guided, rtol=1e-6, atol=0)
-    assert float(pair[:, Column.X0_OUTPUT].abs().max()) < float(coefficients[0, Column.X0_OUTPUT].abs()) / 2
+    guided = uncond + 4 * (o - uncond)
+    pair = dynamic_thresholding(coefficients, 0, x, o, model_output_uncond=uncond, ratio=0.9, max_value=1e4)
+    one = dynamic_thresholding(coefficients, 0, x, guided, ratio=0.9, max_value=1e4)
+    torch.testing.assert_close(pair, one, rtol=1e-6, atol=0)
+    _, s = truth(x, guided, coefficients[0], 0.9, 1e4)
+    assert bool((s < 1e4).all())
+    wanted = coefficients[0, Column.X0_OUTPUT].double() / s.flatten()
+    torch.testing.assert_close(pair[:, Column.X0_OUTPUT].double(), wanted, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,12 @@ def test_the_raw_operators_pass_pytorch_s_checks(dtype: torch.dtype, per_sample:
     given = (case.data, case.coefficients, case.seeds, *numbers, "cpu")
     opcheck(OPS.add_noise.default, (out, *given, *indices, noise))
     opcheck(OPS.add_noise.default, (out, *given, *indices))
-    for pull in (False, True):
-        if pull and dtype in (torch.bfloat16, torch.float16):
-            continue
+    for left_behind in (False, dtype == case.coefficients.dtype):
         tensors = (case.model_output, case.sample, case.coefficients, case.seeds, *indices)
-        opcheck(OPS.skip_step_loss.default, (pull, *numbers, "cpu", *tensors))
+        opcheck(OPS.skip_step_loss.default, (left_behind, *numbers, "cpu", *tensors))
+    if dtype == case.coefficients.dtype:
+        pull = torch.ones_like(case.model_output)
+        opcheck(OPS.scale_pull.default, (pull, case.grad, *numbers, "cpu", case.coefficients, *indices))
     for wanted in ([True, True], [True, False], [False, True], [False, False]):
         arguments = (wanted, case.grad, *numbers, "cpu", *tensors)
         opcheck(OPS.skip_step_loss_backward.default, arguments)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import DTYPES, assert_same_bits
 from losses import TrainingCase, random_case
 from torch import Tensor
 
@@ -159,9 +159,9 @@ def test_a_sample_that_no_row_reads_is_not_looked_at(backend: str) -> None:
     assert not gradient.any()
 
 
-@pytest.mark.parametrize(("target", "shrinks"), [("independent", True), ("consistent", False)])
-def test_the_best_prediction(target: str, shrinks: bool) -> None:
-    """Data of mean 0 and variance 1: E[e1 | x_t] = sqrt(1 - a) x_t, and "independent" shrinks it by gamma."""
+@pytest.mark.parametrize("target", ["independent", "same", "consistent"])
+def test_the_best_prediction(target: str) -> None:
+    """Data of mean 0 and variance 1: E[e1 | x_t] = sqrt(1 - a) x_t, which the best prediction is a multiple of."""
     timestep, tau, skip = 500, 0.5, 100
     coefficients = training_coefficients(SCHEDULE, tau=tau, skip=skip, target=target, dtype=torch.float64)
     seeds = torch.arange(64)
@@ -176,9 +176,11 @@ def test_the_best_prediction(target: str, shrinks: bool) -> None:
     (curvature,) = torch.autograd.grad(slope, size)
     best = 1 - float(slope.detach() / curvature)
     ratio = a / ALPHAS[timestep - skip]
-    gamma = float(tau / (tau + (1 - tau) * (1 - ratio) / ratio))
-    assert gamma < 0.75
-    assert abs(best - (gamma if shrinks else 1)) < 0.01
+    scale = ((1 - ratio) / ratio).sqrt()
+    weight = tau + (1 - tau) * scale**2
+    expected = {"independent": tau / weight, "same": (tau + (1 - tau) * scale) / weight, "consistent": 1.0}
+    assert expected["independent"] < 0.75
+    assert abs(best - float(expected[target])) < 0.01
 
 
 def test_the_consistent_target_is_the_noise_of_the_skipped_step() -> None:
@@ -194,3 +196,16 @@ def test_the_consistent_target_is_the_noise_of_the_skipped_step() -> None:
         torch.testing.assert_close(kappa, share, rtol=1e-12, atol=0)
         torch.testing.assert_close(kappa**2 + rest**2, torch.ones_like(kappa), rtol=1e-12, atol=0)
         torch.testing.assert_close(rest, (ratio * (1 - a_s) / (1 - a_t)).sqrt(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_data_s_gradient_is_the_signal_s_share(dtype: torch.dtype, backend: str) -> None:
+    case = random_case(6, batch=3, dtype=dtype, per_sample=True)
+    case = replace(case, row=torch.tensor([0, 4, 1]), step=torch.tensor([0, 2**32 - 1, 7]))
+    grad = torch.randn(case.data.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    leaf = case.data.clone().requires_grad_()
+    (made,) = torch.autograd.grad(replace(case, data=leaf).noised(backend=backend), leaf, grad)
+    signal = case.coefficients[case.row, TrainingColumn.SIGNAL]
+    assert_same_bits(made, (grad.to(signal.dtype) * signal[:, None]).to(dtype))
+    (one,) = torch.autograd.grad(replace(case, data=leaf, row=4, step=0).noised(backend=backend), leaf, grad)
+    assert_same_bits(one[1], made[1])

@@ -101,7 +101,7 @@ def test_std_tables_of_any_length(removed: int) -> None:
 def test_large_tiles(dtype: torch.dtype) -> None:
     options: dict[str, Any] = {"output_dtype": dtype, "guidance": False, "history": 0, "prediction": None}
     case = random_case(1, batch=8, shape=(4096,), dtype=dtype, components=8, removed=4096, **options)
-    assert launch._tile(8, 4096, case.sample.get_device()) == launch.LARGE_TILE
+    assert launch.tile_for(8, 4096, case.sample.get_device()) == launch.LARGE_TILE
     assert_same(case)
 
 

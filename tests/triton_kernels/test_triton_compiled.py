@@ -23,10 +23,14 @@ from gmmkernel.backends.triton import launch  # noqa: E402
 from gmmkernel.backends.triton.noise import standard_normal_kernel  # noqa: E402
 from gmmkernel.backends.triton.program import WARPS  # noqa: E402
 
-LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise")]
+LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise", "add-noise")]
 
 # What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
-DRAWING = {"mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"}
+DRAWING = {
+    *("mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
+    *("add-noise", "skip-loss", "skip-loss-backward"),
+}
+TWICE = {"skip-loss"}  # e1 and e2
 # What the assembler makes of a division starts from an estimate.
 DIVIDING = {
     *(
@@ -36,9 +40,17 @@ DIVIDING = {
         "add-density-offsets",
         "add-density-std",
         "add-weights",
+        "finish-loss",
+        "scale-pull",
+        "skip-loss-backward",
     ),
 }
-FUSING = {"backward", "backward-all", "add-offsets", *(DIVIDING - {"add-weights"})}
+FUSING = {
+    "backward",
+    "backward-all",
+    "add-offsets",
+    *(DIVIDING - {"add-weights", "finish-loss", "scale-pull"}),
+}
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
 KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERNELS.values()}
 
@@ -88,7 +100,11 @@ def test_nothing_spills_and_nothing_is_fused_or_approximated(
     divisions = {"div.rn.f64" if name.endswith("float64") else "div.rn.f32"} if kind in DIVIDING else set()
     assert set(re.findall(r"\b(?:div|rcp|sqrt|ex2|lg2)\.\S*f(?:32|64)", ptx)) == divisions
     if not divisions:
-        assert counted(report, r"MUFU") == counted(report, r"MUFU\.RSQ") == (elements // 2 if draws else 0)
+        assert (
+            counted(report, r"MUFU")
+            == counted(report, r"MUFU\.RSQ")
+            == (elements // (1 if kind in TWICE else 2) if draws else 0)
+        )
         assert counted(report, r"DFMA") == 0
     # Without a rounding mode the assembler might fuse a product and a sum.
     assert not re.search(r"\b(?:mul|add|sub)\.f(?:32|64)", ptx)
@@ -106,7 +122,7 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(architecture: str, name
     accesses = memory(report)
     assert {op: count for op, count in accesses.items() if op.startswith("STG")} == {"STG.E.128": vectors}
     tables = 2 * ELEMENTS_PER_THREAD // 4 if kind == "mixture" else 0
-    tensors = 0 if kind == "noise" else 2
+    tensors = {"noise": 0, "add-noise": 1}.get(kind, 2)
     assert accesses.get("LDG.E.128", 0) == tensors * vectors + tables
 
 

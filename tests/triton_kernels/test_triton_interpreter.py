@@ -13,7 +13,9 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 
 
-@pytest.mark.parametrize("file", ["interpreted.py", "interpreted_backward.py", "interpreted_density.py"])
+@pytest.mark.parametrize(
+    "file", ["interpreted.py", "interpreted_backward.py", "interpreted_density.py", "interpreted_training.py"]
+)
 def test_interpreted_kernels_give_the_same_bits(file: str) -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):
         pytest.skip(f"Triton {triton.__version__} interprets fma as a multiplication and an addition")

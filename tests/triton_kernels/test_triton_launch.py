@@ -16,8 +16,15 @@ from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from gmmkernel.backends.constants import Prediction, Stream  # noqa: E402
-from gmmkernel.backends.protocol import StepGradients, StepInputs  # noqa: E402
-from gmmkernel.backends.triton import launch, launch_backward, launch_density, launch_sums, program  # noqa: E402
+from gmmkernel.backends.protocol import StepGradients, StepInputs, TrainingGradients, TrainingInputs  # noqa: E402
+from gmmkernel.backends.triton import (  # noqa: E402
+    launch,
+    launch_backward,
+    launch_density,
+    launch_sums,
+    launch_training,
+    program,
+)
 
 STREAM = 77  # the current one
 DEVICE = -1  # what a CPU tensor says its device is
@@ -25,7 +32,7 @@ DEVICE = -1  # what a CPU tensor says its device is
 
 PROGRAMS = [
     value
-    for module in (launch, launch_backward, launch_density, launch_sums)
+    for module in (launch, launch_backward, launch_density, launch_sums, launch_training)
     for value in vars(module).values()
     if isinstance(value, program.Program)
 ]
@@ -184,6 +191,34 @@ def test_only_the_gradients_asked_for_are_launched(driver: Driver) -> None:
         gradients = StepGradients(**{name: getattr(every, name) for name in wanted})
         launch_backward.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients)
         assert len(driver.launches) == count_of
+
+
+def test_training_compiles_once_for_all_sizes_rows_and_seeds(driver: Driver) -> None:
+    def launched(batch: int, elements: int, rows: int = 3) -> list[Launch]:
+        driver.launches.clear()
+        data, output = torch.empty(2, batch, elements)
+        coefficients, seeds = torch.empty(rows, 9), torch.arange(batch)
+        row = torch.zeros(batch, dtype=torch.int64)
+        launch_training.add_noise(data, coefficients, seeds, row, 3, torch.empty_like(data))
+        inputs = TrainingInputs(output, None, coefficients, seeds, row, 4)
+        losses = torch.empty(batch)
+        launch_training.skip_step_loss(inputs, losses, torch.empty_like(output))
+        launch_training.scale_pull(torch.empty_like(output), coefficients, row, 4, losses)
+        launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients(torch.empty_like(output)))
+        launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients())  # nothing to do
+        return list(driver.launches)
+
+    # Noise; sums of tiles, of these, and the losses; the gradients, from the pull and without it.
+    first = launched(3, 3000)
+    assert [each.grid for each in first] == [
+        *[(3, 3, 1), (3, 3, 1), (1, 3, 1), (1, 3, 1), (3, 3, 1), (3, 3, 1)],
+    ]
+    functions = [each.function for each in first]
+    assert len(set(functions)) == 6
+    more = launched(5, 1027, rows=7)
+    assert [each.function for each in more] == functions
+    assert all(each.direct for each in more)
+    assert [each.function for each in launched(1, 5)] == [*functions[:2], *functions[3:]]
 
 
 def test_numbers_and_addresses_share_a_kernel_and_types_do_not(driver: Driver) -> None:

@@ -224,6 +224,14 @@ typedef struct gmm_skip_loss_arguments {
   void* workspace;  /* [batch][GMM_SUM_ENTRIES(elements)] numbers of that type */
 } gmm_skip_loss_arguments;
 
+/* The gradient of the model's output from the pull, in the pull's memory: what gmm_skip_loss_backward_arguments gives.
+ */
+typedef struct gmm_scale_pull_arguments {
+  gmm_training training; /* its seeds are not looked at */
+  gmm_output pull;       /* as the loss wrote it */
+  const void* grad_loss; /* [batch], of the coefficients' type */
+} gmm_scale_pull_arguments;
+
 typedef struct gmm_skip_loss_backward_arguments {
   gmm_skip_loss_arguments of; /* as given; pull, loss and workspace are not looked at */
   const void* grad_loss;      /* [batch], of the coefficients' type */
@@ -270,6 +278,7 @@ GMM_API int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_
 GMM_API int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
                                        const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
@@ -302,6 +311,7 @@ GMM_API int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* ar
                                        const gmm_cuda_options* options);
 GMM_API int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
                                         const gmm_cuda_options* options);
 GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);

@@ -339,6 +339,19 @@ def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None =
 
 
 @_exact_environment()
+def scale_pull(
+    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+) -> None:
+    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
+    rows = _per_sample(row, pull.shape[0], coefficients.shape[0], "row")
+    _per_sample(step, pull.shape[0], 2**32, "step")
+    for b, of_row in enumerate(rows):
+        c = coefficients[of_row].numpy()
+        scale = training.pull_scale(grad[b].numpy(), c[TrainingColumn.EPS_OUTPUT], pull[b].numel())
+        _write(pull[b], scale * _read(pull[b], c.dtype))
+
+
+@_exact_environment()
 def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
     """Write gradients of a loss, given its gradients [B] of the samples' losses; see `Backend`."""
     for b, of_sample in enumerate(_training_samples(inputs)):

@@ -95,6 +95,18 @@ def skip_step_loss(
     return tree_sum(terms) / output.dtype.type(output.size), pull
 
 
+def pull_scale(grad: Array, coefficient: Array, elements: int) -> Array:
+    """Return what makes a gradient of a pull.
+
+    Args:
+        grad: scalar, derivative of a loss with respect to the sample's.
+        coefficient: the row's EPS_OUTPUT or EPS_SAMPLE.
+        elements: D.
+    """
+    scale: Array = (grad * (grad.dtype.type(-2) / grad.dtype.type(elements))) * coefficient
+    return scale
+
+
 def skip_step_loss_backward(
     grad: Array, output: Array, sample: Array | None, row: Array, seed: int, step: int
 ) -> tuple[Array, Array]:
@@ -109,8 +121,7 @@ def skip_step_loss_backward(
         step: the same.
     """
     _, pull = skip_step_loss(output, sample, row, seed, step)
-    factor = grad * (output.dtype.type(-2) / output.dtype.type(output.size))
-    of_output = (factor * row[TrainingColumn.EPS_OUTPUT]) * pull
+    of_output = pull_scale(grad, row[TrainingColumn.EPS_OUTPUT], output.size) * pull
     if row[TrainingColumn.EPS_SAMPLE] == 0:
         return of_output, np.zeros_like(output)
-    return of_output, (factor * row[TrainingColumn.EPS_SAMPLE]) * pull
+    return of_output, pull_scale(grad, row[TrainingColumn.EPS_SAMPLE], output.size) * pull

@@ -19,14 +19,24 @@ from gmmkernel.backends.triton.launch import (
 )
 from gmmkernel.backends.triton.launch_backward import gmm_step_backward
 from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
+from gmmkernel.backends.triton.launch_training import (
+    add_noise,
+    scale_pull,
+    skip_step_loss,
+    skip_step_loss_backward,
+)
 
 __all__ = [
+    "add_noise",
     "describe",
     "draw_components",
     "gmm_step",
     "gmm_step_backward",
     "log_prob",
     "log_prob_backward",
+    "scale_pull",
+    "skip_step_loss",
+    "skip_step_loss_backward",
     "standard_normal",
     "why_unusable",
 ]

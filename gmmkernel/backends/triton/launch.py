@@ -64,7 +64,7 @@ def _multiprocessors(device: int) -> int:
     return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _tile(batch: int, elements: int, device: int) -> int:
+def tile_for(batch: int, elements: int, device: int) -> int:
     """Return the elements of a program: many where tiles are full and each multiprocessor still has enough of them."""
     tiles = batch * (elements // LARGE_TILE)
     large = elements % LARGE_TILE == 0 and tiles >= 8 * _multiprocessors(device)
@@ -106,7 +106,7 @@ def gmm_step(
     # With more tensors, a large tile's elements do not fit into registers.
     plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
     device = target.get_device()
-    tile = _tile(batch, elements, device) if plain else SMALL_TILE
+    tile = tile_for(batch, elements, device) if plain else SMALL_TILE
     whole = is_whole(elements, tile, samples, strides)
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
@@ -138,7 +138,7 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     if elements == 0:
         return
     device = target.get_device()
-    tile = _tile(batch, elements, device)
+    tile = tile_for(batch, elements, device)
     stride = target.stride()[0]
     steps, *step_numbers = sample_index(step)
     launch_grid(

@@ -330,14 +330,14 @@ def test_a_mixture_that_does_not_fit_into_memory(
 
 
 def test_a_mixture_is_not_larger_than_its_estimate() -> None:
-    """The most memory that a process of its own has taken when the first step is done."""
+    """How far a process of its own goes above the most memory it has taken before (to import, mainly)."""
     code = """if True:
         import resource, torch
         from gmmkernel.integrations.diffusers import GMMDDIMScheduler, memory
         asked = []
         memory._gigabytes = lambda size: asked.append(size) or ""
         memory.available_bytes, there = lambda device: 0, memory.available_bytes
-        scheduler = GMMDDIMScheduler(weights=[1, 2, 3, 4], n_components=4)
+        scheduler = GMMDDIMScheduler(weights=[1, 3], n_components=2)
         scheduler.set_timesteps(4)
         small, x = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 512, 512)
         try:
@@ -353,7 +353,7 @@ def test_a_mixture_is_not_larger_than_its_estimate() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert 1 / 3 < float(result.stdout) < 1, result.stdout
+    assert 0.1 < float(result.stdout) < 1, result.stdout
 
 
 def test_memory_that_is_there() -> None:

@@ -14,7 +14,7 @@ from gmmkernel import flow_coefficients, gaussian_mixture, gmm_step, seeds_from_
 from gmmkernel.integrations.diffusers import GMMFlowMatchScheduler
 
 FLOAT32 = 1e-6
-"""Largest relative error against diffusers' float32 step; over all cases here the largest is 3.2e-7."""
+"""Largest relative error against diffusers' float32 step; over all cases here the largest is 2.1e-7."""
 
 Timesteps = dict[str, Any]
 

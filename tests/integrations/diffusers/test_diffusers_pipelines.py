@@ -17,8 +17,8 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler, ddim, flow
 
-FLOAT32 = 2e-5
-"""Largest difference of pictures in [0, 1] from those of diffusers' scheduler; the largest here is 2.1e-6."""
+FLOAT32 = 4e-6
+"""Largest difference of pictures in [0, 1] from those of diffusers' scheduler; the largest here is 3.6e-7."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 needs_transformers = pytest.mark.skipif(
@@ -81,7 +81,7 @@ def test_a_pipeline(
     torch.manual_seed(0)
     assert np.array_equal(first, mixed(generators(count)))
     assert np.isfinite(first).all()
-    assert np.abs(first - plain).max() > 100 * FLOAT32
+    assert np.abs(first - plain).max() > 500 * FLOAT32
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])

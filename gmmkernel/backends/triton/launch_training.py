@@ -1,0 +1,143 @@
+"""Launches of the Triton kernels for training."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gmmkernel.backends.compiled import by_sample
+from gmmkernel.backends.constants import SUM_TILE
+from gmmkernel.backends.protocol import TrainingGradients, TrainingInputs
+from gmmkernel.backends.triton.launch import (
+    PTX,
+    SMALL_TILE,
+    is_whole,
+    launch_grid,
+    sample_index,
+    tile_for,
+    tiles_of,
+)
+from gmmkernel.backends.triton.launch_sums import levels, sum_levels
+from gmmkernel.backends.triton.program import Program
+from gmmkernel.backends.triton.training import (
+    add_noise_kernel,
+    finish_loss_kernel,
+    scale_pull_kernel,
+    skip_loss_backward_kernel,
+    skip_loss_kernel,
+)
+
+_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SCALE_PULL, _SKIP_LOSS_BACKWARD = map(
+    Program,
+    (add_noise_kernel, skip_loss_kernel, finish_loss_kernel, scale_pull_kernel, skip_loss_backward_kernel),
+)
+
+
+def add_noise(
+    sample: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    row: int | Tensor,
+    step: int | Tensor,
+    result: Tensor,
+    noise: Tensor | None = None,
+) -> None:
+    """Write the training sample x_t of `sample` x0, and on request the noise in it; see `Backend`."""
+    if result.numel() == 0:
+        return
+    target, source = by_sample(result), by_sample(sample)
+    batch, elements, device = len(target), target[0].numel(), target.get_device()
+    strides = source.stride()[0], target.stride()[0]
+    plain = noise is None and target.itemsize < 8
+    tile = tile_for(batch, elements, device) if plain else SMALL_TILE
+    whole = is_whole(elements, tile, (source, target, noise), (*strides, elements))
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
+        _ADD_NOISE,
+        tiles_of(elements, tile),
+        batch,
+        (source, target, noise, coefficients, rows, steps, seeds),
+        (*strides, coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (tile, whole, PTX),
+        device,
+    )
+    if target is not result:
+        result.copy_(target)
+
+
+def _read(inputs: TrainingInputs) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+    """Return the model's output and x_t, samples of each contiguous, and their strides."""
+    output = by_sample(inputs.model_output)
+    sample = None if inputs.sample is None else by_sample(inputs.sample)
+    return output, sample, (output.stride()[0], 0 if sample is None else sample.stride()[0])
+
+
+def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
+    """Write the loss of each sample, [B], and on request the pull of its elements; see `Backend`."""
+    output, sample, strides = _read(inputs)
+    batch, device = len(output), output.get_device()
+    elements = output.numel() // max(batch, 1)
+    tiles = max(1, tiles_of(elements, SUM_TILE))
+    sums = result.new_empty(batch, sum(levels(tiles)), 1)
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    whole = is_whole(elements, SUM_TILE, (output, sample, pull), (*strides, elements))
+    launch_grid(
+        _SKIP_LOSS,
+        tiles,
+        batch,
+        (output, sample, sums, pull, inputs.coefficients, rows, steps, inputs.seeds),
+        (
+            *strides,
+            sums.shape[1],
+            inputs.coefficients.shape[0],
+            *row_numbers,
+            *step_numbers,
+            elements,
+        ),
+        (whole, PTX),
+        device,
+    )
+    sum_levels(sums, tiles)
+    launch_grid(_FINISH_LOSS, 1, batch, (result, sums), (sums.shape[1], elements), (), device)
+
+
+def scale_pull(
+    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+) -> None:
+    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
+    if pull.numel() == 0:
+        return
+    elements = pull[0].numel()
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
+        _SCALE_PULL,
+        tiles_of(elements, SMALL_TILE),
+        len(pull),
+        (pull, grad, coefficients, rows, steps),
+        (coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, is_whole(elements, SMALL_TILE, [pull], [elements]), PTX),
+        pull.get_device(),
+    )
+
+
+def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
+    """Write gradients of a loss, given its gradients [B] of the samples' losses; see `Backend`."""
+    output, sample, strides = _read(inputs)
+    if output.numel() == 0 or gradients == TrainingGradients():
+        return
+    batch, elements = len(output), output[0].numel()
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    tensors = (output, sample, *gradients)
+    whole = is_whole(elements, SMALL_TILE, tensors, (*strides, elements, elements))
+    launch_grid(
+        _SKIP_LOSS_BACKWARD,
+        tiles_of(elements, SMALL_TILE),
+        batch,
+        (output, sample, grad, *gradients, inputs.coefficients, rows, steps, inputs.seeds),
+        (*strides, inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, whole, PTX),
+        output.get_device(),
+    )
