@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: sample test test-slow gpu-check lint format bench train golden accuracy wheel clean
+.PHONY: sample test test-slow gpu-check lint format bench train study golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
 sample: $(VENV)/ready
@@ -42,6 +42,10 @@ bench: $(VENV)/ready
 # Train the digits model, its classifier and the reference statistics again (about a quarter of an hour on one core).
 train: $(VENV)/ready
 	$(PY) tools/train_digits.py
+
+# Models trained with and without the skip-step loss, compared: hours of one core; stop it and it goes on the next time.
+study: $(VENV)/ready
+	$(PY) -m studies.skip_step --report docs
 
 # After a deliberate change of the mathematics only.
 golden: $(VENV)/ready

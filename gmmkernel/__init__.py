@@ -47,6 +47,7 @@ from gmmkernel.schedules import (
     training_coefficients,
 )
 from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
+from gmmkernel.training import Trainer
 
 __version__ = _version("gmmkernel")
 
@@ -73,6 +74,7 @@ __all__ = [
     "StackedSamplers",
     "StepState",
     "Stream",
+    "Trainer",
     "TrainingColumn",
     "add_noise",
     "ddim_coefficients",

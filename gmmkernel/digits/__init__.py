@@ -10,6 +10,7 @@ from gmmkernel.digits.distance import (
     frechet_distance,
 )
 from gmmkernel.digits.loading import load_classifier, load_statistics, load_unet
+from gmmkernel.digits.training import denoising_loss, digits_trainer
 from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "NUM_FEATURES",
     "DigitsClassifier",
     "DigitsUNet",
+    "denoising_loss",
     "digit_fid",
     "digit_fid_by_group",
     "digit_fid_with_error",
+    "digits_trainer",
     "feature_statistics",
     "frechet_distance",
     "load_classifier",

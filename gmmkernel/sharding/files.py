@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gmmkernel._files import write_whole
+
 _SHARD = re.compile(r"shard-(\d{6,})\.safetensors")
 _LABEL = "gmmkernel"
-_LEFTOVERS = ".*.tmp-gmmkernel"
 
 
 def digest(tensor: Tensor) -> str:
@@ -27,34 +26,6 @@ def digest(tensor: Tensor) -> str:
     found = hashlib.sha256(f"{own.dtype} {tuple(own.shape)} ".encode())
     found.update(own.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all, whenever the process is killed.
-
-    It is written under another name in the same folder, flushed to the disk, and renamed.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp-gmmkernel")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name too
-    finally:
-        os.close(folder)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write."""
-    for path in folder.glob(_LEFTOVERS):
-        path.unlink(missing_ok=True)
 
 
 def shard_path(folder: Path, shard: int) -> Path:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmmkernel._files import write_whole
 from gmmkernel.samplers import Sampler
-from gmmkernel.sharding.files import digest, write_whole
+from gmmkernel.sharding.files import digest
 
 Manifest = dict[str, Any]
 

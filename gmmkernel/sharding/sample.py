@@ -11,9 +11,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from gmmkernel._checks import check_integer
+from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.checks import check_seeds
 from gmmkernel.samplers import Model, Sampler
-from gmmkernel.sharding.files import check_shard, remove_leftovers, shards_in, write_shard
+from gmmkernel.sharding.files import check_shard, shards_in, write_shard
 from gmmkernel.sharding.manifest import (
     Manifest,
     describe,

@@ -42,6 +42,11 @@ def train(
     torch.use_deterministic_algorithms(deterministic)
 
 
+def measured(printed: str) -> list[str]:
+    """Return the lines that do not tell of training."""
+    return [line for line in printed.splitlines() if not line.startswith(("step ", "trained in"))]
+
+
 SHORT = ("--steps", "5", "--classifier-steps", "5", "--samples", "10")
 
 
@@ -49,6 +54,8 @@ def test_five_steps_twice(train: Callable[..., str], tmp_path: Path) -> None:
     printed = train("--output", str(tmp_path / "first"), *SHORT)
     assert "held-out accuracy" in printed
     assert "digit-FID" in printed
+    again = train("--output", str(tmp_path / "first"), *SHORT, "--keep-classifier", "--keep-unet")
+    assert measured(again) == measured(printed)
     torch.manual_seed(123)  # The script's own seed decides, not the state it finds.
     train("--output", str(tmp_path / "second"), *SHORT, evaluate=False)
     train("--output", str(tmp_path / "other"), *SHORT, "--seed", "1", evaluate=False)
@@ -58,6 +65,12 @@ def test_five_steps_twice(train: Callable[..., str], tmp_path: Path) -> None:
         first = (tmp_path / "first" / name).read_bytes()
         assert first == (tmp_path / "second" / name).read_bytes()
         assert first != (tmp_path / "other" / name).read_bytes()
+
+    kept = {name: (tmp_path / "second" / name).stat().st_mtime_ns for name in names}
+    train("--output", str(tmp_path / "second"), *SHORT, "--keep-classifier", "--seed", "1", evaluate=False)
+    second = {name: (tmp_path / "second" / name).stat().st_mtime_ns for name in names}
+    assert [name for name in names if second[name] != kept[name]] == ["unet.safetensors"]
+    assert (tmp_path / "second" / names[2]).read_bytes() == (tmp_path / "other" / names[2]).read_bytes()
 
     unet = digits.DigitsUNet()
     unet.load_state_dict(load_file(tmp_path / "first" / "unet.safetensors"))

@@ -145,7 +145,7 @@ def test_an_error_while_a_shard_is_written_leaves_nothing(
 
     run(tmp_path, seeds=SEEDS[:1])
     (tmp_path / shard_names(0)[0]).unlink()
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     before = identities(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         run(tmp_path, seeds=SEEDS[:1])

@@ -1,0 +1,157 @@
+"""Table and plot of the study of the skip-step loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gmmkernel._files import write_whole
+from studies.skip_step_methods import BASELINE, METHODS, SAMPLERS
+
+Results = Mapping[tuple[str, int], Mapping[str, float]]
+"""Of each method's name and seed: digit-FID by sampler and steps, and the held-out loss."""
+
+TABLE_FILE, PLOT_FILE = "skip_step_table.md", "skip_step.png"
+POWER = 0.8
+LEVEL = 0.05
+
+
+class Settings(NamedTuple):
+    """What decides the results.
+
+    Attributes:
+        training_steps: of each model.
+        seeds: trainings of each loss.
+        samples: digits for each distance.
+        sampling_steps: numbers of steps that are tried.
+    """
+
+    training_steps: int
+    seeds: int
+    samples: int
+    sampling_steps: tuple[int, ...]
+
+
+class Difference(NamedTuple):
+    """How a method differs from the baseline, over the seeds that both have.
+
+    Attributes:
+        mean: of the differences, seed by seed; negative is better.
+        error: its standard error.
+        visible: the size that a true difference would need to be found, with probability 0.8 at the two-sided level
+            of 5%: (t_0.975 + t_0.8) standard errors, with Student's t of one less than the seeds.
+    """
+
+    mean: float
+    error: float
+    visible: float
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error; NaN for the error of one value."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, math.nan
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return mean, math.sqrt(variance / len(values))
+
+
+def difference(results: Results, method: str, column: str) -> Difference | None:
+    """Compare a method with the baseline; None where no seed has both."""
+    pairs = [
+        found[column] - results[BASELINE, seed][column]
+        for (name, seed), found in results.items()
+        if name == method and (BASELINE, seed) in results
+    ]
+    if not pairs:
+        return None
+    mean, error = mean_and_error(pairs)
+    if len(pairs) < 2:
+        return Difference(mean, error, math.nan)
+    from scipy.stats import t  # comes with scikit-learn
+
+    student = t(len(pairs) - 1)
+    return Difference(mean, error, float(student.ppf(1 - LEVEL / 2) + student.ppf(POWER)) * error)
+
+
+def table(settings: Settings, results: Results) -> str:
+    """Return the results as Markdown."""
+    seeds = sorted({seed for _, seed in results})
+    lines = [
+        f"digit-FID of {settings.samples} samples, as many of each digit; models trained for "
+        f"{settings.training_steps} steps; mean ± standard error over {len(seeds)} of {settings.seeds} training seeds. "
+        f"Lower is better. Below the first line: the difference from {BASELINE}, seed by seed, ± its standard error, "
+        "and in brackets the size that a true difference would need to be found (80% power, two-sided 5%).",
+        "",
+    ]
+    for sampler in SAMPLERS:
+        columns = [f"{sampler} {steps}" for steps in settings.sampling_steps]
+        lines += ["| " + " | ".join(["", *(f"{column} steps" for column in columns)]) + " |"]
+        lines += ["|" + "---|" * (len(columns) + 1)]
+        for method in METHODS:
+            cells = [_cell(results, method.name, column) for column in columns]
+            lines.append("| " + " | ".join([method.name, *cells]) + " |")
+        lines.append("")
+    lines += ["| | held-out loss of the noise |", "|---|---|"]
+    for method in METHODS:
+        if method.trained:
+            lines.append(f"| {method.name} | {_cell(results, method.name, 'held-out loss', 4)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(results: Results, method: str, column: str, digits: int = 2) -> str:
+    if method == BASELINE:
+        values = [found[column] for (name, _), found in results.items() if name == BASELINE]
+        if not values:
+            return ""
+        mean, error = mean_and_error(values)
+        return f"{mean:.{digits}f} ± {error:.{digits}f}"
+    found = difference(results, method, column)
+    if found is None:
+        return ""
+    return f"{found.mean:+.{digits}f} ± {found.error:.{digits}f} ({found.visible:.{digits}f})"
+
+
+def write_plot(path: Path, settings: Settings, results: Results) -> None:
+    """Draw the differences from the baseline: one panel a sampler."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(SAMPLERS), 4.8), layout="constrained")
+    axes = figure.subplots(1, len(SAMPLERS), sharey=True, squeeze=False)[0]
+    methods = [method for method in METHODS if method.name != BASELINE]
+    count = len(settings.sampling_steps)
+    for axis, sampler in zip(axes, SAMPLERS, strict=True):
+        axis.axvline(0, color="0.6", linewidth=1)
+        for number, steps in enumerate(settings.sampling_steps):
+            found = [difference(results, method.name, f"{sampler} {steps}") for method in methods]
+            shown = [
+                (-row - (number - (count - 1) / 2) * 0.2, d) for row, d in enumerate(found) if d is not None
+            ]
+            axis.errorbar(
+                [d.mean for _, d in shown],
+                [height for height, _ in shown],
+                xerr=[0.0 if math.isnan(d.error) else d.error for _, d in shown],
+                fmt="osD^v"[number % 5],
+                markersize=5,
+                capsize=2,
+                label=f"{steps} steps",
+            )
+        axis.set_title(sampler)
+        axis.set_xlabel(f"digit-FID, difference from {BASELINE}")
+    axes[0].set_yticks([-row for row in range(len(methods))], [method.name for method in methods])
+    axes[-1].legend(loc="best", frameon=False)
+    figure.suptitle(
+        "Skip-step loss against DDPM's, mean ± standard error over training seeds; left is better"
+    )
+    figure.savefig(path, dpi=110)
+
+
+def write_report(folder: Path, settings: Settings, results: Results) -> str:
+    """Write table and plot; return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = table(settings, results)
+    write_whole(folder / TABLE_FILE, text.encode())
+    write_plot(folder / PLOT_FILE, settings, results)
+    return text
