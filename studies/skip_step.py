@@ -4,15 +4,18 @@ Models are trained with DDPM's loss and with the skip-step loss, from the same s
 with three samplers from the same seeds, and is compared by digit-FID, seed by seed. Beside them stand what the losses
 amount to without training: the baseline's output scaled to their optimum. Needs scikit-learn and matplotlib.
 
-What is done is kept in the output folder: stop it whenever you like, run it again, and it goes on.
+What is done is kept in the output folder: stop it whenever you like, run it again, and it goes on. Run it several
+times at once, and the processes share the seeds; each uses one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -119,6 +122,51 @@ def check_settings(folder: Path, settings: Settings) -> None:
     write_whole(path, text.encode())
 
 
+def result_file(folder: Path, method: Method, seed: int) -> Path:
+    """Where a method's distances are kept."""
+    return folder / f"{method.name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+
+
+def read_results(folder: Path, settings: Settings) -> dict[tuple[str, int], dict[str, float]]:
+    """Return what is done."""
+    files = {
+        (method.name, seed): result_file(folder, method, seed)
+        for seed in range(settings.seeds)
+        for method in METHODS
+    }
+    return {key: json.loads(path.read_text()) for key, path in files.items() if path.exists()}
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Hold a lock file, so that several processes can share a folder; yield False where another one holds it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def study_seed(seed: int, settings: Settings, folder: Path, end: float) -> None:
+    """Do what is left of one seed's trainings and measurements."""
+    for method in METHODS:
+        path = result_file(folder, method, seed)
+        if path.exists():
+            continue
+        begin = time.process_time()
+        unet = train(method, seed, settings, folder, end)
+        trained = time.process_time()
+        found = measure(method, unet, settings, end)
+        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+        print(
+            f"seed {seed}, {method.name}: trained in {trained - begin:.0f} s of processor time, "
+            f"measured in {time.process_time() - trained:.0f} s",
+            flush=True,
+        )
+
+
 def main(words: Sequence[str] | None = None) -> bool:
     """Do what is left of the study, as far as the time goes, and report what there is.
 
@@ -133,30 +181,19 @@ def main(words: Sequence[str] | None = None) -> bool:
     )
     folder, end = arguments.output, time.monotonic() + 60 * arguments.minutes
     check_settings(folder, settings)
-    results: dict[tuple[str, int], dict[str, float]] = {}
-    complete = True
+    # Seed by seed, so that a study that is stopped has pairs to compare.
     try:
-        # Seed by seed, so that a study that is stopped has pairs to compare.
         for seed in range(settings.seeds):
-            for method in METHODS:
-                path = folder / f"{method.name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
-                if not path.exists():
-                    begin = time.process_time()
-                    unet = train(method, seed, settings, folder, end)
-                    trained = time.process_time()
-                    found = measure(method, unet, settings, end)
-                    write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
-                    print(
-                        f"seed {seed}, {method.name}: trained in {trained - begin:.0f} s of processor time, "
-                        f"measured in {time.process_time() - trained:.0f} s",
-                        flush=True,
-                    )
-                results[method.name, seed] = json.loads(path.read_text())
+            with taken(folder / f"seed-{seed}.lock") as mine:
+                if mine:
+                    study_seed(seed, settings, folder, end)
     except OutOfTimeError:
-        complete = False
+        pass
+    results = read_results(folder, settings)
+    complete = len(results) == settings.seeds * len(METHODS)
     print(write_report(arguments.report or folder, settings, results))
     if not complete:
-        print("out of time: run it again to go on")
+        print("not complete: run it again to go on")
     return complete
 
 

@@ -209,8 +209,8 @@ class Sampler:
     def _write(
         self, index: int, history: tuple[Tensor, ...], sample: Tensor, prediction: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return the history after this step, with what the op stored of it."""
-        raise NotImplementedError
+        """Return the history after this step, with what the op stored of it; here nothing is kept."""
+        return ()
 
     def _predict_x0(
         self, index: int, sample: Tensor, output: Tensor, uncond: Tensor | None, seeds: Tensor

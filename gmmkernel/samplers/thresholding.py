@@ -100,9 +100,13 @@ class Thresholding(NamedTuple):
 
         Raises:
             TypeError: a number has the wrong type.
-            ValueError: a number is out of range, or the data is clipped as well.
+            ValueError: a number is out of range, the data is clipped as well, or there is a bound without a ratio.
         """
         if ratio is None:
+            if max_value != 1:
+                raise ValueError(
+                    f"sample_max_value: expected 1.0 without dynamic_thresholding_ratio, got {max_value!r}"
+                )
             return None
         if clip_sample_range is not None:
             raise ValueError(

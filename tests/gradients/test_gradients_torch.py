@@ -23,8 +23,7 @@ from differentiable import (
     with_leaves,
 )
 from helpers import DTYPES, assert_same_bits, random_case
-from torch import Tensor, nn
-from torch.library import opcheck
+from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 
 from gmmkernel import gmm_step
@@ -56,12 +55,12 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     grad = torch.ones_like(case.sample)
     of_step = (*tensors, case.seeds, row[1], steps, case.mixture.thresholds, list(case.history))
     for wanted in ([True] * 8, [True, False] * 4):
-        opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, row[0], 0, "cpu", *of_step))
+        library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, row[0], 0, "cpu", *of_step))
     weights = DENSITY.case.mixture.weights
     of_density = (*tensors, DENSITY.prev_sample, weights, row[1], list(case.history))
-    opcheck(OPS.gmm_step_log_prob.default, (row[0], "cpu", *of_density))
+    library.opcheck(OPS.gmm_step_log_prob.default, (row[0], "cpu", *of_density))
     shares = torch.ones(3, 3) / 3
-    opcheck(
+    library.opcheck(
         OPS.gmm_step_log_prob_backward.default,
         ([True] * 10, torch.ones(3), shares, row[0], "cpu", *of_density),
     )

@@ -246,6 +246,10 @@ def test_bad_thresholding(make: Any) -> None:
             "dynamic_thresholding_ratio: expected a number from 0 to 1, got 1.5",
         ),
         (
+            {"sample_max_value": 2.0},
+            "sample_max_value: expected 1.0 without dynamic_thresholding_ratio, got 2.0",
+        ),
+        (
             {"dynamic_thresholding_ratio": 0.9, "sample_max_value": 0},
             "sample_max_value: expected a finite number > 0, got 0",
         ),

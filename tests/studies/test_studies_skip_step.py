@@ -47,7 +47,7 @@ def test_a_study_that_was_stopped_gives_the_same(
     assert not skip_step.main(
         ["--output", str(stopped), "--minutes", "0", *SHORT]
     )  # one step and a checkpoint
-    assert "out of time" in capsys.readouterr().out
+    assert "not complete" in capsys.readouterr().out
     assert (stopped / "baseline-0" / "checkpoint.safetensors").exists()
     assert skip_step.main(["--output", str(stopped), "--report", str(tmp_path / "docs"), *SHORT])
     names = sorted(path.name for path in whole.glob("*-*.json"))
@@ -70,6 +70,18 @@ def test_a_study_that_was_stopped_gives_the_same(
     assert f"| {BASELINE} | {sum(measured) / 2:.2f} ± {abs(measured[0] - measured[1]) / 2:.2f} |" in out
     with pytest.raises(SystemExit, match=r'has a study with ."training_steps": 3'):
         skip_step.main(["--output", str(whole), *SHORT[:-1], "5"])
+
+
+def test_processes_share_the_seeds(few: tuple[Method, ...], tmp_path: Path, capsys: CaptureText) -> None:
+    """A seed that another process has taken is left to it."""
+    with skip_step.taken(tmp_path / "seed-0.lock") as mine:
+        assert mine
+        assert not skip_step.main(["--output", str(tmp_path), *SHORT])
+        assert {path.name for path in tmp_path.glob("*-*.json")} == {
+            skip_step.result_file(tmp_path, method, 1).name for method in few
+        }
+    assert "not complete" in capsys.readouterr().out
+    assert skip_step.main(["--output", str(tmp_path), *SHORT])
 
 
 def test_scales_are_the_minimisers() -> None:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from helpers import DTYPES, assert_same_bits
 from losses import TrainingCase, random_case
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from gmmkernel import add_noise, noise_schedule, skip_step_loss, training_coefficients
@@ -36,17 +35,19 @@ def test_the_raw_operators_pass_pytorch_s_checks(dtype: torch.dtype, per_sample:
     indices = (case.row, case.step) if per_sample else (None, None)
     out, noise = torch.zeros_like(case.data), torch.zeros_like(case.data)
     given = (case.data, case.coefficients, case.seeds, *numbers, "cpu")
-    opcheck(OPS.add_noise.default, (out, *given, *indices, noise))
-    opcheck(OPS.add_noise.default, (out, *given, *indices))
+    library.opcheck(OPS.add_noise.default, (out, *given, *indices, noise))
+    library.opcheck(OPS.add_noise.default, (out, *given, *indices))
     for left_behind in (False, dtype == case.coefficients.dtype):
         tensors = (case.model_output, case.sample, case.coefficients, case.seeds, *indices)
-        opcheck(OPS.skip_step_loss.default, (left_behind, *numbers, "cpu", *tensors))
+        library.opcheck(OPS.skip_step_loss.default, (left_behind, *numbers, "cpu", *tensors))
     if dtype == case.coefficients.dtype:
         pull = torch.ones_like(case.model_output)
-        opcheck(OPS.scale_pull.default, (pull, case.grad, *numbers, "cpu", case.coefficients, *indices))
+        library.opcheck(
+            OPS.scale_pull.default, (pull, case.grad, *numbers, "cpu", case.coefficients, *indices)
+        )
     for wanted in ([True, True], [True, False], [False, True], [False, False]):
         arguments = (wanted, case.grad, *numbers, "cpu", *tensors)
-        opcheck(OPS.skip_step_loss_backward.default, arguments)
+        library.opcheck(OPS.skip_step_loss_backward.default, arguments)
 
 
 @pytest.mark.parametrize("case", [CASE, random_case(6, batch=0), random_case(7, dtype=torch.bfloat16)])
