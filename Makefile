@@ -45,7 +45,7 @@ train: $(VENV)/ready
 
 # Models trained with and without the skip-step loss, compared: hours of one core; stop it and it goes on the next time.
 study: $(VENV)/ready
-	$(PY) -m studies.skip_step --report docs
+	$(PY) -m studies.skip_step --report docs/studies
 
 # After a deliberate change of the mathematics only.
 golden: $(VENV)/ready
