@@ -80,14 +80,14 @@ class Workload:
 
     def unbound_mixture(self, components: int) -> Mixture:
         """Return what `mixture` is, before it is bound to a step."""
-        _, offsets, std, _ = self.mixture(components)
+        _, offsets, std, *_ = self.mixture(components)
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         removed = self.sigma**2 - std.double().square()
         return Mixture("benchmark", self.sigma / 4, weights, offsets.double(), removed)
 
     def bounded_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO-VUB: variance is removed from the first R = min(K, D) elements only."""
-        thresholds, offsets, std, _ = self.mixture(components)
+        thresholds, offsets, std, *_ = self.mixture(components)
         first = torch.full_like(std[:, :, :components], math.sqrt(15 / 16) * self.sigma)
         return MixtureTables(thresholds, offsets, first)
 

@@ -183,6 +183,7 @@ class Transition:
                     "on the component drawn, got a tensor (offset_scale=0 makes Gaussian steps)"
                 )
             rows[:, Column.HISTORY_0], rows[:, Column.SIGMA] = rows[:, Column.SIGMA], 0
+        rows = rows if mixture is None else mixture.scaled(rows)
         tables = None if mixture is None else mixture.bind(rows)
         draws = tables is not None or (eta > 0 and not given_noise)
         if tables is not None:
