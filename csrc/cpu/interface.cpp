@@ -75,10 +75,9 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
   const TypedKernels& of = kernels->of(a.sample.dtype);
   if (a.mixture.components > 0 && a.mixture.directions > 0) {
     const int64_t items = kernels->low_rank_items(a);
-    parallel_for(items, 4, options->threads, [&](int64_t first, int64_t last) { of.project_noise(a, first, last); });
+    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.project_noise(a, first, last); });
     parallel_for(a.batch, 1, options->threads, [&](int64_t first, int64_t last) { of.weigh_offsets(a, first, last); });
-    parallel_for(items, 4, options->threads,
-                 [&](int64_t first, int64_t last) { of.step_in_directions(a, first, last); });
+    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.add_offsets(a, first, last); });
     return GMM_SUCCESS;
   }
   const auto run = of.step;

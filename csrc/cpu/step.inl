@@ -39,9 +39,6 @@ struct SampleStep {
   T history_coefficient[GMM_MAX_HISTORY];
   int history_count;
   const T* offset;  // nullptr: no mixture, or switched off by the row
-  // Where moments are matched exactly, what every offset is multiplied with; they lie offset_stride elements apart.
-  const T* offset_weights;
-  int64_t offset_count, offset_stride;
   const T* std;
   int64_t std_elements;
   bool noise;
@@ -64,8 +61,7 @@ GMM_INLINE SampleStep<T> gather(const gmm_step_arguments& a, int64_t sample) {
     s.history[s.history_count] = sample_of(a.history[j], sample);
     s.history_coefficient[s.history_count++] = s.row.history[j];
   }
-  s.offset = s.offset_weights = nullptr;
-  s.offset_count = s.offset_stride = 0;
+  s.offset = nullptr;
   s.std = nullptr;
   s.std_elements = 0;
   const gmm_mixture& m = a.mixture;
@@ -112,12 +108,7 @@ GMM_INLINE void step_group(const SampleStep<float>& s, int32_t prediction_kind, 
     load(s.history[j].data, s.history[j].dtype, first, count, other);
     for (int i = 0; i < vectors; ++i) y[i] = Lanes::fma(Lanes::splat(s.history_coefficient[j]), other[i], y[i]);
   }
-  if (s.offset_weights != nullptr) {
-    for (int64_t k = 0; k < s.offset_count; ++k) {
-      load(s.offset + k * s.offset_stride, GMM_FLOAT32, first, count, other);
-      for (int i = 0; i < vectors; ++i) y[i] = Lanes::fma(Lanes::splat(s.offset_weights[k]), other[i], y[i]);
-    }
-  } else if (s.offset != nullptr) {
+  if (s.offset != nullptr) {
     load(s.offset, GMM_FLOAT32, first, count, other);
     for (int i = 0; i < vectors; ++i) y[i] = Lanes::fma(Lanes::splat(s.row.offset), other[i], y[i]);
   }
@@ -196,8 +187,7 @@ StepVectors step_vectors_of(const SampleStep<float>& s) {
 StepVectors step_vectors_for(const SampleStep<float>& s, int32_t prediction_kind) {
   const int32_t dtype = s.x.dtype;
   const bool one_type = s.output.dtype == dtype && (s.uncond.data == nullptr || s.uncond.dtype == dtype);
-  if (s.offset_weights != nullptr || !one_type || s.history_count > 0 || prediction_kind != GMM_PREDICTION_NONE)
-    return nullptr;
+  if (!one_type || s.history_count > 0 || prediction_kind != GMM_PREDICTION_NONE) return nullptr;
   switch (dtype) {
     case GMM_BFLOAT16:
       return step_vectors_of<GMM_BFLOAT16>(s);
@@ -227,13 +217,7 @@ GMM_INLINE void step_group(const SampleStep<double>& s, int32_t prediction_kind,
     for (int j = 0; j < s.history_count; ++j) {
       y = DoubleLanes::fma(s.history_coefficient[j], load_double(s.history[j], e), y);
     }
-    if (s.offset_weights != nullptr) {
-      for (int64_t k = 0; k < s.offset_count; ++k) {
-        y = DoubleLanes::fma(s.offset_weights[k], s.offset[k * s.offset_stride + e], y);
-      }
-    } else if (s.offset != nullptr) {
-      y = DoubleLanes::fma(s.row.offset, s.offset[e], y);
-    }
+    if (s.offset != nullptr) y = DoubleLanes::fma(s.row.offset, s.offset[e], y);
     double* prediction = static_cast<double*>(s.prediction.data);
     if (prediction_kind == GMM_PREDICTION_X0) prediction[e] = x0;
     if (prediction_kind == GMM_PREDICTION_EPSILON) prediction[e] = predict_epsilon<DoubleLanes>(s.row, x, o);

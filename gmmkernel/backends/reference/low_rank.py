@@ -5,7 +5,8 @@ A component of covariance sigma^2 I - sum_r lambda_r q_r q_r^T, with orthonormal
     x_s = mean + w delta_c + sigma z + sum_r (sqrt(sigma^2 - lambda_r) - sigma) (q_r . z) q_r
 
 The directions are combinations of the offsets, q_r = sum_l basis_rl delta_l, so that no table but the offsets has D
-entries: p_l = delta_l . z is summed over the elements by the fixed rule, and what is added is sum_l y_l delta_l with
+entries: p_l = delta_l . z is summed over the elements by the fixed rule, and what is added to mean + sigma z is
+sum_l y_l delta_l with
 
     u_r = shrinkage_r sum_l basis_rl p_l        y_l = [l = c] w + sum_r u_r basis_rl
 

@@ -105,19 +105,20 @@ def transition(
     o, x0, mean = predict(x, output, output_uncond, history, row)
     is_noisy = std.size > 0 or row[Column.SIGMA] != 0
     noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype) if is_noisy else None
-    if offsets.shape[0] > 0 and row[Column.OFFSET] != 0:
-        if shrinkage is None or noise is None:
-            mean = fma(row[Column.OFFSET], offsets[component], mean)
-        else:
-            weights = offset_weights(noise, offsets, component, row[Column.OFFSET], shrinkage)
-            for weight, offset in zip(weights, offsets, strict=True):
-                mean = fma(weight, offset, mean)
+    is_shifted = offsets.shape[0] > 0 and row[Column.OFFSET] != 0
+    if is_shifted and (shrinkage is None or noise is None):
+        mean = fma(row[Column.OFFSET], offsets[component], mean)
 
     result = mean
     if noise is not None:
         deviation = np.full_like(x, row[Column.SIGMA])
         deviation[: std.size] = std
         result = fma(deviation, noise, mean)
+    if is_shifted and shrinkage is not None and noise is not None:
+        # Last, because it takes all of the noise: what is there so far can wait where the result goes.
+        weights = offset_weights(noise, offsets, component, row[Column.OFFSET], shrinkage)
+        for weight, offset in zip(weights, offsets, strict=True):
+            result = fma(weight, offset, result)
 
     epsilon = fma(row[Column.EPS_OUTPUT], o, row[Column.EPS_SAMPLE] * x)
     return Step(sample=result, x0=x0, epsilon=epsilon, model_output=o)
