@@ -108,10 +108,11 @@ struct BlockLanes {
 // A whole tile of one row and n samples, halved to `Lanes::width` numbers. The upper levels are loops, because the
 // lower ones fill the registers.
 template <int n>
-void halve_products(const float* row, const float* const (&noise)[n], float* const (&lanes)[n]) {
+void halve_products(const float* row, const float* next, const float* const (&noise)[n], float* const (&lanes)[n]) {
   constexpr int looped = leaves / 8;
   alignas(64) float level[n][looped * Lanes::width];
   for (int at = 0; at < looped; ++at) {
+    for (int line = 0; line < 2; ++line) __builtin_prefetch(next + (at * 2 + line) * 16);
     const Products<n> made = sum_products<n, looped>(row, noise, at);
     for (int b = 0; b < n; ++b) Lanes::store(level[b] + at * Lanes::width, made.of[b]);
   }
@@ -134,14 +135,14 @@ T project_part(const T* row, const float* noise, int count) {
 }
 
 // The projections of a block's noise on one row of each sample; nullptr stands for none.
-GMM_INLINE void project_block(const double* const (&rows)[block_samples], const BlockTiles<float>& noise, int count,
+GMM_INLINE void project_block(const double* const (&rows)[block_samples], const double*, const BlockTiles<float>& noise, int count,
                               double* const (&sums)[block_samples]) {
   for (int b = 0; b < block_samples; ++b) {
     if (rows[b] != nullptr) *sums[b] = project_part(rows[b], noise.of[b], count);
   }
 }
 
-GMM_INLINE void project_block(const float* const (&rows)[block_samples], const BlockTiles<float>& noise, int count,
+GMM_INLINE void project_block(const float* const (&rows)[block_samples], const float* next, const BlockTiles<float>& noise, int count,
                               float* const (&sums)[block_samples]) {
   if (count < tile) {
     for (int b = 0; b < block_samples; ++b) {
@@ -152,12 +153,12 @@ GMM_INLINE void project_block(const float* const (&rows)[block_samples], const B
   BlockLanes lanes;
   for (int b = 0; b < block_samples; b += 4) {
     if (rows[b] != nullptr && rows[b + 1] == rows[b] && rows[b + 2] == rows[b] && rows[b + 3] == rows[b]) {
-      halve_products<4>(rows[b], {noise.of[b], noise.of[b + 1], noise.of[b + 2], noise.of[b + 3]},
+      halve_products<4>(rows[b], next + b * (tile / block_samples), {noise.of[b], noise.of[b + 1], noise.of[b + 2], noise.of[b + 3]},
                         {lanes.of[b], lanes.of[b + 1], lanes.of[b + 2], lanes.of[b + 3]});
       continue;
     }
     for (int j = b; j < b + 4; ++j) {
-      if (rows[j] != nullptr) halve_products<1>(rows[j], {noise.of[j]}, {lanes.of[j]});
+      if (rows[j] != nullptr) halve_products<1>(rows[j], rows[j], {noise.of[j]}, {lanes.of[j]});
     }
   }
   // One level after the other, so that no sample waits for its own last one.
@@ -206,8 +207,8 @@ void project_noise(const gmm_step_arguments& a, int64_t first_item, int64_t last
       }
     }
     for (int64_t k = 0; k < a.mixture.components; ++k) {
-      if (rows[0] != nullptr && k + 1 < a.mixture.components) prefetch_rows(rows[0] + a.elements, 0, 1, count);
-      project_block(rows, noise, count, sums);
+      const T* next = rows[0] == nullptr || k + 1 == a.mixture.components ? rows[0] : rows[0] + a.elements;
+      project_block(rows, next, noise, count, sums);
       for (int b = 0; b < block.count; ++b) {
         if (rows[b] == nullptr) continue;
         rows[b] += a.elements;
