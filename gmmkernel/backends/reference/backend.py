@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +117,7 @@ class _Draw:
     """What one sample draws: its component's tables, and what its noise comes from."""
 
     component: int
-    offsets: Array
+    offset: Array | None
     shrinkage: Shrinkage | None
     std: Array
     seed: int
@@ -130,17 +129,16 @@ def _draws(inputs: StepInputs) -> Iterator[_Draw]:
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
     steps = _per_sample(inputs.step, batch, 2**32, "step")
     for b, seed in enumerate(inputs.seeds.tolist()):
-        k, shrinkage = 0, None
-        std = inputs.coefficients.new_empty(0).numpy()
-        offsets = inputs.coefficients.new_empty(0, math.prod(inputs.sample.shape[1:])).numpy()
+        k, offset, shrinkage, std = 0, None, None, inputs.coefficients.new_empty(0).numpy()
         if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
             k = choose_component(seed, steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
             offsets = _table_row(inputs.offsets, rows[b]).numpy()
+            offset = offsets[k]
             std = _of_component(_table_row(inputs.std, rows[b]), k)
-        if inputs.basis is not None and inputs.shrinkage is not None:
-            factors = _of_component(_table_row(inputs.shrinkage, rows[b]), k)
-            shrinkage = Shrinkage(_table_row(inputs.basis, rows[b]).numpy(), factors)
-        yield _Draw(k, offsets, shrinkage, std, seed, steps[b])
+            if inputs.basis is not None and inputs.shrinkage is not None:
+                factors = _of_component(_table_row(inputs.shrinkage, rows[b]), k)
+                shrinkage = Shrinkage(offsets, k, _table_row(inputs.basis, rows[b]).numpy(), factors)
+        yield _Draw(k, offset, shrinkage, std, seed, steps[b])
 
 
 def _of_component(entries: Tensor, k: int) -> Array:
@@ -160,14 +158,7 @@ def gmm_step(
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
         made = transition(
-            *s.read,
-            s.coefficients,
-            drawn.offsets,
-            drawn.component,
-            drawn.shrinkage,
-            drawn.std,
-            drawn.seed,
-            drawn.step,
+            *s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step, drawn.shrinkage
         )
         if prediction is not None:
             chosen = {
@@ -203,7 +194,7 @@ def gmm_step_backward(
             Prediction(prediction_kind),
             *s.read,
             s.coefficients,
-            g * drawn.offsets[drawn.component] if drawn.offsets.shape[0] else np.zeros_like(g),
+            np.zeros_like(g) if drawn.offset is None else g * drawn.offset,
             sigma_terms,
         )
         _write_gradients(gradients, b, made)

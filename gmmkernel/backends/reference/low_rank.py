@@ -32,10 +32,14 @@ class Shrinkage:
     """What removes the variance that the offsets add, for the component drawn.
 
     Attributes:
+        offsets: [K, D].
+        component: c.
         basis: [R, K], the directions as combinations of the offsets.
         factors: [R], sqrt(sigma^2 - lambda_r) - sigma.
     """
 
+    offsets: Array
+    component: int
     basis: Array
     factors: Array
 
@@ -57,25 +61,21 @@ class Penalties:
     log_volumes: Array
 
 
-def offset_weights(
-    noise: Array, offsets: Array, component: int, weight: Array, shrinkage: Shrinkage
-) -> Array:
+def offset_weights(noise: Array, weight: Array, shrinkage: Shrinkage) -> Array:
     """Return y [K], what each offset is multiplied with as they are added to the mean.
 
     Args:
         noise: [D], the standard normal noise of the sample.
-        offsets: [K, D].
-        component: c, the component drawn.
         weight: w, the row's `Column.OFFSET`.
         shrinkage: of the component drawn.
     """
-    projections = tree_sum(offsets * noise)
+    projections = tree_sum(shrinkage.offsets * noise)
     u = np.zeros_like(shrinkage.factors)
     for k, projection in enumerate(projections):
         u = fma(shrinkage.basis[:, k], projection, u)
     u = shrinkage.factors * u
     y = np.zeros_like(projections)
-    y[component] = weight
+    y[shrinkage.component] = weight
     for r in range(u.size):
         y = fma(shrinkage.basis[r], u[r], y)
     return y

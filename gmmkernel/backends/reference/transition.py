@@ -73,12 +73,11 @@ def transition(
     output_uncond: Array | None,
     history: Sequence[Array],
     row: Array,
-    offsets: Array,
-    component: int,
-    shrinkage: Shrinkage | None,
+    offset: Array | None,
     std: Array,
     seed: int,
     step: int,
+    shrinkage: Shrinkage | None = None,
 ) -> Step:
     """Compute one step of one flattened sample.
 
@@ -92,12 +91,11 @@ def transition(
         output_uncond: [D] the unconditional output, or None when there is no pair.
         history: up to 4 arrays [D], stored predictions of a multistep sampler.
         row: [16] coefficients in the order of `Column`.
-        offsets: [K, D] offsets of the components; K = 0 without a mixture.
-        component: the component drawn.
-        shrinkage: of that component, where moments are matched exactly; then R = 0.
+        offset: [D] offset of the drawn component, or None without a mixture.
         std: [R], R <= D, standard deviations of the first R elements; the others have the row's sigma.
         seed: the sample's seed.
         step: row index in the full schedule, the noise counter's third word.
+        shrinkage: of the component drawn, where moments are matched exactly; then R = 0.
 
     Returns:
         The next sample and the predictions made on the way.
@@ -105,9 +103,9 @@ def transition(
     o, x0, mean = predict(x, output, output_uncond, history, row)
     is_noisy = std.size > 0 or row[Column.SIGMA] != 0
     noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype) if is_noisy else None
-    is_shifted = offsets.shape[0] > 0 and row[Column.OFFSET] != 0
-    if is_shifted and (shrinkage is None or noise is None):
-        mean = fma(row[Column.OFFSET], offsets[component], mean)
+    is_shifted = offset is not None and row[Column.OFFSET] != 0
+    if offset is not None and is_shifted and (shrinkage is None or noise is None):
+        mean = fma(row[Column.OFFSET], offset, mean)
 
     result = mean
     if noise is not None:
@@ -116,9 +114,9 @@ def transition(
         result = fma(deviation, noise, mean)
     if is_shifted and shrinkage is not None and noise is not None:
         # Last, because it takes all of the noise: what is there so far can wait where the result goes.
-        weights = offset_weights(noise, offsets, component, row[Column.OFFSET], shrinkage)
-        for weight, offset in zip(weights, offsets, strict=True):
-            result = fma(weight, offset, result)
+        weights = offset_weights(noise, row[Column.OFFSET], shrinkage)
+        for weight, each in zip(weights, shrinkage.offsets, strict=True):
+            result = fma(weight, each, result)
 
     epsilon = fma(row[Column.EPS_OUTPUT], o, row[Column.EPS_SAMPLE] * x)
     return Step(sample=result, x0=x0, epsilon=epsilon, model_output=o)
