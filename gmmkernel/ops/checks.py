@@ -252,6 +252,11 @@ def _check_low_rank(
     assert mixture.basis is not None
     directions = mixture.basis.shape[1] if mixture.basis.dim() == 3 else 0
     rows, tables = coefficients.shape[0], []
+    if not 1 <= directions <= components:
+        raise ValueError(
+            f"mixture.basis: expected shape [1 or {rows}, R, {components}] with R from 1 to {components}, "
+            f"got {tuple(mixture.basis.shape)}"
+        )
     for name, middle, last in (
         ("basis", (directions,), (components,)),
         ("shrinkage", (1, components), (directions,)),
@@ -274,11 +279,6 @@ def _check_low_rank(
             sizes = [f"1 or {rows}", " or ".join(map(str, sorted(set(middle)))), *map(str, last)]
             raise ValueError(f"{name}: expected shape [{', '.join(sizes)}], got {shape}")
         tables.append(contiguous(table))
-    if not 1 <= directions <= components:
-        raise ValueError(
-            f"mixture.basis: expected shape [1 or {rows}, R, {components}] with R from 1 to {components}, "
-            f"got {tuple(mixture.basis.shape)}"
-        )
     return tables
 
 
