@@ -59,7 +59,7 @@ def project_kernel(
             tl.store(target + k, sum_tile(tl.where(inside, offset * z, 0.0)))
 
 
-@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 21))
+@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 22))
 def pulls_kernel(
     pulls,  # to write: [B, R]
     values,  # [B, places, columns]: the last of a sample's are the projections or, from the second on, the energies
@@ -105,7 +105,7 @@ def pulls_kernel(
     tl.store(pulls + sample * R + r, total, mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(7), do_not_specialize=range(7, 17))
+@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 18))
 def offset_weights_kernel(
     weights,  # to write: [B, K]
     pulls,  # [B, R]
