@@ -323,8 +323,9 @@ GMM_API int gmm_cpu_best_instruction_set(void);
 
 /* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
  *
- * One kernel launch on the given stream (gradients: one for each kind that is wanted; there, for
- * log-densities and for losses, one for each level of a sum over elements too), no allocation, no synchronisation:
+ * One kernel launch on the given stream (gradients: one for each kind that is wanted; a step with directions: four;
+ * in these, for log-densities and for losses, one for each level of a sum over elements too), no allocation, no
+ * synchronisation:
  * legal while the stream is being captured into a graph. All pointers are to memory that the device can read. Indices
  * in that memory are not checked here: a sample whose row or step is out of range is filled with NaN, its component is
  * -1, its gradients and its loss are NaN, and no table's gradients have a part of it.
