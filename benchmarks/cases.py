@@ -115,6 +115,12 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
         "mixture step, 8 components, variance removed from the first 8 elements",
         partial(_step, mixture=_bounded_mixture),
     )
+    for count in (8, 64):
+        yield (
+            f"gmm_step/K{count}-exact/out",
+            f"mixture step, {count} components, moments matched exactly",
+            partial(_step, mixture=partial(_exact_mixture, components=count)),
+        )
     yield "gmm_step/sigma0/out", "DDIM step at eta = 0: no noise drawn", partial(_step, eta=0)
     eight = partial(_mixture, components=8)
     for name in cpu.instruction_sets():
@@ -163,6 +169,10 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
 
 def _mixture(workload: Workload, components: int) -> MixtureTables | None:
     return None if components == 1 else workload.mixture(components)
+
+
+def _exact_mixture(workload: Workload, components: int) -> MixtureTables:
+    return workload.exact_mixture(components)
 
 
 def _bounded_mixture(workload: Workload) -> MixtureTables:

@@ -29,7 +29,7 @@ def forward_backward(
         per_sample: the function returns one number for each sample.
     """
     sample, model_output = workload.inputs(dtype)
-    _, offsets, std, _ = workload.mixture(COMPONENTS)
+    _, offsets, std, *_ = workload.mixture(COMPONENTS)
     generator = torch.Generator(workload.device).manual_seed(7)
     shape = workload.shape[:1] if per_sample else workload.shape
     grad = torch.randn(shape, generator=generator, device=workload.device).to(

@@ -80,16 +80,32 @@ class Workload:
 
     def unbound_mixture(self, components: int) -> Mixture:
         """Return what `mixture` is, before it is bound to a step."""
-        _, offsets, std, _ = self.mixture(components)
+        _, offsets, std, *_ = self.mixture(components)
         weights = torch.full((components,), 1 / components, dtype=torch.float64)
         removed = self.sigma**2 - std.double().square()
         return Mixture("benchmark", self.sigma / 4, weights, offsets.double(), removed)
 
     def bounded_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO-VUB: variance is removed from the first R = min(K, D) elements only."""
-        thresholds, offsets, std, _ = self.mixture(components)
+        thresholds, offsets, std, *_ = self.mixture(components)
         first = torch.full_like(std[:, :, :components], math.sqrt(15 / 16) * self.sigma)
         return MixtureTables(thresholds, offsets, first)
+
+    def exact_mixture(self, components: int) -> MixtureTables:
+        """Return a mixture shaped like one of exactly matched moments: K - 1 directions that all components share.
+
+        Noise is added in these directions and not removed, which is as much work.
+        """
+        thresholds, offsets, *_ = self.mixture(components)
+        generator = torch.Generator(self.device).manual_seed(components)
+        shape = (1, components - 1, components)
+        basis = torch.randn(shape, generator=generator, device=self.device) / self.elements
+        shrinkage = torch.ones(1, 1, components - 1, device=self.device)
+        none = offsets.new_empty(1, 1, 0)
+        slopes, shifts, log_volumes = (
+            offsets.new_zeros(1, *size) for size in ((1, components - 1), (components, components - 1), (1,))
+        )
+        return MixtureTables(thresholds, offsets, none, None, basis, shrinkage, slopes, shifts, log_volumes)
 
     def _thresholds(self, components: int) -> Tensor:
         values = [(k * 2**32) // components for k in range(1, components)]

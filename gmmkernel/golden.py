@@ -83,12 +83,20 @@ def cases() -> Iterator[tuple[str, Case]]:
     for variant in ("rand", "ortho", "ortho-vub"):
         yield f"mixture/{variant}", _mixture(variant, None)
         yield f"mixture/{variant}-weights", _mixture(variant, _WEIGHTS)
+    for variant in ("exact", "rand-exact"):
+        for scheme in ("a", "b"):
+            yield f"mixture/{variant}-{scheme}", _mixture(variant, None, scheme=scheme, rho=0.9)
+            yield f"mixture/{variant}-{scheme}-weights", _mixture(variant, _WEIGHTS, scheme=scheme, rho=0.9)
     for name, dtype in _DTYPES.items():
         yield f"step/gaussian-{name}", _step(dtype, variant=None)
         yield f"step/ortho-{name}", _step(dtype, variant="ortho")
         yield f"step/everything-{name}", _step(dtype, variant="rand", everything=True)
         yield f"gradients/step-{name}", _gradients(dtype)
         yield f"gradients/log-prob-{name}", _gradients(dtype, density=True)
+        yield f"step/exact-{name}", _step(dtype, variant="exact")
+        yield f"step/rand-exact-{name}", _step(dtype, variant="rand-exact", everything=True)
+        yield f"gradients/exact-step-{name}", _gradients(dtype, variant="exact")
+        yield f"gradients/exact-log-prob-{name}", _gradients(dtype, variant="exact", density=True)
         yield f"training/{name}", _training(dtype)
     yield "step/ddim-float32", _step(torch.float32, variant=None, eta=0.0)
     yield "step/vub-float32", _step(torch.float32, variant="ortho-vub")
@@ -139,14 +147,26 @@ def _schedule(schedule: NoiseSchedule) -> Case:
     return run
 
 
-def _mixture(variant: str, weights: Sequence[float] | None) -> Case:
+def _mixture(
+    variant: str, weights: Sequence[float] | None, scheme: str = "b", rho: float | None = None
+) -> Case:
     def run(backend: str, device: str) -> list[Tensor]:
         mixture = gaussian_mixture(
-            variant, elements=ELEMENTS, scale=0.5, n_steps=STEPS, weights=weights, seed=7
+            variant,
+            elements=ELEMENTS,
+            scale=0.5 if rho is None else 1.0,
+            n_steps=STEPS,
+            weights=weights,
+            seed=7,
+            scheme=scheme,
+            rho=rho,
         )
         rows = ddim_coefficients(noise_schedule("linear"), timesteps(STEPS), eta=1.0)
-        tables = mixture.bind(rows)
-        return [tables.thresholds, tables.offsets, tables.std]
+        if rho is None:
+            tables = mixture.bind(rows)
+            return [tables.thresholds, tables.offsets, tables.std]
+        scaled = mixture.scaled(rows)
+        return [scaled, *(table for table in mixture.bind(scaled) if table is not None)]
 
     return run
 
@@ -174,10 +194,12 @@ def _tables(
         variant,
         elements=ELEMENTS,
         n_components=n_components,
-        scale=0.5,
+        scale=1.0 if variant.endswith("exact") else 0.5,
         weights=_WEIGHTS if everything else None,
         n_steps=STEPS if everything else None,
+        rho=0.9 if variant.endswith("exact") else None,
     )
+    rows = mixture.scaled(rows)
     return rows.to(device), mixture.bind(rows).to(device)
 
 
@@ -215,15 +237,26 @@ def _step(
     return run
 
 
-def _gradients(dtype: torch.dtype, *, density: bool = False) -> Case:
+def _gradients(dtype: torch.dtype, *, variant: str = "rand", density: bool = False) -> Case:
     def run(backend: str, device: str) -> list[Tensor]:
-        rows, tables = _tables(dtype, device, eta=1.0, variant="rand", n_components=8, everything=True)
+        rows, tables = _tables(dtype, device, eta=1.0, variant=variant, n_components=8, everything=True)
         assert tables is not None
-        assert tables.weights is not None
-        given = [*_inputs(dtype, device, 7), rows, tables.offsets, tables.std + 0.5, tables.weights]
+        # Those that a gradient can be asked for of: a step has none of weights and what densities need.
+        names = [
+            name
+            for name, table in tables._asdict().items()
+            if table is not None
+            and name not in ("thresholds", "shrinkage" if density else "weights")
+            and (density or name not in ("slopes", "shifts", "log_volumes"))
+        ]
+        given = [
+            *_inputs(dtype, device, 7),
+            rows,
+            *(getattr(tables._replace(std=tables.std + 0.5), name) for name in names),
+        ]
         leaves = [tensor.detach().requires_grad_() for tensor in given]
-        sample, output, uncond, *history, rows, offsets, std, weights = leaves
-        mixture = MixtureTables(tables.thresholds, offsets, std, weights)
+        sample, output, uncond, *history, rows = leaves[: -len(names)]
+        mixture = tables._replace(**dict(zip(names, leaves[-len(names) :], strict=True)))
         row = torch.tensor([0, 1, 3, 2], device=device)  # the last one has no noise, and so no density
         (other,) = _inputs(dtype, device, 1)
         with torch.enable_grad():
@@ -251,7 +284,7 @@ def _gradients(dtype: torch.dtype, *, density: bool = False) -> Case:
                 history=history,
                 backend=backend,
             ).prev_sample
-            return list(torch.autograd.grad(made, leaves[:-1], other))
+            return list(torch.autograd.grad(made, leaves, other))
 
     return run
 

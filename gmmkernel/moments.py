@@ -24,8 +24,9 @@ TOLERANCE = 1e-6
 class MomentReport:
     """Moments of sum_k pi_k N(w delta_k, diag(max(sigma^2 - w^2 r_k, 0))) against those of N(0, sigma^2 I).
 
-    w is the step's `Column.OFFSET`; the mixture has the scale s, D elements and S steps. Relative figures are
-    infinite where there is an error but nothing to compare it with, and 0 where there is no error.
+    Where moments are matched exactly, the covariances are sigma^2 I - w^2 Delta_k instead. w is the step's
+    `Column.OFFSET`; the mixture has the scale s, D elements and S steps. Relative figures are infinite where there is
+    an error but nothing to compare it with, and 0 where there is no error.
 
     Attributes:
         variant: the mixture's name.
@@ -117,8 +118,8 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
     """Compare the moments of a mixture transition with those of the Gaussian step, clipping included.
 
     The covariance is diag(sum_k pi_k std_k^2) + w^2 sum_k pi_k (delta_k - m)(delta_k - m)^T with m = sum_k
-    pi_k delta_k; the norm of its off-diagonal part comes from the K x K Gram matrix, so nothing D x D is
-    made.
+    pi_k delta_k, less w^2 sum_k pi_k Delta_k where moments are matched exactly; the norm of its off-diagonal
+    part comes from Gram matrices, so nothing D x D is made.
 
     Args:
         mixture: the mixture.
@@ -135,7 +136,10 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
     levels = coefficients.detach().to("cpu", torch.float64, copy=True)
     sigma, weight = levels[:, Column.SIGMA], levels[:, Column.OFFSET]
     pi = mixture.weights
-    offsets = [_OffsetMoments.of(delta, pi) for delta in mixture.offsets.detach().cpu()]
+    offsets = [
+        _OffsetMoments.of(delta, pi, _removed(mixture, step, delta))
+        for step, delta in enumerate(mixture.offsets.detach().cpu())
+    ]
     reductions = mixture.reductions.detach().cpu()
 
     added = [offsets[s % len(offsets)] for s in range(len(levels))]
@@ -171,20 +175,34 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
     )
 
 
+def _removed(mixture: Mixture, step: int, delta: Tensor) -> Tensor:
+    """Return x_r [R, D] such that sum_r x_r x_r^T is the covariance sum_k pi_k Delta_k that is removed exactly."""
+    if mixture.directions is None:
+        return delta.new_empty(0, delta.shape[1])
+    basis, eigenvalues = (
+        table[step % len(table)] for table in (mixture.directions.basis, mixture.directions.eigenvalues)
+    )
+    shares = mixture.weights if len(eigenvalues) > 1 else mixture.weights.new_ones(1)
+    return (shares @ eigenvalues).sqrt()[:, None] * (basis @ delta)
+
+
 @dataclass(frozen=True)
 class _OffsetMoments:
-    """Moments of an offset delta_k drawn with the mixture's weights."""
+    """Moments of an offset delta_k drawn with the mixture's weights, less the covariance that is removed exactly."""
 
     mean_norm: float
     variances: Tensor
     off_diagonal: float
 
     @classmethod
-    def of(cls, delta: Tensor, pi: Tensor) -> _OffsetMoments:
+    def of(cls, delta: Tensor, pi: Tensor, removed: Tensor) -> _OffsetMoments:
         mean = pi @ delta
         centred = pi.sqrt()[:, None] * (delta - mean)
-        variances = centred.square().sum(0)
-        off_diagonal = (centred @ centred.T).square().sum() - variances.square().sum()
+        variances = centred.square().sum(0) - removed.square().sum(0)
+        norms = [
+            (a @ b.T).square().sum() for a, b in ((centred, centred), (removed, removed), (centred, removed))
+        ]
+        off_diagonal = norms[0] + norms[1] - 2 * norms[2] - variances.square().sum()
         return cls(float(mean.norm()), variances, math.sqrt(max(float(off_diagonal), 0.0)))
 
 

@@ -17,6 +17,7 @@ from gmmkernel import Column, GMMStepOutput, MixtureTables, gmm_step
 INTEGER_VIEWS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PREDICTIONS = (None, "x0", "epsilon", "model_output")
+PUBLISHED_VARIANTS = ("rand", "ortho", "ortho-vub")
 
 # Every pair of types that a step accepts: (sample, model output or history).
 DTYPE_PAIRS = (

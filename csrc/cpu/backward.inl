@@ -305,8 +305,6 @@ void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums
   sum_terms(s, terms, first, count, sums);
 }
 
-GMM_INLINE int64_t tiles_of(int64_t elements) { return (elements + tile - 1) / tile; }
-
 template <class T>
 void backward(const gmm_step_backward_arguments& b, int64_t first_tile, int64_t last_tile) {
   const int64_t elements = b.step.elements, tiles = tiles_of(elements);

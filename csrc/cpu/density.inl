@@ -17,6 +17,9 @@ struct SampleDensity {
   const T* offsets;  // [K][elements]
   const T* std;      // [std_components][std_elements]
   int64_t std_components, std_elements;
+  int64_t directions;  // 0: no penalties
+  const T *basis, *slopes, *shifts, *log_volumes;
+  int64_t slope_components, log_volume_components;
 };
 
 template <class T>
@@ -47,6 +50,19 @@ GMM_INLINE SampleDensity<T> gather_density(const gmm_log_prob_arguments& p, int6
     s.std_components = m.std_components;
     s.std_elements = m.std_elements;
     s.std = static_cast<const T*>(m.std) + table_row(m.std_rows, s.row_index) * m.std_components * m.std_elements;
+  }
+  s.directions = m.components > 0 && s.row.offset != 0 ? m.directions : 0;
+  if (s.directions > 0) {
+    const gmm_penalties& of = p.penalties;
+    const auto entry = [&](const void* table, int64_t rows, int64_t size) {
+      return static_cast<const T*>(table) + table_row(rows, s.row_index) * size;
+    };
+    s.basis = entry(m.basis, m.basis_rows, s.directions * m.components);
+    s.slopes = entry(of.slopes, of.slope_rows, of.slope_components * s.directions);
+    s.slope_components = of.slope_components;
+    s.shifts = entry(of.shifts, of.shift_rows, m.components * s.directions);
+    s.log_volumes = entry(of.log_volumes, of.log_volume_rows, of.log_volume_components);
+    s.log_volume_components = of.log_volume_components;
   }
   return s;
 }
@@ -168,6 +184,19 @@ void log_prob_tiles(const gmm_log_prob_arguments& p, int64_t first_tile, int64_t
   }
 }
 
+template <class T>
+void find_penalties(const SampleDensity<T>& s, const T* energies, T* penalties) {
+  T along[GMM_MAX_COMPONENTS];
+  for (int64_t r = 0; r < s.directions; ++r) {
+    along[r] = energy_along(s.basis + r * s.components, energies, s.components);
+  }
+  for (int64_t k = 0; k < s.components; ++k) {
+    const T* slopes = s.slopes + (s.slope_components == 1 ? 0 : k) * s.directions;
+    const T log_volume = s.log_volumes[s.log_volume_components == 1 ? 0 : k];
+    penalties[k] = penalty(slopes, s.shifts + k * s.directions, along, s.directions, log_volume);
+  }
+}
+
 // From the tiles' sums to the log-density and the shares of samples first .. last - 1.
 template <class T>
 void log_prob_samples(const gmm_log_prob_arguments& p, int64_t first_sample, int64_t last_sample) {
@@ -184,9 +213,15 @@ void log_prob_samples(const gmm_log_prob_arguments& p, int64_t first_sample, int
       continue;
     }
     T* level = sums + 1;
+    if (p.energies != nullptr) {
+      for (int64_t k = 0; k < components; ++k) static_cast<T*>(p.energies)[sample * components + k] = level[k];
+    }
+    T penalties[GMM_MAX_COMPONENTS];
+    if (s.directions > 0) find_penalties(s, level, penalties);
     T largest = -__builtin_huge_val();
     for (int64_t k = 0; k < components; ++k) {
       level[k] = L::sub(logarithm<L>(s.weights[k]), level[k]);
+      if (s.directions > 0) level[k] = L::sub(level[k], penalties[k]);
       if (level[k] > largest || level[k] != level[k]) largest = level[k];
       if (largest != largest) break;
     }

@@ -72,7 +72,15 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
     const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
     draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
   }
-  const auto run = kernels->of(a.sample.dtype).step;
+  const TypedKernels& of = kernels->of(a.sample.dtype);
+  if (a.mixture.components > 0 && a.mixture.directions > 0) {
+    const int64_t items = kernels->low_rank_items(a);
+    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.project_noise(a, first, last); });
+    parallel_for(a.batch, 1, options->threads, [&](int64_t first, int64_t last) { of.weigh_offsets(a, first, last); });
+    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.add_offsets(a, first, last); });
+    return GMM_SUCCESS;
+  }
+  const auto run = of.step;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
                options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
   return GMM_SUCCESS;

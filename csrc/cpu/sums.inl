@@ -5,6 +5,8 @@ namespace {
 
 constexpr int tile = 1024;
 
+GMM_INLINE int64_t tiles_of(int64_t elements) { return (elements + tile - 1) / tile; }
+
 template <class T>
 GMM_INLINE T sum_tile(T (&values)[tile]) {
   for (int width = tile / 2; width > 0; width /= 2) {

@@ -234,8 +234,9 @@ GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& t
   return advance(a.prediction.data, tile.sample * a.prediction.batch_stride + tile.first, a.prediction.dtype);
 }
 
-template <class T>
-GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i) {
+// `last` changes four elements of the result before they are rounded.
+template <class T, class Last>
+GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i, const Last& last) {
   using Lanes = typename LanesOf<T>::type;
   constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
   const Row<T>& row = tile.row;
@@ -276,6 +277,7 @@ GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, 
     load_four(tile.std, table_dtype, i, tile.std_count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
   }
+  last(i, y);
   store_four(tile.result, a.result.dtype, i, tile.count, y);
 }
 
@@ -315,14 +317,19 @@ GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& 
   }
 }
 
-template <class T>
-GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
+template <class T, class Last>
+GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread, const Last& last) {
   if (tile.kind == TileKind::nothing) return;
   if (tile.kind == TileKind::invalid) {
     fill_with_nan(a, tile, thread);
     return;
   }
-  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i);
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i, last);
+}
+
+template <class T>
+GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
+  step_any(a, tile, thread, [](uint32_t, T(&)[4]) {});
 }
 
 }  // namespace gmmkernel

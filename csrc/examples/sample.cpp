@@ -88,7 +88,16 @@ int main() {
     step.row = {nullptr, 0, s};   // one row for the whole batch
     step.step = {nullptr, 0, s};  // the noise counter's step
     step.seeds = seeds.data();
-    step.mixture = {2, &threshold, 1, offsets.data(), steps, std.data(), steps, 1, elements};
+    gmm_mixture& mixture = step.mixture;
+    mixture.components = 2;
+    mixture.thresholds = &threshold;
+    mixture.threshold_rows = 1;
+    mixture.offsets = offsets.data();
+    mixture.offset_rows = steps;
+    mixture.std = std.data();
+    mixture.std_rows = steps;
+    mixture.std_components = 1;
+    mixture.std_elements = elements;
     check(gmm_cpu_step(&step, &options));
 
     const float* row = &coefficients[s * GMM_ROW_COLUMNS];

@@ -80,13 +80,20 @@ inline gmm_step_arguments inputs(const py::tuple& t) {
     a.mixture.std_rows = mixture[6].cast<std::int64_t>();
     a.mixture.std_components = mixture[7].cast<std::int64_t>();
     a.mixture.std_elements = mixture[8].cast<std::int64_t>();
+    a.mixture.directions = mixture[9].cast<std::int64_t>();
+    a.mixture.basis = pointer<const void>(mixture[10].cast<std::uintptr_t>());
+    a.mixture.basis_rows = mixture[11].cast<std::int64_t>();
+    a.mixture.shrinkage = pointer<const void>(mixture[12].cast<std::uintptr_t>());
+    a.mixture.shrinkage_rows = mixture[13].cast<std::int64_t>();
+    a.mixture.shrinkage_components = mixture[14].cast<std::int64_t>();
   }
   return a;
 }
 
 inline gmm_step_arguments step(const py::tuple& of_step, const py::tuple& result, const py::tuple& prediction,
-                               int prediction_kind, std::uintptr_t components) {
+                               int prediction_kind, std::uintptr_t components, std::uintptr_t workspace) {
   gmm_step_arguments a = inputs(of_step);
+  a.workspace = pointer<void>(workspace);
   a.result = output(result);
   a.prediction = output(prediction);
   a.prediction_kind = prediction_kind;
@@ -121,10 +128,19 @@ inline gmm_step_backward_arguments step_backward(const py::tuple& of_step, int p
   return b;
 }
 
+// Empty, or addresses, each followed by the sizes that the struct has.
+inline gmm_penalties penalties(const py::tuple& t) {
+  if (t.empty()) return {};
+  const auto table = [&](int at) { return pointer<const void>(t[at].cast<std::uintptr_t>()); };
+  const auto size = [&](int at) { return t[at].cast<std::int64_t>(); };
+  return {table(0), size(1), size(2), table(3), size(4), table(5), size(6), size(7)};
+}
+
 // `mixture_weights`: address and rows.
 inline gmm_log_prob_arguments log_prob(const py::tuple& of_step, const py::tuple& prev_sample,
-                                       const py::tuple& mixture_weights, std::uintptr_t result,
-                                       std::uintptr_t responsibilities, std::uintptr_t workspace) {
+                                       const py::tuple& mixture_weights, const py::tuple& penalized,
+                                       std::uintptr_t result, std::uintptr_t responsibilities, std::uintptr_t energies,
+                                       std::uintptr_t workspace) {
   gmm_log_prob_arguments p = {};
   p.step = inputs(of_step);
   p.prev_sample = input(prev_sample);
@@ -132,6 +148,8 @@ inline gmm_log_prob_arguments log_prob(const py::tuple& of_step, const py::tuple
   p.weight_rows = mixture_weights[1].cast<std::int64_t>();
   p.log_prob = pointer<void>(result);
   p.responsibilities = pointer<void>(responsibilities);
+  p.energies = pointer<void>(energies);
+  p.penalties = penalties(penalized);
   p.workspace = pointer<void>(workspace);
   return p;
 }

@@ -8,8 +8,8 @@ using arguments::pointer;
 using arguments::run;
 
 void step(const py::tuple& inputs, const py::tuple& result, const py::tuple& prediction, int prediction_kind,
-          std::uintptr_t components, int threads, int instruction_set) {
-  const gmm_step_arguments a = arguments::step(inputs, result, prediction, prediction_kind, components);
+          std::uintptr_t components, std::uintptr_t workspace, int threads, int instruction_set) {
+  const gmm_step_arguments a = arguments::step(inputs, result, prediction, prediction_kind, components, workspace);
   const gmm_cpu_options options = {threads, instruction_set};
   run([&] { return gmm_cpu_step(&a, &options); });
 }
@@ -21,10 +21,11 @@ void step_backward(const py::tuple& inputs, int prediction_kind, const py::tuple
   run([&] { return gmm_cpu_step_backward(&b, &options); });
 }
 
-void log_prob(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights, std::uintptr_t result,
-              std::uintptr_t responsibilities, std::uintptr_t workspace, int threads, int instruction_set) {
+void log_prob(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights,
+              const py::tuple& penalties, std::uintptr_t result, std::uintptr_t responsibilities,
+              std::uintptr_t energies, std::uintptr_t workspace, int threads, int instruction_set) {
   const gmm_log_prob_arguments a =
-      arguments::log_prob(inputs, prev_sample, weights, result, responsibilities, workspace);
+      arguments::log_prob(inputs, prev_sample, weights, penalties, result, responsibilities, energies, workspace);
   const gmm_cpu_options options = {threads, instruction_set};
   run([&] { return gmm_cpu_log_prob(&a, &options); });
 }
@@ -32,7 +33,8 @@ void log_prob(const py::tuple& inputs, const py::tuple& prev_sample, const py::t
 void log_prob_backward(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights,
                        std::uintptr_t responsibilities, std::uintptr_t grad, const py::tuple& grad_prev_sample,
                        std::uintptr_t grad_weights, const py::tuple& gradients, int threads, int instruction_set) {
-  const gmm_log_prob_arguments of = arguments::log_prob(inputs, prev_sample, weights, 0, responsibilities, 0);
+  const gmm_log_prob_arguments of =
+      arguments::log_prob(inputs, prev_sample, weights, py::tuple(), 0, responsibilities, 0, 0);
   const gmm_log_prob_backward_arguments b =
       arguments::log_prob_backward(of, grad, grad_prev_sample, grad_weights, gradients);
   const gmm_cpu_options options = {threads, instruction_set};

@@ -43,6 +43,23 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
     positive(weights, p.weight_rows, o.components);
     p.weights = weights.data();
   }
+  if (o.directions > 0) {
+    const int64_t rows = o.direction_per_row ? o.coefficient_rows : 1;
+    const int64_t own = o.shrinkage_per_component ? o.components : 1;
+    const auto any = [&](Tensor& tensor, int64_t elements) {
+      tensor = Tensor(table_dtype, rows, elements, 0, poison);
+      tensor.fill(random, o.special);
+      return tensor.data();
+    };
+    p.penalties.slopes = any(slopes, own * o.directions);
+    p.penalties.shifts = any(shifts, o.components * o.directions);
+    p.penalties.log_volumes = any(log_volumes, own);
+    p.penalties.slope_rows = p.penalties.shift_rows = p.penalties.log_volume_rows = rows;
+    p.penalties.slope_components = p.penalties.log_volume_components = own;
+    p.step.mixture.shrinkage = nullptr;  // not looked at
+    energies = Tensor(table_dtype, o.batch, o.components, 0, poison);
+    p.energies = energies.data();
+  }
   log_prob = Tensor(table_dtype, o.batch, 1, 0, poison);
   p.log_prob = log_prob.data();
   responsibilities = Tensor(table_dtype, o.batch, o.components, 0, poison);
@@ -81,7 +98,7 @@ int DensityCase::run_backward(int32_t threads, int32_t instruction_set) {
 }
 
 bool same_densities(const DensityCase& a, const DensityCase& b) {
-  return a.log_prob.same_as(b.log_prob) &&
+  return a.log_prob.same_as(b.log_prob) && a.energies.same_as(b.energies) &&
          (a.arguments.responsibilities == nullptr || a.responsibilities.same_as(b.responsibilities));
 }
 

@@ -27,7 +27,8 @@ class DensityCase {
   gmm_log_prob_arguments arguments = {};
   gmm_log_prob_backward_arguments gradients = {};
 
-  Tensor prev_sample, weights, log_prob, responsibilities, workspace;
+  Tensor prev_sample, weights, log_prob, responsibilities, energies, workspace;
+  Tensor slopes, shifts, log_volumes;
   Tensor shares, grad, grad_prev_sample, grad_weights;  // `shares` are the responsibilities that gradients read
 };
 

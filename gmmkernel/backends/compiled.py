@@ -13,6 +13,7 @@ from gmmkernel import _core
 from gmmkernel.backends.constants import SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
     LogProbGradients,
+    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -74,6 +75,7 @@ def step_inputs(inputs: StepInputs) -> tuple[tuple[Any, ...], list[Tensor]]:
             inputs.offsets.shape[0],
             inputs.std.data_ptr(),
             *inputs.std.shape,
+            *_directions(inputs.basis, inputs.shrinkage),
         )
     described = (
         batch,
@@ -93,8 +95,20 @@ def step_inputs(inputs: StepInputs) -> tuple[tuple[Any, ...], list[Tensor]]:
     return described, alive if uncond is None else [*alive, uncond]
 
 
+def _directions(basis: Tensor | None, shrinkage: Tensor | None) -> tuple[int, ...]:
+    """Return what a mixture of exactly matched moments has besides."""
+    if basis is None:
+        return (0,) * 6
+    shrunk = (0, 0, 0) if shrinkage is None else (shrinkage.data_ptr(), *shrinkage.shape[:2])
+    return basis.shape[1], basis.data_ptr(), basis.shape[0], *shrunk
+
+
 def step_outputs(
-    target: Tensor, prediction: Tensor | None, prediction_kind: int, components: Tensor | None
+    target: Tensor,
+    prediction: Tensor | None,
+    prediction_kind: int,
+    components: Tensor | None,
+    workspace: Tensor | None,
 ) -> tuple[Any, ...]:
     """Return what an extension's `step` takes after the inputs.
 
@@ -103,8 +117,10 @@ def step_outputs(
         prediction: where to write a prediction, contiguous, or None.
         prediction_kind: which one.
         components: int64 [B], where to write the components drawn, or None.
+        workspace: room for the projections of the noise, where moments are matched exactly.
     """
-    return describe_tensor(target), describe_tensor(prediction), prediction_kind, address(components)
+    given = map(address, (components, workspace))
+    return describe_tensor(target), describe_tensor(prediction), prediction_kind, *given
 
 
 def step_gradients(gradients: StepGradients, workspace: Tensor | None) -> tuple[Any, ...]:
@@ -135,6 +151,21 @@ def rows_workspace(inputs: StepInputs, gradients: StepGradients) -> Tensor | Non
 def density_inputs(prev_sample: Tensor, weights: Tensor | None) -> tuple[Any, ...]:
     """Return what an extension's `log_prob` takes after the step's inputs; `prev_sample` as `by_sample` returns it."""
     return describe_tensor(prev_sample), (address(weights), 0 if weights is None else weights.shape[0])
+
+
+def penalty_inputs(penalties: PenaltyInputs | None) -> tuple[int, ...]:
+    """Return what an extension's `log_prob` takes of a mixture of exactly matched moments besides the basis."""
+    if penalties is None:
+        return ()
+    _, slopes, shifts, log_volumes = penalties
+    return (
+        slopes.data_ptr(),
+        *slopes.shape[:2],
+        shifts.data_ptr(),
+        shifts.shape[0],
+        log_volumes.data_ptr(),
+        *log_volumes.shape,
+    )
 
 
 def training_batch(
@@ -199,7 +230,8 @@ class CompiledKernels:
         """Write the next sample, and on request a prediction and the components drawn."""
         target = by_sample(result)
         described, _alive = step_inputs(inputs)
-        outputs = step_outputs(target, prediction, prediction_kind, components)
+        workspace = None if inputs.basis is None else sums_workspace(inputs, inputs.basis.shape[2])
+        outputs = step_outputs(target, prediction, prediction_kind, components, workspace)
         self._extension.step(described, *outputs, *self._options(result))
         if target is not result:
             result.copy_(target)
@@ -232,6 +264,8 @@ class CompiledKernels:
         weights: Tensor | None,
         result: Tensor,
         responsibilities: Tensor | None = None,
+        penalties: PenaltyInputs | None = None,
+        energies: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
         described, _alive = step_inputs(inputs)
@@ -240,8 +274,10 @@ class CompiledKernels:
         self._extension.log_prob(
             described,
             *density_inputs(prev_sample, weights),
+            penalty_inputs(penalties),
             address(result),
             address(responsibilities),
+            address(energies),
             address(workspace),
             *self._options(result),
         )

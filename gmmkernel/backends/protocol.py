@@ -29,6 +29,17 @@ class StepInputs(NamedTuple):
     thresholds: Tensor | None = None
     offsets: Tensor | None = None
     std: Tensor | None = None
+    basis: Tensor | None = None
+    shrinkage: Tensor | None = None
+
+
+class PenaltyInputs(NamedTuple):
+    """What log-densities read of a mixture of exactly matched moments; `MixtureTables` describes it."""
+
+    basis: Tensor
+    slopes: Tensor
+    shifts: Tensor
+    log_volumes: Tensor
 
 
 class StepGradients(NamedTuple):
@@ -103,10 +114,13 @@ class Backend(Protocol):
         weights: Tensor | None,
         result: Tensor,
         responsibilities: Tensor | None = None,
+        penalties: PenaltyInputs | None = None,
+        energies: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
 
         Of `inputs`, what draws is not read: seeds, step and thresholds. `weights` [S or 1, K] belong to the mixture.
+        `energies` [B, K] is written on request: what `penalties` are computed from.
         """
 
     @staticmethod

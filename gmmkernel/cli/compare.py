@@ -92,7 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
     print("steps   eta  method                  distance          difference from DDIM, same seeds")
     print("\n".join(lines))
     print("Where the mixture adds no variance (see `moment_report`), the control is DDIM itself: +0.00.")
-    mixture = f"{arguments.variant.upper()} K = {arguments.components}, s = {arguments.scale:g}"
+    scale = f"s = {arguments.scale:g}" if arguments.rho is None else f"rho = {arguments.rho:g}"
+    mixture = f"{arguments.variant.upper()} K = {arguments.components}, {scale}"
     write_panels(
         arguments.output,
         f"Digits by few steps: digit-FID; {mixture}",

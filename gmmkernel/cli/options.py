@@ -22,7 +22,13 @@ ELEMENTS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
 OPTION_OF = {"num_inference_steps": "--steps", "n_components": "--components"}
 """The options whose names differ from those of the arguments they set, which errors name."""
 
-_MIXTURE_DEFAULTS = {"components": 8, "scale": DEFAULT_SCALE, "shared": False, "mixture_seed": 0}
+_MIXTURE_DEFAULTS = {
+    "components": 8,
+    "scale": DEFAULT_SCALE,
+    "rho": None,
+    "shared": False,
+    "mixture_seed": 0,
+}
 
 
 def add_mixture_options(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +45,12 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
         type=number(0),
         metavar="S",
         help=f"offset scale (default {DEFAULT_SCALE}: {DEFAULT_SCALE / ELEMENTS**0.5:.2g} sqrt(D))",
+    )
+    group.add_argument(
+        "--rho",
+        type=number(0),
+        metavar="R",
+        help="for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows",
     )
     group.add_argument("--shared", action="store_true", help="one mixture for all steps, not one for each")
     group.add_argument(
@@ -90,13 +102,18 @@ def check_no_mixture_options(arguments: argparse.Namespace) -> None:
 
 def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mixture:
     """Build the mixture that the options describe for the digits."""
+    if arguments.rho is not None and arguments.scale != DEFAULT_SCALE:
+        raise ValueError(
+            f"--scale: expected none beside --rho, which gives each step its own, got {arguments.scale:g}"
+        )
     return gaussian_mixture(
         variant,
         elements=ELEMENTS,
         n_components=arguments.components,
-        scale=arguments.scale,
+        scale=arguments.scale if arguments.rho is None else 1.0,
         n_steps=None if arguments.shared else steps,
         seed=arguments.mixture_seed,
+        rho=arguments.rho,
     )
 
 

@@ -60,7 +60,7 @@ def sample_gmm(
         raise TypeError(f"sigmas: expected a floating-point tensor, got {got}")
     seeds = check_batch_of_seeds(seeds, x.shape[0], x.device)
     coefficients = sigma_coefficients(sigmas.double().cpu(), eta=eta, dtype=row_dtype(x.dtype)).to(x.device)
-    tables = bound(mixture, coefficients)
+    coefficients, tables = bound(mixture, coefficients)
     levels = sigmas.to(x)
     for i in tqdm(range(len(coefficients)), disable=disable):
         denoised = model(x, levels[i].expand(x.shape[0]), **(extra_args or {}))

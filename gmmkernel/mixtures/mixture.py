@@ -12,10 +12,12 @@ from torch import Tensor
 
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
+from gmmkernel.mixtures.low_rank import Directions, low_rank_tables
 from gmmkernel.ops.tables import MixtureTables
 
 _WORDS = 2.0**32
 _WEIGHT_SUM_ERROR = 1e-9
+_SCALE_ERROR = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,8 @@ class Mixture:
         x_s ~ sum_k pi_k N(mean + w delta_k, diag(max(sigma^2 - w^2 r_k, 0)))
 
     where sigma and w are the step's `Column.SIGMA` and `Column.OFFSET`. `gaussian_mixture` makes the
-    published kinds; your own offsets, learned ones included, go in as tensors (they may require gradients).
+    published kinds; your own offsets, learned ones included, go in as tensors (they may require gradients). Where
+    moments are matched exactly, the covariance of component k is sigma^2 I - w^2 Delta_k instead.
 
     Attributes:
         variant: what the mixture is called in reports.
@@ -34,11 +37,14 @@ class Mixture:
         offsets: float64 [S or 1, K, D], the delta_k; one entry is shared by all steps.
         reductions: float64 [S or 1, 1 or K, R], the r_k: variance to remove from the first R <= D elements,
             one row for all components or one each; nothing is removed from the other elements.
+        directions: where moments are matched exactly, eigenvectors and eigenvalues of the Delta_k. R = 0 then.
+        rho: where the scale follows the noise, share of the largest scale that each step allows: w is rho sigma over
+            the root of the Delta_k's largest eigenvalue, for the offsets as they are here (`scaled`).
 
     Raises:
         TypeError: a tensor is not float64.
-        ValueError: shapes do not fit, K is above 1024, `scale` is negative or not finite, or the weights are
-            not positive with sum 1.
+        ValueError: shapes do not fit, K is above 1024, `scale` is negative or not finite, the weights are not positive
+            with sum 1, or there are directions beside reductions or offsets that require a gradient.
     """
 
     variant: str
@@ -46,6 +52,8 @@ class Mixture:
     weights: Tensor
     offsets: Tensor
     reductions: Tensor
+    directions: Directions | None = None
+    rho: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("weights", "offsets", "reductions"):
@@ -69,6 +77,14 @@ class Mixture:
                 f"reductions: expected shape [{shape[0]} or 1, 1 or {count}, R] with R <= {self.elements}, "
                 f"got {list(self.reductions.shape)}"
             )
+        if self.directions is not None and self.reductions.shape[2]:
+            raise ValueError(
+                f"reductions: expected R = 0 beside directions, got {list(self.reductions.shape)}"
+            )
+        if self.directions is not None and self.offsets.requires_grad:
+            raise ValueError(
+                "offsets: expected a tensor that requires no gradient beside directions, which would not follow it"
+            )
 
     @property
     def n_components(self) -> int:
@@ -87,9 +103,33 @@ class Mixture:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the three tensors."""
-        tensors = (self.weights, self.offsets, self.reductions)
+        """Bytes held by the tensors."""
+        tensors = [self.weights, self.offsets, self.reductions]
+        if self.directions is not None:
+            tensors += vars(self.directions).values()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def scaled(self, coefficients: Tensor) -> Tensor:
+        """Return the rows of a sampler with the scale of the offsets that goes with each step's noise.
+
+        Where the mixture has a `rho`, `Column.OFFSET` is multiplied with rho sigma / sqrt(largest eigenvalue): 0 at
+        steps without noise. Other mixtures' rows are as they were.
+
+        Args:
+            coefficients: float32 or float64 [S, 16], as for `bind`, which takes the result.
+
+        Raises:
+            TypeError: `coefficients` has another dtype.
+            ValueError: it has another shape, or not one row for each step of the mixture.
+        """
+        check_coefficients(coefficients, self.n_steps)
+        if self.rho is None or self.directions is None:
+            return coefficients
+        largest = self.directions.eigenvalues.amax((1, 2)).to(coefficients.device)
+        sigma = coefficients[:, Column.SIGMA].double()
+        factors = (self.rho * sigma / square_root(largest)).to(coefficients.dtype)
+        columns = torch.arange(len(Column), device=coefficients.device)
+        return torch.where(columns == Column.OFFSET, coefficients * factors[:, None], coefficients)
 
     def bind(self, coefficients: Tensor) -> MixtureTables:
         """Make the tables of a sampler's steps, with std_k = sqrt(max(sigma^2 - w^2 r_k, 0)).
@@ -107,16 +147,45 @@ class Mixture:
 
         Raises:
             TypeError: `coefficients` has another dtype.
-            ValueError: it has another shape, or not one row for each step of the mixture.
+            ValueError: it has another shape, or not one row for each step of the mixture; or moments are to be matched
+                exactly, and a step has too little noise for that, or not the scale that goes with `rho`.
         """
         check_coefficients(coefficients, self.n_steps)
         dtype, device = coefficients.dtype, coefficients.device
-        return MixtureTables(
+        tables = MixtureTables(
             thresholds=thresholds(self.weights)[None].to(device),
             offsets=self.offsets.to(device, dtype),
             std=self._std(coefficients),
             weights=self.weights[None].to(device, dtype),
         )
+        if self.directions is None:
+            return tables
+        levels = coefficients[:, [Column.SIGMA, Column.OFFSET]].double()
+        self._check_noise(self.directions, levels.detach())
+        found = low_rank_tables(self.directions, levels, dtype)
+        return tables._replace(**found._asdict())
+
+    def _check_noise(self, directions: Directions, levels: Tensor) -> None:
+        sigma, weight = levels.unbind(1)
+        largest = directions.eigenvalues.amax((1, 2)).to(levels.device).sqrt()
+        if self.rho is not None:
+            expected = self.rho * sigma / largest
+            is_off = (weight != 0) & ((weight - expected).abs() > _SCALE_ERROR * expected)
+            if bool(is_off.any()):
+                row = int(is_off.nonzero()[0])
+                raise ValueError(
+                    f"coefficients: expected rows that Mixture.scaled has given the scale of rho = {self.rho:g}, "
+                    f"OFFSET {float(expected[row]):g} in row {row}, got {float(weight[row]):g}"
+                )
+            return
+        allowed = torch.where(weight == 0, math.inf, sigma / (weight.abs() * largest))
+        if bool((allowed < 1).any()):
+            row = int(allowed.argmin())
+            raise ValueError(
+                f"scale: expected at most {self.scale * float(allowed.min()):.6g}, with which the offsets add all the "
+                f"variance of the step with the least noise, row {row} with sigma = {float(sigma[row]):g}, "
+                f"got {self.scale:g} (rho gives each step its own scale)"
+            )
 
     def _std(self, coefficients: Tensor) -> Tensor:
         levels = coefficients[:, [Column.SIGMA, Column.OFFSET]].double()

@@ -26,10 +26,19 @@ from gmmkernel._checks import (
 )
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_STEP, Stream
 from gmmkernel.backends.reference.sums import tree_sum
+from gmmkernel.mixtures.low_rank import (
+    SCHEMES,
+    Directions,
+    directions_of,
+    directions_of_equal,
+    gram_of,
+    gram_of_orthogonal,
+    stack,
+)
 from gmmkernel.mixtures.mixture import Mixture
 from gmmkernel.ops import orthonormalize, standard_normal
 
-VARIANTS = ("rand", "ortho", "ortho-vub")
+VARIANTS = ("rand", "ortho", "ortho-vub", "exact", "rand-exact")
 """Names of the kinds of mixture."""
 
 Float64 = NDArray[np.float64]
@@ -47,6 +56,8 @@ def gaussian_mixture(
     weights: Sequence[float] | Tensor | None = None,
     seed: int = 0,
     recentre: bool = False,
+    scheme: str = "b",
+    rho: float | None = None,
 ) -> Mixture:
     """Make a mixture of DDIM-GMM (Gabbur, arXiv 2311.04938).
 
@@ -58,24 +69,32 @@ def gaussian_mixture(
         ortho-vub  offsets of ortho; r_k = s^2 pi_i/(K pi_k) over i, largest first, on the first K elements:
                    upper bounds of the eigenvalues of that matrix. One shared by all steps is the paper's
                    VUB*.
+        exact      offsets of ortho; the whole covariance is kept: sigma^2 I - w^2 Delta_k for component k, with
+                   Delta_k = (1/(K pi_k)) sum_l pi_l delta_l delta_l^T (scheme b) or delta_k delta_k^T (scheme a)
+        rand-exact the same with the offsets of rand, centred again
 
     The offsets of ortho have mean zero: sum_k pi_k delta_k = 0. Those of rand miss it slightly, as published,
     because they are normalised after centring; `recentre` subtracts what is left, and their norms then differ
-    a little from s. K = 1 is the plain Gaussian step in every variant: no offset, nothing removed.
+    a little from s. The exact variants need w^2 Delta_k <= sigma^2 at every step, which `rho` sees to. K = 1 is
+    the plain Gaussian step in every variant: no offset, nothing removed.
 
     What a step adds per element depends on s^2/D, so compare scales by s/sqrt(D). `moment_report` tells how
     far a mixture is from keeping mean and covariance at given steps.
 
     Args:
-        variant: "rand", "ortho" or "ortho-vub".
+        variant: "rand", "ortho", "ortho-vub", "exact" or "rand-exact".
         elements: D, the number of elements of one sample (channels * height * width).
         n_components: K, from 1 to 1024; at most D for the orthogonal variants.
-        scale: s, in units of the sample, >= 0.
+        scale: s, in units of the sample, >= 0; for the exact variants > 0, and 1 beside `rho`.
         n_steps: S for an independent mixture per step, whose noise counter has the step's index; None for one
             mixture (that of step 0) shared by all steps.
         weights: K positive numbers, divided by their sum here; None for equal weights.
         seed: 64-bit seed of the offsets.
         recentre: subtract sum_k pi_k delta_k from the offsets of "rand" (the paper does not).
+        scheme: how the exact variants share out the covariance, "a" or "b" (the paper's).
+        rho: for the exact variants, 0 <= rho < 1: each step's scale is this share of the largest that its noise
+            allows, so offsets shrink with the noise (`Mixture.scaled`). With equal weights, orthogonal offsets and
+            scheme b, that is s = rho sigma sqrt(K).
 
     Returns:
         The mixture; it holds 8 K D bytes of offsets for each of its steps, and as many of reductions at most.
@@ -83,13 +102,14 @@ def gaussian_mixture(
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range or unknown; `recentre` is given for offsets that are centred
-            already; a weight is so small or so large that its component has no direction or no finite
-            variance.
+            already; `scheme` or `rho` is given for a variant that is not exact; a weight is so small or so large
+            that its component has no direction or no finite variance.
     """
     check_choice("variant", variant, VARIANTS)
     check_integer("elements", elements, 1)
     check_integer("n_components", n_components, 1, MAX_COMPONENTS)
-    if variant != "rand" and n_components > elements:
+    is_exact, is_random = variant.endswith("exact"), variant.startswith("rand")
+    if not is_random and n_components > elements:
         raise ValueError(
             f"n_components: expected at most elements = {elements} for variant={variant!r}, "
             f"whose offsets are orthogonal, got {n_components}"
@@ -103,6 +123,7 @@ def gaussian_mixture(
         raise ValueError(
             f"recentre: expected False for variant={variant!r}, whose offsets have mean zero, got True"
         )
+    _check_exact(is_exact, variant, scale, scheme, rho)
     pi = _normalised(weights, n_components)
 
     steps = range(1 if n_steps is None else n_steps)
@@ -110,11 +131,11 @@ def gaussian_mixture(
     if n_components > 1:
         for step in steps:
             noise = _noise(seed, step, n_components, elements)
-            if variant == "rand":
-                offsets[step] = scale * _random_directions(noise, pi, recentre)
+            if is_random:
+                offsets[step] = scale * _random_directions(noise, pi, recentre or is_exact)
             else:
                 offsets[step] = scale * _orthogonal_directions(noise, pi)
-    if n_components == 1:
+    if n_components == 1 or is_exact:
         reductions = np.zeros((1, 1, 0))
     elif variant == "ortho-vub":
         reductions = _eigenvalue_bounds(scale, pi)[None]
@@ -132,7 +153,40 @@ def gaussian_mixture(
         weights=torch.from_numpy(pi),
         offsets=torch.from_numpy(offsets),
         reductions=torch.from_numpy(reductions),
+        directions=_directions(offsets, pi, variant, scale, scheme)
+        if is_exact and n_components > 1
+        else None,
+        rho=rho if n_components > 1 else None,
     )
+
+
+def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: float | None) -> None:
+    check_choice("scheme", scheme, SCHEMES)
+    if not is_exact:
+        for name, value, default in (("scheme", scheme, "b"), ("rho", rho, None)):
+            if value != default:
+                raise ValueError(
+                    f"{name}: expected {default!r} for variant={variant!r}, which does not match moments exactly, "
+                    f"got {value!r}"
+                )
+        return
+    if not scale > 0:
+        raise ValueError(f"scale: expected a number > 0 for variant={variant!r}, got {scale:g}")
+    if rho is None:
+        return
+    if not 0 <= check_number("rho", rho) < 1:
+        raise ValueError(f"rho: expected a number from 0 to below 1, got {rho!r}")
+    if scale != 1:
+        raise ValueError(f"scale: expected 1 beside rho, which gives each step its own, got {scale:g}")
+
+
+def _directions(offsets: Float64, pi: Float64, variant: str, scale: float, scheme: str) -> Directions:
+    """Return the directions of the offsets [S, K, D]; those of orthogonal ones are the same at every step."""
+    if variant == "rand-exact":
+        return stack([directions_of(gram_of(of_step), pi, scheme) for of_step in offsets])
+    if scheme == "b" and _are_equal(pi):
+        return directions_of_equal(scale, len(pi))
+    return directions_of(gram_of_orthogonal(scale, pi), pi, scheme)
 
 
 def _normalised(weights: Sequence[float] | Tensor | None, count: int) -> Float64:

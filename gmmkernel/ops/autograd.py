@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.constants import Stream
+from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
+from gmmkernel.ops.low_rank import offset_weights
 from gmmkernel.ops.tensors import STEP, Layout, StepTensors
 from gmmkernel.ops.vmap import merge_batch
 
@@ -83,6 +84,8 @@ class _Step(torch.autograd.Function):
             t.thresholds,
             t.offsets,
             t.std,
+            t.basis,
+            t.shrinkage,
             prediction,
             components,
             options.prediction_kind,
@@ -176,15 +179,15 @@ def vmap_gradients(
     in_dims: Sequence[Any],
     wanted: tuple[bool, ...],
     options: Any,
-    first: Optional,
-    second: Optional,
-    *given: Any,
+    *tensors: Any,
+    before: int = 2,
 ) -> Any:
-    """Return the same of a Function that computes gradients, which takes two tensors [B, ...] before the others."""
-    merged = layout.merge(size, in_dims[4:], given, layout.among_all(wanted, False), options.row)
-    of_batch = merge_batch(size, in_dims[2:4], (first, second))
+    """Return the same of a Function that computes gradients, which takes tensors [B, ...] `before` the others."""
+    given, dims = tensors[before:], in_dims[2 + before :]
+    merged = layout.merge(size, dims, given, layout.among_all(wanted, False), options.row)
+    of_batch = merge_batch(size, in_dims[2 : 2 + before], tensors[:before])
     made = function.apply(wanted, options._replace(row=merged.row), *of_batch, *merged.tensors)
-    gradients = merged.split_gradients(made, layout.primals(given), layout.primals(in_dims[4:]))
+    gradients = merged.split_gradients(made, layout.primals(given), layout.primals(dims))
     return gradients, _dims(gradients)
 
 
@@ -207,16 +210,26 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
         primals = [None if tensor is None else next(found) for tensor in STEP.primals((*t, *history))]
-        sample, output, uncond, coefficients, offsets, std, *stored = primals
+        sample, output, uncond, coefficients, offsets, std, basis, shrinkage, *stored = primals
+        row, drawn = coefficients[rows], by_batch(noise)  # type: ignore[index]
+        shift = None
+        if basis is not None and offsets is not None and shrinkage is not None:
+            of_sample = sample_entries(offsets, rows)
+            factors = table_entries(shrinkage, rows, components)
+            basis = sample_entries(basis, rows)
+            weights = offset_weights(drawn, components, row, of_sample, basis, factors)
+            shift = torch.einsum("bk,bkd->bd", weights, of_sample)
+        elif offsets is not None:
+            shift = row[:, Column.OFFSET, None] * table_entries(offsets, rows, components)
         made = eager_step(
             by_batch(sample),
             by_batch(output),
             by_batch(uncond),
             [by_batch(tensor) for tensor in stored],
-            coefficients[rows],  # type: ignore[index]
-            None if offsets is None else table_entries(offsets, rows, components),
+            row,
+            shift,
             None if std is None else table_entries(std, rows, components),
-            by_batch(noise),
+            drawn,
             options.prediction_kind,
         )
         return tuple(tensor.reshape(t.sample.shape) for tensor in made[:outputs] if tensor is not None)
@@ -227,6 +240,11 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
 def by_batch(tensor: Any) -> Any:
     """Return a tensor [B, ...] as [B, D], and None as it is."""
     return None if tensor is None else tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+
+
+def sample_entries(table: Tensor, rows: Tensor) -> Tensor:
+    """Return each sample's entries of a table [S or 1, ...]."""
+    return table[rows if table.shape[0] > 1 else torch.zeros_like(rows)]
 
 
 def table_entries(table: Tensor, rows: Tensor, components: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Gradients of log-densities, as `autograd` has them of steps. Saved as well: the responsibilities, [B, K]."""
+"""Gradients of log-densities, as `autograd` has them of steps.
+
+Saved as well: the components' shares, [B, K], and where moments are matched exactly their energies.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +23,8 @@ from gmmkernel.ops.autograd import (
 )
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
 from gmmkernel.ops.tensors import DENSITY, LogProbTensors
+
+Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
 
 class LogProbOptions(NamedTuple):
@@ -43,20 +48,20 @@ def log_prob_with_gradient(
 class _LogProb(torch.autograd.Function):
     @staticmethod
     @with_signature
-    def forward(options: LogProbOptions, *given: Any) -> tuple[Tensor, Optional]:
+    def forward(options: LogProbOptions, *given: Any) -> Made:
         made = library.log_prob(options.row, options.backend, *given[:FIELDS], list(given[FIELDS:]) or None)
-        return made[0], made[1] if len(made) > 1 else None
+        result, responsibilities, energies = (*made, None, None)[:3]
+        return result, responsibilities, energies
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Made) -> None:
         ctx.options = inputs[0]
-        ctx.save_for_backward(output[1], *inputs[1:])
+        ctx.save_for_backward(*output[1:], *inputs[1:])
         ctx.set_materialize_grads(False)
-        if output[1] is not None:
-            ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
 
     @staticmethod
-    def backward(ctx: Any, grad: Optional, _responsibilities: Optional) -> Any:
+    def backward(ctx: Any, grad: Optional, _responsibilities: Optional, _energies: Optional) -> Any:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         wanted = tuple(DENSITY.primals(ctx.needs_input_grad[1:]))
@@ -77,12 +82,14 @@ class _LogProbBackward(torch.autograd.Function):
         options: LogProbOptions,
         grad: Tensor,
         responsibilities: Optional,
+        energies: Optional,
         *given: Any,
     ) -> Any:
         made = library.log_prob_backward(
             list(wanted),
             grad.contiguous(),
             responsibilities,
+            energies,
             options.row,
             options.backend,
             *given[:FIELDS],
@@ -92,7 +99,7 @@ class _LogProbBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.wanted, ctx.options, grad, _, *given = inputs
+        ctx.wanted, ctx.options, grad, _, _, *given = inputs
         ctx.save_for_backward(grad, *given)
         ctx.set_materialize_grads(False)
 
@@ -101,11 +108,11 @@ class _LogProbBackward(torch.autograd.Function):
         grad, *given = ctx.saved_tensors
         forward = _eager(ctx.options, LogProbTensors(*given[:FIELDS]), given[FIELDS:])
         of_grad, of_primals = second_derivatives(forward, [grad], DENSITY.primals(given), ctx.wanted, grads)
-        return None, None, *of_grad, None, *DENSITY.among_all(of_primals)
+        return None, None, *of_grad, None, None, *DENSITY.among_all(of_primals)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return vmap_gradients(_LogProbBackward, DENSITY, info.batch_size, in_dims, *arguments)
+        return vmap_gradients(_LogProbBackward, DENSITY, info.batch_size, in_dims, *arguments, before=3)
 
 
 def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]) -> Any:
@@ -119,7 +126,8 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
         primals = [None if tensor is None else next(found) for tensor in DENSITY.primals((*t, *history))]
-        sample, output, uncond, coefficients, offsets, std, prev, weights, *stored = primals
+        sample, output, uncond, coefficients, offsets, std, prev, weights, *more = primals
+        penalized, stored = [entries(table) for table in more[:4]], more[4:]
         made = eager_log_prob(
             by_batch(prev),
             by_batch(sample),
@@ -130,6 +138,7 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
             entries(weights),
             entries(offsets),
             entries(std),
+            None if penalized[0] is None else penalized,  # type: ignore[arg-type]
         )
         return (made,)
 

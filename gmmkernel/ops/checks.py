@@ -234,7 +234,52 @@ def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) 
         raise ValueError(f"mixture.std: expected 1 or K = {components} components, got {std.shape[1]}")
     if std.shape[2] > elements:
         raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {std.shape[2]}")
-    return MixtureTables(thresholds, offsets, std, mixture.weights)
+    if mixture.basis is None:
+        return MixtureTables(thresholds, offsets, std, mixture.weights)
+    if std.shape[2]:
+        raise ValueError(
+            f"mixture.std: expected R = 0 elements with a basis, which removes variance otherwise, got {std.shape[2]}"
+        )
+    return MixtureTables(
+        thresholds, offsets, std, mixture.weights, *_check_low_rank(mixture, coefficients, sample, components)
+    )
+
+
+def _check_low_rank(
+    mixture: MixtureTables, coefficients: Tensor, sample: Tensor, components: int
+) -> list[Tensor]:
+    """Check the tables of exactly matched moments; returns them contiguous."""
+    assert mixture.basis is not None
+    directions = mixture.basis.shape[1] if mixture.basis.dim() == 3 else 0
+    rows, tables = coefficients.shape[0], []
+    if not 1 <= directions <= components:
+        raise ValueError(
+            f"mixture.basis: expected shape [1 or {rows}, R, {components}] with R from 1 to {components}, "
+            f"got {tuple(mixture.basis.shape)}"
+        )
+    for name, middle, last in (
+        ("basis", (directions,), (components,)),
+        ("shrinkage", (1, components), (directions,)),
+        ("slopes", (1, components), (directions,)),
+        ("shifts", (components,), (directions,)),
+        ("log_volumes", (1, components), ()),
+    ):
+        table, name = getattr(mixture, name), f"mixture.{name}"
+        check_tensor(table, name)
+        if table.dtype != coefficients.dtype:
+            raise TypeError(f"{name}: expected {coefficients.dtype}, got {table.dtype}")
+        check_device(table, name, sample.device, "sample")
+        shape = tuple(table.shape)
+        if (
+            len(shape) != 2 + len(last)
+            or shape[0] not in (1, rows)
+            or shape[1] not in middle
+            or shape[2:] != last
+        ):
+            sizes = [f"1 or {rows}", " or ".join(map(str, sorted(set(middle)))), *map(str, last)]
+            raise ValueError(f"{name}: expected shape [{', '.join(sizes)}], got {shape}")
+        tables.append(contiguous(table))
+    return tables
 
 
 def check_weights(mixture: MixtureTables, coefficients: Tensor) -> Tensor:

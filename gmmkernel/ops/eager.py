@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Prediction, TrainingColumn
+from gmmkernel.ops.low_rank import penalties
 
 
 def predict(
@@ -46,7 +47,7 @@ def eager_step(
     model_output_uncond: Tensor | None,
     history: Sequence[Tensor],
     row: Tensor,
-    offset: Tensor | None,
+    shift: Tensor | None,
     std: Tensor | None,
     noise: Tensor,
     prediction_kind: int,
@@ -59,15 +60,15 @@ def eager_step(
         model_output_uncond: the same.
         history: the same.
         row: the same.
-        offset: [B, D] of the row's dtype, each sample's component's, or None without a mixture.
+        shift: [B, D] of the row's dtype, what the mixture adds to each sample's mean, or None without one.
         std: [B, R] of that dtype, or None without a mixture.
         noise: [B, D] of that dtype.
         prediction_kind: a `Prediction`.
     """
     x, o, x0, y = predict(sample, model_output, model_output_uncond, history, row)
     sigma = row[:, Column.SIGMA, None].expand_as(y)
-    if offset is not None and std is not None:
-        y = y + row[:, Column.OFFSET, None] * offset
+    if shift is not None and std is not None:
+        y = y + shift
         sigma = torch.cat([std, sigma[:, std.shape[1] :]], dim=1)
     y = y + sigma * noise
     predictions = {
@@ -90,6 +91,7 @@ def eager_log_prob(
     weights: Tensor | None,
     offsets: Tensor | None,
     std: Tensor | None,
+    penalized: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Return log-densities [B], as `gmm_step_log_prob` does.
 
@@ -103,15 +105,19 @@ def eager_log_prob(
         weights: [B, K] of the row's dtype, each sample's mixture's, or None without one.
         offsets: [B, K, D] of that dtype, or None.
         std: [B, 1 or K, R] of that dtype, or None.
+        penalized: what `low_rank.penalties` takes, where moments are matched exactly.
     """
     *_, mean = predict(sample, model_output, model_output_uncond, history, row)
-    distance = (prev_sample.to(row.dtype) - mean)[:, None]
+    distance = without = (prev_sample.to(row.dtype) - mean)[:, None]
     sigma = row[:, Column.SIGMA, None, None].expand_as(distance)
     if offsets is not None and std is not None:
         distance = distance - row[:, Column.OFFSET, None, None] * offsets
         sigma = torch.cat([std, sigma[..., std.shape[2] :].expand(-1, std.shape[1], -1)], dim=2)
     energy = (distance / sigma).square() / 2 + sigma.log() + math.log(2 * math.pi) / 2
     level = -energy.sum(2)
+    if penalized is not None:
+        energies = ((distance / sigma).square() - (without / sigma).square()).sum(2) / 2
+        level = level - penalties(energies, row, penalized)
     return torch.logsumexp(level if weights is None else weights.log() + level, dim=1)
 
 

@@ -7,6 +7,7 @@ What is not needed comes last and is left out of a call, since every argument co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +16,16 @@ from torch import Tensor
 from torch import library as torch_library
 
 from gmmkernel import backends
+from gmmkernel.backends.constants import Stream
 from gmmkernel.backends.protocol import (
     LogProbGradients,
+    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
     TrainingInputs,
 )
+from gmmkernel.ops import low_rank
 from gmmkernel.ops.tensors import DENSITY, LOSS, STEP, Layout, LogProbTensors, LossTensors, StepTensors
 
 _library = torch_library.Library("gmmkernel", "DEF")
@@ -43,6 +47,8 @@ def _gmm_step(
     thresholds: Tensor | None = None,
     offsets: Tensor | None = None,
     std: Tensor | None = None,
+    basis: Tensor | None = None,
+    shrinkage: Tensor | None = None,
     prediction: Tensor | None = None,
     components: Tensor | None = None,
     prediction_kind: int = 0,
@@ -59,6 +65,8 @@ def _gmm_step(
         thresholds,
         offsets,
         std,
+        basis,
+        shrinkage,
     )
     backends.load(backend).gmm_step(inputs, out, prediction, prediction_kind, components)
 
@@ -108,10 +116,55 @@ def _gmm_step_backward(
         t.thresholds,
         t.offsets,
         t.std,
+        t.basis,
+        t.shrinkage,
     )
-    gradients = _gradients_of_step(made[:6], made[6:])
+    offsets = made[4]
+    if t.basis is not None:
+        _low_rank_gradients(made, inputs, grad, backend)
+        # All others are the same without.
+        offsets, inputs = None, inputs._replace(basis=None, shrinkage=None)
+    gradients = _gradients_of_step((*made[:4], offsets, made[5]), made[8:])
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
     return _present(made)
+
+
+def _low_rank_gradients(
+    made: Sequence[Tensor | None], inputs: StepInputs, grad: Tensor, backend: str
+) -> None:
+    """Write the gradients of the tables of exactly matched moments, those that are wanted."""
+    of_offsets, of_basis, of_shrinkage = made[4], made[6], made[7]
+    wanted = (of_offsets, of_basis, of_shrinkage)
+    if all(table is None for table in wanted):
+        return
+    assert inputs.thresholds is not None
+    assert inputs.offsets is not None
+    assert inputs.basis is not None
+    assert inputs.shrinkage is not None
+    kernels, batch = backends.load(backend), grad.shape[0]
+    noise = inputs.coefficients.new_empty(batch, math.prod(grad.shape[1:]))
+    kernels.standard_normal(noise, inputs.seeds, inputs.step, Stream.TRANSITION)
+    components = torch.empty_like(inputs.seeds)
+    kernels.draw_components(components, inputs.seeds, inputs.thresholds, inputs.row, inputs.step)
+    tables = low_rank.StepTables(inputs.offsets, inputs.basis, inputs.shrinkage)
+    found = low_rank.step_gradients(
+        grad.reshape(noise.shape),
+        noise,
+        components,
+        inputs.coefficients,
+        _row_of_each(inputs.row, inputs.seeds),
+        tables,
+    )
+    for target, gradient in zip(wanted, found, strict=True):
+        if target is not None:
+            target.copy_(gradient)
+
+
+def _row_of_each(row: int | Tensor, like: Tensor) -> Tensor:
+    """Return an index as a tensor with an entry for each sample, like a tensor [B, ...]."""
+    if isinstance(row, Tensor):
+        return row.expand(like.shape[0])
+    return torch.full((like.shape[0],), row, dtype=torch.int64, device=like.device)
 
 
 def _gmm_step_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
@@ -132,43 +185,84 @@ def _density_inputs(row: int, t: LogProbTensors, history: Sequence[Tensor] | Non
         None,
         t.offsets,
         t.std,
+        t.basis,
     )
 
 
 def _log_prob_fake(row: int, backend: str, *given: Any) -> list[Tensor]:
-    """Return memory for the log-densities and, where there is a mixture, its responsibilities."""
+    """Return memory for the log-densities and, where there is a mixture, its responsibilities.
+
+    Where moments are matched exactly, for the energies as well.
+    """
     t = LogProbTensors(*given[:-1])
     batch = t.sample.shape[0]
-    shapes = [(batch,)] if t.weights is None else [(batch,), (batch, t.weights.shape[1])]
+    shapes: list[tuple[int, ...]] = (
+        [(batch,)] if t.weights is None else [(batch,), (batch, t.weights.shape[1])]
+    )
+    if t.basis is not None:
+        shapes.append(shapes[1])
     return [t.coefficients.new_empty(shape) for shape in shapes]
 
 
 def _log_prob(row: int, backend: str, *given: Any) -> list[Tensor]:
     made = _log_prob_fake(row, backend, *given)
     t, history = LogProbTensors(*given[:-1]), given[-1]
-    backends.load(backend).log_prob(_density_inputs(row, t, history), t.prev_sample, t.weights, *made)
+    result, responsibilities, energies = (*made, None, None)[:3]
+    assert result is not None
+    backends.load(backend).log_prob(
+        _density_inputs(row, t, history),
+        t.prev_sample,
+        t.weights,
+        result,
+        responsibilities,
+        _penalties(t),
+        energies,
+    )
     return made
+
+
+def _penalties(t: LogProbTensors) -> PenaltyInputs | None:
+    if t.basis is None or t.slopes is None or t.shifts is None or t.log_volumes is None:
+        return None
+    return PenaltyInputs(t.basis, t.slopes, t.shifts, t.log_volumes)
 
 
 def _log_prob_backward(
     wanted: Sequence[bool],
     grad: Tensor,
     responsibilities: Tensor | None,
+    energies: Tensor | None,
     row: int,
     backend: str,
     *given: Any,
 ) -> list[Tensor]:
     t, history = LogProbTensors(*given[:-1]), given[-1]
     made = _new_gradients(wanted, DENSITY, t, history)
-    gradients = LogProbGradients(made[6], made[7], _gradients_of_step(made[:6], made[8:]))
+    of_weights = made[7]
+    penalties = _penalties(t)
+    if penalties is not None:
+        assert responsibilities is not None
+        assert energies is not None
+        assert t.weights is not None
+        rows = _row_of_each(row if t.rows is None else t.rows, responsibilities)
+        tables = low_rank.DensityTables(t.weights, *penalties)
+        responsibilities, found = low_rank.density_gradients(
+            grad, responsibilities, energies, t.coefficients, rows, tables
+        )
+        for target, gradient in zip(made[7:12], found, strict=True):
+            if target is not None:
+                target.copy_(gradient)
+        of_weights = None  # the kernels would divide what stands for the shares
+    gradients = LogProbGradients(made[6], of_weights, _gradients_of_step(made[:6], made[12:]))
+    inputs = _density_inputs(row, t, history)._replace(basis=None)
     backends.load(backend).log_prob_backward(
-        _density_inputs(row, t, history), t.prev_sample, t.weights, responsibilities, grad, gradients
+        inputs, t.prev_sample, t.weights, responsibilities, grad, gradients
     )
     return _present(made)
 
 
 def _log_prob_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
-    *given, history = arguments[4:]
+    *given, history = arguments[5:]
     return _present(_new_gradients(wanted, DENSITY, given, history))
 
 
@@ -269,7 +363,8 @@ for _schema, _implementation, _fake in (
         "gmm_step(Tensor(a!) out, Tensor sample, Tensor model_output, Tensor coefficients, Tensor seeds, "
         "SymInt row, SymInt step, str backend, Tensor? rows=None, Tensor? steps=None, "
         "Tensor? model_output_uncond=None, Tensor[]? history=None, Tensor? thresholds=None, "
-        "Tensor? offsets=None, Tensor? std=None, Tensor(b!)? prediction=None, "
+        "Tensor? offsets=None, Tensor? std=None, Tensor? basis=None, Tensor? shrinkage=None, "
+        "Tensor(b!)? prediction=None, "
         "Tensor(c!)? components=None, int prediction_kind=0) -> ()",
         _gmm_step,
         _write_nothing,
@@ -277,22 +372,26 @@ for _schema, _implementation, _fake in (
     (
         "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, SymInt row, "
         "SymInt step, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
-        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor seeds, Tensor? rows, Tensor? steps, "
+        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor? basis, Tensor? shrinkage, Tensor seeds, "
+        "Tensor? rows, Tensor? steps, "
         "Tensor? thresholds, Tensor[]? history) -> Tensor[]",
         _gmm_step_backward,
         _gmm_step_backward_fake,
     ),
     (
         "gmm_step_log_prob(SymInt row, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
-        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, "
+        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? basis, "
+        "Tensor? slopes, Tensor? shifts, Tensor? log_volumes, Tensor? rows, "
         "Tensor[]? history) -> Tensor[]",
         _log_prob,
         _log_prob_fake,
     ),
     (
-        "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, SymInt row, str backend, "
+        "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, Tensor? energies, "
+        "SymInt row, str backend, "
         "Tensor sample, Tensor model_output, Tensor? model_output_uncond, Tensor coefficients, Tensor? offsets, "
-        "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? rows, Tensor[]? history) -> Tensor[]",
+        "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? basis, Tensor? slopes, Tensor? shifts, "
+        "Tensor? log_volumes, Tensor? rows, Tensor[]? history) -> Tensor[]",
         _log_prob_backward,
         _log_prob_backward_fake,
     ),

@@ -29,10 +29,11 @@ def gmm_step_log_prob(
 
         log p = log sum_k pi_k prod_e N(prev_sample_e; mean_e + OFFSET * delta_k,e, std_k,e^2)
 
-    with the mean of `gmm_step`. It costs K * D, where a step costs D: every component is looked at. Sums over
-    elements have a fixed order and take what components differ in apart from what they share, so that their shares of
-    the density keep their precision however large D is; the result itself is of the order of D, and float32 has 24
-    bits for it. The bits are the same on every backend and for any split of the batch.
+    with the mean of `gmm_step`, or with full covariances where the mixture matches moments exactly. It costs K * D,
+    where a step costs D: every component is looked at. Sums over elements have a fixed order and take what components
+    differ in apart from what they share, so that their shares of the density keep their precision however large D is;
+    the result itself is of the order of D, and float32 has 24 bits for it. The bits are the same on every backend and
+    for any split of the batch.
 
     Gradients reach everything that is continuous: `prev_sample`, `sample`, model outputs, history, coefficients, and
     the mixture's offsets, std and weights (as if their sum were not fixed).
@@ -68,13 +69,26 @@ def gmm_step_log_prob(
     stored = checks.check_history(history, sample)
     coefficients = checks.check_coefficients(coefficients, sample)
     row, rows = checks.check_index(row, "row", sample.shape[0], coefficients.shape[0] - 1, sample.device)
-    offsets = std = weights = None
+    offsets = std = weights = basis = slopes = shifts = log_volumes = None
     if mixture is not None:
-        _, offsets, std, _ = checks.check_mixture(mixture, coefficients, sample)
+        tables = checks.check_mixture(mixture, coefficients, sample)
+        _, offsets, std, _, basis, _, slopes, shifts, log_volumes = tables
         weights = checks.check_weights(mixture, coefficients)
     name = backends.resolve(sample.device.type, backend)
     tensors = LogProbTensors(
-        sample, model_output, model_output_uncond, coefficients, offsets, std, prev_sample, weights, rows
+        sample,
+        model_output,
+        model_output_uncond,
+        coefficients,
+        offsets,
+        std,
+        prev_sample,
+        weights,
+        basis,
+        slopes,
+        shifts,
+        log_volumes,
+        rows,
     )
     return log_density(LogProbOptions(row, name), tensors, stored)
 

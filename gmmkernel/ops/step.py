@@ -26,7 +26,7 @@ _PREDICTIONS = {
     "model_output": int(Prediction.MODEL_OUTPUT),
 }
 _PREDICTION_NAMES = tuple(_PREDICTIONS)
-_NO_TABLES = (None, None, None, None)
+_NO_TABLES = MixtureTables(*[None] * len(MixtureTables._fields))  # type: ignore[arg-type]
 
 
 class GMMStepOutput(NamedTuple):
@@ -72,7 +72,9 @@ def gmm_step(
         mean = SAMPLE * x + OUTPUT * o + X0 * x0 + sum_j HISTORY_j * history[j]
         prev_sample = mean + OFFSET * delta_k + std_k * z,  k drawn with the mixture's weights
 
-    which covers DDIM, DDPM, multistep solvers, rectified flow and, with a mixture, DDIM-GMM (arXiv 2311.04938). A
+    which covers DDIM, DDPM, multistep solvers, rectified flow and, with a mixture, DDIM-GMM (arXiv 2311.04938). Where
+    the mixture matches moments exactly, variance is removed in the directions q_r of the offsets, and the result has
+    sum_r (sqrt(SIGMA^2 - lambda_kr) - SIGMA) (q_r . z) q_r besides: two passes, which cost K * D (docs/exact.md). A
     term whose coefficient is 0 for a sample is absent where it is a history tensor, the offset, or the noise (SIGMA
     0 and no std in the mixture). A sample's result depends on its own row of every argument alone: not on the batch,
     the device, the backend or the number of threads.
@@ -122,12 +124,14 @@ def gmm_step(
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
-    thresholds, offsets, std, _ = tables or _NO_TABLES
+    thresholds, offsets, std, _, basis, shrinkage, slopes, shifts, log_volumes = tables or _NO_TABLES
     if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     weights = checks.check_weights(tables, coefficients) if return_log_prob and tables is not None else None
     wants_gradient = checks.wants_gradient(
-        "gmm_step", (sample, model_output, coefficients, offsets, std, model_output_uncond), stored or ()
+        "gmm_step",
+        (sample, model_output, coefficients, offsets, std, basis, shrinkage, model_output_uncond),
+        stored or (),
     )
     name = backends.resolve(device.type, backend)
     if wants_gradient:
@@ -143,6 +147,8 @@ def gmm_step(
             coefficients,
             offsets,
             std,
+            basis,
+            shrinkage,
             seeds,
             rows,
             steps,
@@ -168,6 +174,8 @@ def gmm_step(
                 "mixture.thresholds": thresholds,
                 "mixture.offsets": offsets,
                 "mixture.std": std,
+                "mixture.basis": basis,
+                "mixture.shrinkage": shrinkage,
             }
             if return_log_prob:  # which reads everything again
                 check_overlap(out, in_place={}, tables={**elementwise, **elsewhere})
@@ -186,7 +194,7 @@ def gmm_step(
         if no_inputs and predicted is None and components is None:
             library.gmm_step(*needed)
         else:
-            inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std)
+            inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std, basis, shrinkage)
             library.gmm_step(*needed, *inputs, predicted, components, _PREDICTIONS[prediction])
         made = GMMStepOutput(out, predicted, components)
     if not return_log_prob:
@@ -200,6 +208,10 @@ def gmm_step(
         std,
         made.prev_sample.detach(),
         weights,
+        basis,
+        slopes,
+        shifts,
+        log_volumes,
         rows,
     )
     return made._replace(log_prob=log_density(LogProbOptions(row, name), tensors, stored))

@@ -20,6 +20,8 @@ class StepTensors(NamedTuple):
     coefficients: Tensor
     offsets: Tensor | None
     std: Tensor | None
+    basis: Tensor | None
+    shrinkage: Tensor | None
     seeds: Tensor
     rows: Tensor | None
     steps: Tensor | None
@@ -37,6 +39,10 @@ class LogProbTensors(NamedTuple):
     std: Tensor | None
     prev_sample: Tensor
     weights: Tensor | None
+    basis: Tensor | None
+    slopes: Tensor | None
+    shifts: Tensor | None
+    log_volumes: Tensor | None
     rows: Tensor | None
 
 
@@ -94,8 +100,8 @@ class Layout:
 
 
 _FIRST = (*[Role.BATCH] * 3, *[Role.TABLE] * 3)
-STEP = Layout(6, 3, (*_FIRST, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE))
-DENSITY = Layout(8, 3, (*_FIRST, Role.BATCH, Role.TABLE, Role.ROWS))
+STEP = Layout(8, 3, (*_FIRST, *[Role.TABLE] * 2, Role.BATCH, Role.ROWS, Role.STEPS, Role.TABLE))
+DENSITY = Layout(12, 3, (*_FIRST, Role.BATCH, *[Role.TABLE] * 5, Role.ROWS))
 _LAST = (Role.TABLE, Role.BATCH, Role.ROWS, Role.STEPS)
 NOISE = Layout(1, 1, (Role.BATCH, *_LAST))
 LOSS = Layout(2, 2, (Role.BATCH, Role.BATCH, *_LAST))

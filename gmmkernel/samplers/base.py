@@ -58,8 +58,7 @@ class Sampler:
     ) -> None:
         check_flag("learned_variance", learned_variance)
         self.timesteps = timesteps.to(device)
-        self.coefficients = coefficients.to(device)
-        self.tables = bound(mixture, self.coefficients)
+        self.coefficients, self.tables = bound(mixture, coefficients.to(device))
         self.guided = guided
         self.learned_variance = learned_variance
         self.thresholding = thresholding
@@ -310,15 +309,15 @@ class Sampler:
             )
 
 
-def bound(mixture: Mixture | None, coefficients: Tensor) -> MixtureTables | None:
-    """Return the tables of a mixture for the rows of a sampler, or None where there is no mixture.
+def bound(mixture: Mixture | None, coefficients: Tensor) -> tuple[Tensor, MixtureTables | None]:
+    """Return the rows of a sampler with the scale that a mixture gives them, and its tables, None without a mixture.
 
     Raises:
         TypeError: `mixture` is not a Mixture.
         ValueError: it was made for another number of steps.
     """
     if mixture is None:
-        return None
+        return coefficients, None
     if not isinstance(mixture, Mixture):
         raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
     if mixture.n_steps not in (None, len(coefficients)):
@@ -326,7 +325,8 @@ def bound(mixture: Mixture | None, coefficients: Tensor) -> MixtureTables | None
             f"mixture: expected one made for {len(coefficients)} steps or shared by all, "
             f"got one made for {mixture.n_steps}"
         )
-    return mixture.bind(coefficients)
+    scaled = mixture.scaled(coefficients)
+    return scaled, mixture.bind(scaled)
 
 
 def row_dtype(dtype: torch.dtype) -> torch.dtype:

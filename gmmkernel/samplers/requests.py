@@ -62,7 +62,7 @@ def stack_samplers(samplers: Sequence[Sampler]) -> StackedSamplers:
     """Put the tables of samplers, one for each kind of request, into one.
 
     They may differ in steps, spacing, eta, mixture, prediction type, clipping and guidance; a multistep method does not
-    fit, for a stack keeps no history. A request then gets what
+    fit, for a stack keeps no history, nor does a mixture that matches moments exactly. A request then gets what
     its own sampler gives, bit for bit, given the same model outputs, with two exceptions:
 
     - Where any sampler is guided, the others' rows have GUIDANCE = -0, and o = fma(-0, o - o, o) is o itself, a zero's
@@ -140,6 +140,10 @@ def _check(samplers: Sequence[Sampler]) -> None:
         if bool((sampler.coefficients[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] != 0).any()):
             raise ValueError(f"{name}: expected rows without history, which a stack does not keep")
         if sampler.tables is not None:
+            if sampler.tables.basis is not None:
+                raise ValueError(
+                    f"{name}: expected a mixture whose moments are not matched exactly, which a stack does not hold"
+                )
             shape = sampler.tables.offsets.shape[1:]
             mixed = mixed or (i, shape)
             if shape != mixed[1]:

@@ -52,17 +52,18 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
         case.mixture.offsets,
         case.mixture.std,
     )
+    absent = (None,) * 4
     grad = torch.ones_like(case.sample)
-    of_step = (*tensors, case.seeds, row[1], steps, case.mixture.thresholds, list(case.history))
-    for wanted in ([True] * 8, [True, False] * 4):
+    of_step = (*tensors, *absent[:2], case.seeds, row[1], steps, case.mixture.thresholds, list(case.history))
+    for wanted in ([True] * 10, [True, False] * 5):
         library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, row[0], 0, "cpu", *of_step))
     weights = DENSITY.case.mixture.weights
-    of_density = (*tensors, DENSITY.prev_sample, weights, row[1], list(case.history))
+    of_density = (*tensors, DENSITY.prev_sample, weights, *absent, row[1], list(case.history))
     library.opcheck(OPS.gmm_step_log_prob.default, (row[0], "cpu", *of_density))
     shares = torch.ones(3, 3) / 3
     library.opcheck(
         OPS.gmm_step_log_prob_backward.default,
-        ([True] * 10, torch.ones(3), shares, row[0], "cpu", *of_density),
+        ([True] * 14, torch.ones(3), shares, None, row[0], "cpu", *of_density),
     )
 
 

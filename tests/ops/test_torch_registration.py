@@ -40,6 +40,8 @@ def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
         case.model_output_uncond,
         case.history,
         *(case.mixture or (None, None, None))[:3],
+        None if case.mixture is None else case.mixture.basis,
+        None if case.mixture is None else case.mixture.shrinkage,
         None if case.prediction is None else torch.zeros_like(case.sample),
         torch.zeros_like(case.seeds),
         PREDICTION_KINDS[case.prediction],

@@ -14,7 +14,14 @@ triton = pytest.importorskip("triton", reason="Triton is not installed", exc_typ
 
 
 @pytest.mark.parametrize(
-    "file", ["interpreted.py", "interpreted_backward.py", "interpreted_density.py", "interpreted_training.py"]
+    "file",
+    [
+        "interpreted.py",
+        "interpreted_backward.py",
+        "interpreted_density.py",
+        "interpreted_low_rank.py",
+        "interpreted_training.py",
+    ],
 )
 def test_interpreted_kernels_give_the_same_bits(file: str) -> None:
     if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9):

@@ -129,6 +129,14 @@ typedef struct gmm_mixture {
   int64_t std_rows;
   int64_t std_components; /* 1 or K */
   int64_t std_elements;   /* 0 to elements */
+  /* Exactly matched moments, where std_elements is 0: direction q_r is the sum over l of basis[r][l] times offset l,
+   * and a sample of component k has sum_r shrinkage[k][r] (q_r . z) q_r besides. */
+  int64_t directions; /* 0 to K; 0: the rest is not read */
+  const void* basis;  /* [basis_rows][directions][K] */
+  int64_t basis_rows;
+  const void* shrinkage; /* [shrinkage_rows][shrinkage_components][directions]; log-densities do not look at it */
+  int64_t shrinkage_rows;
+  int64_t shrinkage_components; /* 1 or K */
 } gmm_mixture;
 
 typedef struct gmm_step_arguments {
@@ -149,12 +157,19 @@ typedef struct gmm_step_arguments {
   gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
   const int64_t* seeds; /* [batch] */
   gmm_mixture mixture;
+  /* With mixture.directions: [batch][GMM_SUM_ENTRIES(elements)][K] numbers of the tables' type. */
+  void* workspace;
 } gmm_step_arguments;
+
+/* The sums of tiles of 1024 elements, and their sum. */
+#define GMM_SUM_ENTRIES(elements) (((elements) + 1023) / 1024 + 1)
 
 /* Gradients of a loss with respect to what a step read, from those with respect to what it wrote. Noise and component
  * are drawn again from the seed. Everything that is wanted is written: zeros where no sample used a table's entry. */
 typedef struct gmm_step_backward_arguments {
-  gmm_step_arguments step;   /* as given to the step; result, prediction and components are not looked at */
+  /* As given to the step; result, prediction and components are not looked at, nor are mixture.directions and what
+   * comes with them: the gradients are those for a mixture without, grad_offsets not included. */
+  gmm_step_arguments step;
   gmm_input grad_result;     /* the sample's type, as all but the tables */
   gmm_input grad_prediction; /* optional: of the prediction that step.prediction_kind names */
   /* Optional, each of the type of the tensor it belongs to; none may overlap another or an input. */
@@ -170,8 +185,19 @@ typedef struct gmm_step_backward_arguments {
   void* workspace;
 } gmm_step_backward_arguments;
 
-/* The sums of tiles of 1024 elements, and their sum. */
-#define GMM_SUM_ENTRIES(elements) (((elements) + 1023) / 1024 + 1)
+/* What log-densities read where mixture.directions is not 0: component k's is less by
+ * log_volumes[k] + sum_r (slopes[k][r] e_r + shifts[k][r])^2 with e_r = sum_l basis[r][l] (E_l - E_0), E_l the energy
+ * of component l: how much less than without offset its log-density would be with covariance sigma^2. */
+typedef struct gmm_penalties {
+  const void* slopes; /* [slope_rows][slope_components][directions] */
+  int64_t slope_rows;
+  int64_t slope_components; /* 1 or K */
+  const void* shifts;       /* [shift_rows][K][directions] */
+  int64_t shift_rows;
+  const void* log_volumes; /* [log_volume_rows][log_volume_components] */
+  int64_t log_volume_rows;
+  int64_t log_volume_components; /* 1 or K */
+} gmm_penalties;
 
 /* Log-densities of transitions: of prev_sample, given what a step reads, under the whole mixture. NaN where a standard
  * deviation is 0: there is no density. */
@@ -182,14 +208,18 @@ typedef struct gmm_log_prob_arguments {
   int64_t weight_rows;     /* 1, or as many as the coefficients */
   void* log_prob;          /* [batch] */
   void* responsibilities;  /* [batch][K], each component's share of the density; optional */
+  void* energies;          /* [batch][K]; optional */
+  gmm_penalties penalties; /* with step.mixture.directions */
   void* workspace;         /* [batch][GMM_SUM_ENTRIES(elements)][K + 1] numbers of the tables' type */
 } gmm_log_prob_arguments;
 
 typedef struct gmm_log_prob_backward_arguments {
-  gmm_log_prob_arguments of;   /* as given; responsibilities are read; log_prob and workspace are not looked at */
-  const void* grad_log_prob;   /* [batch], of the tables' type */
-  gmm_output grad_prev_sample; /* optional, the sample's type */
-  void* grad_weights;          /* optional, [weight_rows][K] */
+  /* As given; responsibilities are read; log_prob, energies and workspace are not looked at, nor are directions and
+   * penalties: with them, minus the derivatives with respect to the energies stand for the responsibilities. */
+  gmm_log_prob_arguments of;
+  const void* grad_log_prob;             /* [batch], of the tables' type */
+  gmm_output grad_prev_sample;           /* optional, the sample's type */
+  void* grad_weights;                    /* optional, [weight_rows][K] */
   gmm_step_backward_arguments gradients; /* its outputs and workspace; the rest is not looked at */
 } gmm_log_prob_backward_arguments;
 
@@ -293,8 +323,9 @@ GMM_API int gmm_cpu_best_instruction_set(void);
 
 /* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
  *
- * One kernel launch on the given stream (gradients: one for each kind that is wanted; there, for
- * log-densities and for losses, one for each level of a sum over elements too), no allocation, no synchronisation:
+ * One kernel launch on the given stream (gradients: one for each kind that is wanted; a step with directions: four;
+ * in these, for log-densities and for losses, one for each level of a sum over elements too), no allocation, no
+ * synchronisation:
  * legal while the stream is being captured into a graph. All pointers are to memory that the device can read. Indices
  * in that memory are not checked here: a sample whose row or step is out of range is filled with NaN, its component is
  * -1, its gradients and its loss are NaN, and no table's gradients have a part of it.

@@ -15,6 +15,7 @@ from torch import Tensor
 from gmmkernel.backends.constants import Column, Prediction, Stream, TrainingColumn
 from gmmkernel.backends.protocol import (
     LogProbGradients,
+    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -24,6 +25,7 @@ from gmmkernel.backends.reference import arithmetic, normal, sums, training
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
 from gmmkernel.backends.reference.density import log_density, log_density_backward
+from gmmkernel.backends.reference.low_rank import Penalties, Shrinkage
 from gmmkernel.backends.reference.transition import choose_component, predict, transition
 
 
@@ -116,6 +118,7 @@ class _Draw:
 
     component: int
     offset: Array | None
+    shrinkage: Shrinkage | None
     std: Array
     seed: int
     step: int
@@ -126,13 +129,22 @@ def _draws(inputs: StepInputs) -> Iterator[_Draw]:
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
     steps = _per_sample(inputs.step, batch, 2**32, "step")
     for b, seed in enumerate(inputs.seeds.tolist()):
-        k, offset, std = 0, None, inputs.coefficients.new_empty(0).numpy()
+        k, offset, shrinkage, std = 0, None, None, inputs.coefficients.new_empty(0).numpy()
         if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
             k = choose_component(seed, steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
-            offset = _table_row(inputs.offsets, rows[b])[k].numpy()
-            std_rows = _table_row(inputs.std, rows[b])
-            std = std_rows[0 if std_rows.shape[0] == 1 else k].numpy()
-        yield _Draw(k, offset, std, seed, steps[b])
+            offsets = _table_row(inputs.offsets, rows[b]).numpy()
+            offset = offsets[k]
+            std = _of_component(_table_row(inputs.std, rows[b]), k)
+            if inputs.basis is not None and inputs.shrinkage is not None:
+                factors = _of_component(_table_row(inputs.shrinkage, rows[b]), k)
+                shrinkage = Shrinkage(offsets, k, _table_row(inputs.basis, rows[b]).numpy(), factors)
+        yield _Draw(k, offset, shrinkage, std, seed, steps[b])
+
+
+def _of_component(entries: Tensor, k: int) -> Array:
+    """Return a component's of [1 or K, ...]."""
+    entry: Array = entries[0 if entries.shape[0] == 1 else k].numpy()
+    return entry
 
 
 @_exact_environment()
@@ -145,7 +157,9 @@ def gmm_step(
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
-        made = transition(*s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step)
+        made = transition(
+            *s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step, drawn.shrinkage
+        )
         if prediction is not None:
             chosen = {
                 Prediction.X0: made.x0,
@@ -196,15 +210,20 @@ def log_prob(
     weights: Tensor | None,
     result: Tensor,
     responsibilities: Tensor | None = None,
+    penalties: PenaltyInputs | None = None,
+    energies: Tensor | None = None,
 ) -> None:
     """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
     for b, s in enumerate(_samples(inputs)):
         _, _, mean = predict(*s.read, s.coefficients)
         a = _read(prev_sample[b], s.x.dtype) - mean
-        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row))
+        of_row = None if penalties is None else Penalties(*(_table_row(t, s.row).numpy() for t in penalties))
+        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row), of_row)
         result[b] = float(made.log_prob)
         if responsibilities is not None:
             responsibilities[b] = torch.from_numpy(made.responsibilities)
+        if energies is not None:
+            energies[b] = torch.from_numpy(made.energies)
 
 
 @_exact_environment()

@@ -9,6 +9,9 @@ of D, and decide on the components' shares.
     E_k = sum (t_k - b) (t_k + b) / 2 + log s_k - log s_0        B = sum b^2 / 2 + log s_0
     log p = log sum_k exp(log pi_k - E_k) - B - D log(2 pi) / 2
 
+Where moments are matched exactly, s_k is sigma and each component has a penalty C_k besides (`low_rank`), which is
+subtracted like E_k.
+
 Where a standard deviation is 0 there is no density, and all of this is NaN.
 """
 
@@ -21,6 +24,7 @@ import numpy as np
 from gmmkernel.backends.constants import Column
 from gmmkernel.backends.reference.arithmetic import Array, fma
 from gmmkernel.backends.reference.elementary import exp, log
+from gmmkernel.backends.reference.low_rank import Penalties, penalties
 from gmmkernel.backends.reference.sums import tree_sum
 
 HALF_LOG_2_PI = float.fromhex("0x1.d67f1c864beb5p-1")
@@ -33,10 +37,12 @@ class Density:
     Attributes:
         log_prob: a scalar in the arithmetic's dtype (float32 or float64).
         responsibilities: [K], each component's share of the density; empty without a mixture.
+        energies: [K], the E_k; empty without a mixture.
     """
 
     log_prob: Array
     responsibilities: Array
+    energies: Array
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ def deviations(x: Array, row: Array, std: Array) -> Array:
     return full
 
 
-def log_density(a: Array, row: Array, weights: Array, offsets: Array, std: Array) -> Density:
+def log_density(
+    a: Array, row: Array, weights: Array, offsets: Array, std: Array, penalized: Penalties | None = None
+) -> Density:
     """Return the log-density of one flattened sample.
 
     Args:
@@ -80,6 +88,8 @@ def log_density(a: Array, row: Array, weights: Array, offsets: Array, std: Array
         weights: [K] of the mixture; K = 0 without one.
         offsets: [K, D].
         std: [1 or K, R], or [1, 0] without a mixture.
+        penalized: of the row, where moments are matched exactly; then R = 0. Not looked at where the row switches the
+            offset off.
     """
     one = a.dtype.type(1)
     half = a.dtype.type(0.5)
@@ -89,11 +99,13 @@ def log_density(a: Array, row: Array, weights: Array, offsets: Array, std: Array
     b = a * inverse[0]
     base = tree_sum(fma(half * b, b, log_s[0]))
     total = a.dtype.type(0)
-    responsibilities = weights
+    responsibilities = energy = weights
     if weights.size > 0:
         t = _offset_from(a, row, offsets) * inverse
         energy = tree_sum(fma(half * (t - b), t + b, log_s - log_s[0]))
         level = log(weights) - energy
+        if penalized is not None and row[Column.OFFSET] != 0:
+            level = level - penalties(energy, penalized)
         largest = np.max(level)
         parts = exp(level - largest)
         sum_of_parts = tree_sum(parts)
@@ -101,7 +113,7 @@ def log_density(a: Array, row: Array, weights: Array, offsets: Array, std: Array
         responsibilities = parts / sum_of_parts
     dimension = a.dtype.type(a.size)
     log_prob = fma(-dimension, a.dtype.type(HALF_LOG_2_PI), total - base)
-    return Density(log_prob, responsibilities)
+    return Density(log_prob, responsibilities, energy)
 
 
 def log_density_backward(

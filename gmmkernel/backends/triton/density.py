@@ -96,12 +96,13 @@ def density_sums_kernel(
             put_sum(target + 1 + k, multiply_add((t - b) * 0.5, t + b, log_ratio), inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 14))
+@triton.jit(do_not_specialize_on_alignment=range(7), do_not_specialize=range(7, 16))
 def log_prob_kernel(
     result,  # [B]
     responsibilities,  # [B, K]
     sums,  # [B, places, 1 + K]: the last of a sample's those over all its elements
     weights,  # [S or 1, K]
+    penalties, energies,  # [B, K]: to read, where moments are matched exactly, and to write
     rows,  # int64 [B]
     places: tl.int64,
     coefficient_rows: tl.int64,
@@ -124,7 +125,12 @@ def log_prob_kernel(
         k = tl.arange(0, TILE)
         inside = k < K
         level = log(tl.load(weights + row * K + k, mask=inside, other=1.0))
-        level = level - tl.load(of_sample + 1 + k, mask=inside, other=0.0)
+        energy = tl.load(of_sample + 1 + k, mask=inside, other=0.0)
+        level = level - energy
+        if energies is not None:
+            tl.store(energies + sample * K + k, energy, mask=inside)
+        if penalties is not None:
+            level = level - tl.load(penalties + sample * K + k, mask=inside, other=0.0)
         level = tl.where(inside, level, float("-inf"))
         # The largest, NaN where there is one.
         largest = tl.zeros([1], T) + tl.max(level, axis=0)

@@ -12,51 +12,24 @@ from torch import Tensor
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.backends.triton.grid import (
+    INTERPRETED,
+    PTX,
+    launch_grid,
+    most,
+    sample_index,
+    tiles_of,
+)
+from gmmkernel.backends.triton.launch_low_rank import offset_weights
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.step import step_kernel
 
 SMALL_TILE, LARGE_TILE = 1024, 4096  # elements of a program: 8 or 32 a thread
-LARGEST_GRID = 65535  # samples in one launch
 
 _STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, draw_components_kernel))
 
-# Interpreted kernels run on CPU tensors, for tests; inline PTX is for NVIDIA's compiler.
-INTERPRETED = _STEP.interpreted
-PTX = not INTERPRETED and torch.version.hip is None
-
 ABSENT = (None,) * 4  # predictions stored
-
-
-def tiles_of(elements: int, tile: int) -> int:
-    """Return how many tiles hold that many elements."""
-    return -(-elements // tile)
-
-
-def sample_index(index: int | Tensor) -> tuple[Tensor | None, int, int]:
-    """Return an index as its tensor, or None, the tensor's stride and the value for all samples."""
-    if isinstance(index, Tensor):
-        return index, 0 if index.numel() == 1 else 1, 0
-    return None, 0, index
-
-
-def launch_grid(
-    program: Program,
-    tiles: int,
-    batch: int,
-    tensors: tuple[Tensor | None, ...],
-    numbers: tuple[int, ...],
-    constants: tuple[int, ...],
-    device: int,
-) -> None:
-    """Launch over (tile, sample), as often as grids of `LARGEST_GRID` samples take, on the tensors' device."""
-    # What is launched goes to the current device, nearly always the tensors': asking is cheaper than setting it.
-    if not INTERPRETED and device != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            return launch_grid(program, tiles, batch, tensors, numbers, constants, device)
-    for first in range(0, batch, LARGEST_GRID):
-        samples = min(LARGEST_GRID, batch - first)
-        program.launch((tiles, samples), device, tensors, (*numbers, first), constants)
 
 
 @cache
@@ -81,11 +54,6 @@ def is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], strides
     return True
 
 
-def most(components: int) -> int:
-    """Return how many thresholds are read at once: few specialisations for all numbers of components."""
-    return 64 if components <= 65 else 1024
-
-
 def gmm_step(
     inputs: StepInputs,
     result: Tensor,
@@ -94,7 +62,9 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, output, coefficients, seeds, row, step, uncond, history, thresholds, offsets, std = inputs
+    sample, output, coefficients, seeds, row, step, uncond, history, thresholds, offsets, std, basis, _ = (
+        inputs
+    )
     target = by_sample(result)
     batch = target.shape[0]
     elements = target.numel() // batch if batch else 0
@@ -110,6 +80,7 @@ def gmm_step(
     whole = is_whole(elements, tile, samples, strides)
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
+    weights = None if basis is None or elements == 0 else offset_weights(inputs)
     if thresholds is None or offsets is None or std is None:
         sizes, k = (1, 1, 1, 1, 0, 1), 1
     else:
@@ -121,7 +92,7 @@ def gmm_step(
         _STEP,
         max(1, tiles_of(elements, tile)),
         batch,
-        (*samples, components, coefficients, rows, steps, seeds, thresholds, offsets, std),
+        (*samples, components, coefficients, rows, steps, seeds, thresholds, offsets, std, weights),
         (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
         (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
         device,

@@ -12,16 +12,8 @@ from gmmkernel.backends.constants import SUM_TILE
 from gmmkernel.backends.protocol import StepGradients, StepInputs
 from gmmkernel.backends.triton.backward import step_backward_kernel
 from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
-from gmmkernel.backends.triton.launch import (
-    ABSENT,
-    PTX,
-    SMALL_TILE,
-    is_whole,
-    launch_grid,
-    most,
-    sample_index,
-    tiles_of,
-)
+from gmmkernel.backends.triton.grid import PTX, launch_grid, most, sample_index, tiles_of
+from gmmkernel.backends.triton.launch import ABSENT, SMALL_TILE, is_whole
 from gmmkernel.backends.triton.launch_sums import levels, sum_levels
 from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.tables import ENTRIES, add_entries_kernel, add_rows_kernel, entries_kernel

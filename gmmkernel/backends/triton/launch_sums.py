@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from gmmkernel.backends.constants import SUM_TILE
-from gmmkernel.backends.triton.launch import launch_grid, tiles_of
+from gmmkernel.backends.triton.grid import launch_grid, tiles_of
 from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.sums import sum_level_kernel
 

@@ -7,15 +7,8 @@ from torch import Tensor
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import SUM_TILE
 from gmmkernel.backends.protocol import TrainingGradients, TrainingInputs
-from gmmkernel.backends.triton.launch import (
-    PTX,
-    SMALL_TILE,
-    is_whole,
-    launch_grid,
-    sample_index,
-    tile_for,
-    tiles_of,
-)
+from gmmkernel.backends.triton.grid import PTX, launch_grid, sample_index, tiles_of
+from gmmkernel.backends.triton.launch import SMALL_TILE, is_whole, tile_for
 from gmmkernel.backends.triton.launch_sums import levels, sum_levels
 from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.training import (

@@ -61,6 +61,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
         mixture_seed: seed of the offsets.
+        rho: for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows.
         learned_variance: the model's output has 2C channels beside samples of C, the second half a variance, which
             is dropped. For models whose pipeline does not drop it.
 
@@ -96,6 +97,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         shared_mixture: bool = False,
         weights: Sequence[float] | None = None,
         mixture_seed: int = 0,
+        rho: float | None = None,
         learned_variance: bool = False,
     ) -> None:
         check_choice("beta_schedule", beta_schedule, NOISE_SCHEDULES)

@@ -56,6 +56,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
         mixture_seed: seed of the offsets.
+        rho: for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -92,6 +93,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         shared_mixture: bool = False,
         weights: Sequence[float] | None = None,
         mixture_seed: int = 0,
+        rho: float | None = None,
     ) -> None:
         if invert_sigmas:
             raise ValueError("invert_sigmas: expected False, steps from noise to data, got True")

@@ -46,6 +46,7 @@ class MixtureOptions:
     shared_mixture: bool
     weights: tuple[float, ...] | None
     mixture_seed: int
+    rho: float | None
 
     def __post_init__(self) -> None:
         check_integer("n_components", self.n_components, 1, MAX_COMPONENTS)
@@ -53,6 +54,10 @@ class MixtureOptions:
         check_choice("variant", self.variant, VARIANTS)
         check_flag("shared_mixture", self.shared_mixture)
         check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
+        if self.rho is not None and self.offset_scale != 1:
+            raise ValueError(
+                f"offset_scale: expected 1 beside rho, which gives each step its own, got {self.offset_scale!r}"
+            )
         for index, weight in enumerate(self.weights or ()):
             if not 0 < weight < math.inf:
                 raise ValueError(f"weights: expected positive numbers, got {weight} at index {index}")
@@ -69,7 +74,7 @@ class MixtureOptions:
     @property
     def gaussian(self) -> bool:
         """Whether there is nothing to add to the Gaussian step."""
-        return self.offset_scale == 0 or self.n_components == 1
+        return self.offset_scale == 0 or self.n_components == 1 or self.rho == 0
 
     @property
     def deviations(self) -> int:
@@ -86,6 +91,7 @@ class MixtureOptions:
             n_steps=steps,
             weights=self.weights,
             seed=self.mixture_seed,
+            rho=self.rho,
         )
 
 
@@ -183,6 +189,7 @@ class Transition:
                     "on the component drawn, got a tensor (offset_scale=0 makes Gaussian steps)"
                 )
             rows[:, Column.HISTORY_0], rows[:, Column.SIGMA] = rows[:, Column.SIGMA], 0
+        rows = rows if mixture is None else mixture.scaled(rows)
         tables = None if mixture is None else mixture.bind(rows)
         draws = tables is not None or (eta > 0 and not given_noise)
         if tables is not None:
@@ -200,7 +207,7 @@ class Transition:
         key = (options, steps, elements)
         if key not in self._mixtures:
             self._mixtures.clear()  # one at a time: they are large
-            if options.variant != "rand" and options.n_components > elements:
+            if not options.variant.startswith("rand") and options.n_components > elements:
                 raise ValueError(
                     f"n_components: expected at most D = {elements}, the elements of a sample of shape "
                     f"{tuple(sample.shape[1:])}, for variant={options.variant!r}, whose offsets are orthogonal, "

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import PUBLISHED_VARIANTS
 from schedulers_beside import SHAPE, inputs, model, noise_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +23,6 @@ from gmmkernel import (
 )
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
 from gmmkernel.integrations.diffusers.visited import Visited
-from gmmkernel.mixtures import VARIANTS
 
 STEPS = 4
 ELEMENTS = 60
@@ -69,7 +69,7 @@ def run_by_hand(
 
 @pytest.mark.parametrize("shared", [False, True], ids=["per-step", "shared"])
 @pytest.mark.parametrize("eta", [0.0, 0.8])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
 def test_a_run_is_gmm_step_with_the_config_s_mixture(variant: str, eta: float, shared: bool) -> None:
     scheduler = GMMDDIMScheduler(
         n_components=3,

@@ -1,0 +1,140 @@
+"""What mixtures and tables of exactly matched moments refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from exact_cases import bound, rows
+
+from gmmkernel import Column, DDIMSampler, gmm_step, gmm_step_log_prob, noise_schedule, stack_samplers
+from gmmkernel.mixtures import Mixture, gaussian_mixture
+
+SEEDS = torch.arange(2)
+GIVEN = {"elements": 6, "n_components": 4}
+
+
+def test_the_largest_scale_is_said() -> None:
+    """With equal weights and orthogonal offsets, s sqrt(1/K) is at most sigma."""
+    for scale, rho in ((1.199, None), (1.0, 0.999)):
+        mixture = gaussian_mixture("exact", scale=scale, rho=rho, **GIVEN)
+        mixture.bind(mixture.scaled(rows(0.9, 0.6)))
+    mixture = gaussian_mixture("exact", scale=1.3, **GIVEN)
+    with pytest.raises(
+        ValueError, match=r"scale: expected at most 1\.2, .* row 1 with sigma = 0\.6, got 1\.3"
+    ):
+        mixture.bind(rows(0.9, 0.6))
+    without_noise = rows(0.9, 0.0)
+    with pytest.raises(ValueError, match=r"scale: expected at most 0, .* row 1 with sigma = 0, got 1\.3"):
+        mixture.bind(without_noise)
+    without_noise[:, Column.OFFSET] = torch.tensor([0.5, 0.0])
+    mixture.bind(without_noise)
+
+
+def test_rows_must_have_the_scale_of_rho() -> None:
+    mixture = gaussian_mixture("exact", rho=0.5, **GIVEN)
+    with pytest.raises(
+        ValueError, match=r"rows that Mixture\.scaled .* rho = 0\.5, OFFSET 0\.9 in row 0, got 1$"
+    ):
+        mixture.bind(rows(0.9, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "ortho", "rho": 0.5}, "rho: expected None for variant='ortho', .*got 0.5"),
+        ({"variant": "rand", "scheme": "a"}, "scheme: expected 'b' for variant='rand', .*got 'a'"),
+        ({"variant": "exact", "scheme": "c"}, "scheme: expected one of 'a', 'b', got 'c'"),
+        ({"variant": "exact", "rho": 1.0}, "rho: expected a number from 0 to below 1, got 1.0"),
+        ({"variant": "exact", "rho": -0.1}, "rho: expected a number from 0 to below 1, got -0.1"),
+        ({"variant": "exact", "rho": 0.5, "scale": 2.0}, "scale: expected 1 beside rho, .*got 2"),
+        ({"variant": "exact", "scale": 0.0}, "scale: expected a number > 0 for variant='exact', got 0"),
+        ({"variant": "exact", "n_components": 7}, "n_components: expected at most elements = 6 .*got 7"),
+        ({"variant": "exact", "recentre": True}, "recentre: expected False for variant='exact', .*got True"),
+    ],
+)
+def test_bad_mixtures(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gaussian_mixture(**(GIVEN | options))
+
+
+def test_directions_go_with_offsets_that_stay() -> None:
+    mixture = gaussian_mixture("exact", rho=0.5, **GIVEN)
+    given = {
+        name: getattr(mixture, name)
+        for name in ("variant", "scale", "weights", "reductions", "directions", "rho")
+    }
+    with pytest.raises(
+        ValueError, match="offsets: expected a tensor that requires no gradient beside directions"
+    ):
+        Mixture(offsets=mixture.offsets.clone().requires_grad_(), **given)
+    removed = torch.zeros(1, 1, 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"reductions: expected R = 0 beside directions, got \[1, 1, 2\]"):
+        Mixture(offsets=mixture.offsets, **(given | {"reductions": removed}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"std": torch.ones(1, 1, 3)},
+            ValueError,
+            "mixture.std: expected R = 0 elements with a basis, .*got 3",
+        ),
+        (
+            {"basis": torch.ones(1, 3, 5)},
+            ValueError,
+            r"mixture.basis: expected shape \[1 or 2, 3, 4\], got \(1, 3, 5\)",
+        ),
+        (
+            {"basis": torch.ones(3, 4)},
+            ValueError,
+            r"mixture.basis: expected .*with R from 1 to 4, got \(3, 4\)",
+        ),
+        ({"basis": torch.ones(1, 0, 4)}, ValueError, r"\[1 or 2, R, 4\] with R from 1 to 4, got"),
+        (
+            {"basis": torch.ones(1, 3, 4).double()},
+            TypeError,
+            "mixture.basis: expected torch.float32, got torch.float64",
+        ),
+        ({"shrinkage": None}, TypeError, "mixture.shrinkage: expected a torch.Tensor, got NoneType"),
+        (
+            {"shrinkage": torch.ones(2, 2, 3)},
+            ValueError,
+            r"mixture.shrinkage: expected shape \[1 or 2, 1 or 4, 3\]",
+        ),
+        ({"slopes": torch.ones(2, 1, 2)}, ValueError, "mixture.slopes: expected shape"),
+        ({"shifts": torch.ones(2, 1, 3)}, ValueError, r"mixture.shifts: expected shape \[1 or 2, 4, 3\]"),
+        (
+            {"log_volumes": torch.ones(3, 1)},
+            ValueError,
+            r"mixture.log_volumes: expected shape \[1 or 2, 1 or 4\]",
+        ),
+    ],
+)
+def test_bad_tables(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    _, coefficients, tables = bound({"variant": "exact"}, rows(0.9, 0.6, dtype=torch.float32), elements=6)
+    sample = torch.ones(2, 6)
+    bad = tables._replace(**changes)
+    with pytest.raises(error, match=message):
+        gmm_step(sample, sample, coefficients, row=0, seeds=SEEDS, mixture=bad)
+    with pytest.raises(error, match=message):
+        gmm_step_log_prob(sample, sample, sample, coefficients, row=0, mixture=bad)
+
+
+def test_the_result_may_not_lie_in_a_table() -> None:
+    _, coefficients, tables = bound({"variant": "exact"}, rows(0.9, 0.6, dtype=torch.float32), elements=6)
+    assert tables.basis is not None
+    sample, out = torch.ones(1, 6), tables.basis.flatten()[:6].view(1, 6)
+    with pytest.raises(ValueError, match=r"out: .*mixture\.basis"):
+        gmm_step(sample, sample, coefficients, row=0, seeds=SEEDS[:1], mixture=tables, out=out)
+
+
+def test_a_stack_does_not_hold_them() -> None:
+    mixture = gaussian_mixture("exact", elements=6, rho=0.5, n_components=4)
+    sampler = DDIMSampler(noise_schedule("linear"), 3, eta=1.0, mixture=mixture)
+    with pytest.raises(
+        ValueError, match=r"samplers\[0\]: expected a mixture whose moments are not matched exactly"
+    ):
+        stack_samplers([sampler])

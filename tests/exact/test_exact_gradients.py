@@ -1,0 +1,185 @@
+"""Gradients of steps and log-densities of exactly matched moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from exact_cases import KINDS, WEIGHTS, bound, kind_name, rows
+from helpers import DTYPES, assert_same_bits
+from torch import Tensor, library
+
+from gmmkernel import MixtureTables, gmm_step, gmm_step_log_prob
+from gmmkernel.mixtures import gaussian_mixture
+
+OPS = torch.ops.gmmkernel
+ROW = torch.tensor([1, 0, 1, 2])  # the last one has no offset
+WITH_OFFSET = torch.tensor([1, 0, 1, 0])
+SEEDS = torch.arange(4)
+STEP_TABLES = ("offsets", "basis", "shrinkage")
+DENSITY_TABLES = ("offsets", "weights", "basis", "slopes", "shifts", "log_volumes")
+
+by_kind = pytest.mark.parametrize("kind", KINDS, ids=kind_name)
+
+
+def tables_of(
+    kind: dict[str, Any], dtype: torch.dtype = torch.float64, elements: int = 5
+) -> tuple[Tensor, MixtureTables]:
+    """Return three rows and the tables; the last row has no offset."""
+    plain = rows(0.9, 0.6, 0.5, dtype=dtype)
+    plain[2, 13] = 0
+    _, coefficients, tables = bound(kind, plain, elements=elements)
+    return coefficients, tables
+
+
+def samples(count: int, dtype: torch.dtype = torch.float64, elements: int = 5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return list(torch.randn(count, 4, elements, generator=generator, dtype=torch.float64).to(dtype))
+
+
+def step_of(tables: MixtureTables, **options: Any) -> Callable[..., Tensor]:
+    def step(sample: Tensor, output: Tensor, coefficients: Tensor, *given: Tensor) -> Tensor:
+        own = tables._replace(**dict(zip(STEP_TABLES, given, strict=True)))
+        made = gmm_step(
+            sample, output, coefficients, **({"row": ROW} | options), seeds=SEEDS, step=7, mixture=own
+        )
+        return made.prev_sample
+
+    return step
+
+
+def density_of(tables: MixtureTables, **options: Any) -> Callable[..., Tensor]:
+    def density(prev: Tensor, sample: Tensor, output: Tensor, coefficients: Tensor, *given: Tensor) -> Tensor:
+        own = tables._replace(**dict(zip(DENSITY_TABLES, given, strict=True)))
+        return gmm_step_log_prob(prev, sample, output, coefficients, **({"row": ROW} | options), mixture=own)
+
+    return density
+
+
+def arguments(
+    kind: dict[str, Any], names: tuple[str, ...], count: int, **options: Any
+) -> tuple[Any, MixtureTables]:
+    """Return leaves: samples, the rows, and the tables of these names."""
+    coefficients, tables = tables_of(kind, **options)
+    given = [*samples(count, **options), coefficients, *(getattr(tables, name) for name in names)]
+    return tuple(tensor.detach().clone().requires_grad_() for tensor in given), tables
+
+
+@by_kind
+def test_gradients_of_steps_are_derivatives(kind: dict[str, Any]) -> None:
+    given, tables = arguments(kind, STEP_TABLES, 2)
+    assert torch.autograd.gradcheck(step_of(tables), given)
+
+
+@by_kind
+def test_gradients_of_densities_are_derivatives(kind: dict[str, Any]) -> None:
+    given, tables = arguments(kind, DENSITY_TABLES, 3)
+    assert torch.autograd.gradcheck(density_of(tables), given)
+
+
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[3]], ids=kind_name)
+def test_second_derivatives(kind: dict[str, Any]) -> None:
+    """Not where a row switches the offset off: the gradients of tables jump there."""
+    given, tables = arguments(kind, STEP_TABLES, 2)
+    assert torch.autograd.gradgradcheck(step_of(tables, row=WITH_OFFSET), given)
+    given, tables = arguments(kind, DENSITY_TABLES, 3)
+    assert torch.autograd.gradgradcheck(density_of(tables, row=WITH_OFFSET), given)
+
+
+def test_gradients_reach_coefficients_through_the_tables() -> None:
+    mixture = gaussian_mixture("exact", elements=5, n_components=4, weights=WEIGHTS, scale=0.3)
+    sample, output, prev = samples(3)
+
+    def density(coefficients: Tensor) -> Tensor:
+        tables = mixture.bind(coefficients)
+        return gmm_step_log_prob(prev, sample, output, coefficients, row=ROW, mixture=tables)
+
+    def step(coefficients: Tensor) -> Tensor:
+        tables = mixture.bind(coefficients)
+        return gmm_step(sample, output, coefficients, row=ROW, seeds=SEEDS, mixture=tables).prev_sample
+
+    coefficients = rows(0.9, 0.6, 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(density, coefficients)
+    assert torch.autograd.gradcheck(step, coefficients)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[6]], ids=kind_name)
+def test_gradients_have_the_same_bits(kind: dict[str, Any], dtype: torch.dtype) -> None:
+    """And so do the same gradients, sample by sample: nothing depends on the batch."""
+    row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    coefficients, tables = tables_of(kind, dtype=row_dtype, elements=1500)
+    for names, count, made_of in ((STEP_TABLES, 2, step_of), (DENSITY_TABLES, 3, density_of)):
+        of_samples = samples(count, dtype=dtype, elements=1500)
+        found = []
+        for backend in ("cpu", "reference"):
+            given = [*of_samples, coefficients, *(getattr(tables, name) for name in names)]
+            leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+            made = made_of(tables, backend=backend)(*leaves)
+            found.append(torch.autograd.grad(made, leaves, torch.ones_like(made)))
+        for one, other in zip(*found, strict=True):
+            assert_same_bits(one, other)
+
+
+def test_vmap_and_compile_give_the_same() -> None:
+    given, tables = arguments(KINDS[1], STEP_TABLES, 2)
+    step = step_of(tables)
+    grads = torch.autograd.grad(step(*given).square().sum(), given)
+    functional = torch.func.grad(
+        lambda *tensors: step(*tensors).square().sum(), argnums=tuple(range(len(given)))
+    )
+    for one, other in zip(functional(*given), grads, strict=True):
+        assert_same_bits(one, other)
+    scales = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+    offsets = given[3].detach() * scales[:, None, None, None]
+    mapped = torch.func.vmap(lambda table: step(*given[:3], table, *given[4:]).detach())(offsets)
+    for index in range(3):
+        assert_same_bits(mapped[index], step(*given[:3], offsets[index], *given[4:]).detach())
+    given, tables = arguments(KINDS[1], DENSITY_TABLES, 3)
+    density = density_of(tables)
+    mapped = torch.func.vmap(torch.func.grad(lambda prev: density(prev, *given[1:]).sum()))(
+        given[0].detach() * scales[:, None, None]
+    )
+    direct = torch.autograd.grad(density(given[0] * 0.5, *given[1:]).sum(), given[0])[0]
+    assert torch.allclose(mapped[1] * 0.5, direct, rtol=1e-12, atol=0)
+
+
+def test_a_graph_of_both_is_whole() -> None:
+    coefficients, tables = tables_of(KINDS[1], dtype=torch.float32)
+    sample, output, prev = samples(3, dtype=torch.float32)
+
+    def both(
+        sample: Tensor, output: Tensor, coefficients: Tensor, tables: MixtureTables
+    ) -> tuple[Tensor, Tensor]:
+        made = gmm_step(sample, output, coefficients, row=ROW, seeds=SEEDS, mixture=tables).prev_sample
+        return made, gmm_step_log_prob(prev, sample, output, coefficients, row=ROW, mixture=tables)
+
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager")
+    for one, other in zip(
+        compiled(sample, output, coefficients, tables),
+        both(sample, output, coefficients, tables),
+        strict=True,
+    ):
+        assert_same_bits(one, other)
+
+
+def test_the_raw_operators_pass_pytorch_s_checks() -> None:
+    coefficients, t = tables_of(KINDS[1], dtype=torch.float32)
+    sample, output, prev = samples(3, dtype=torch.float32)
+    common = (sample, output, None, coefficients, t.offsets, t.std)
+    out = torch.zeros_like(sample)
+    of_step = (out, sample, output, coefficients, SEEDS, 0, 7, "cpu", ROW, None, None, None, t.thresholds)
+    library.opcheck(OPS.gmm_step.default, (*of_step, t.offsets, t.std, t.basis, t.shrinkage))
+    backward = (*common, t.basis, t.shrinkage, SEEDS, ROW, None, t.thresholds, None)
+    for wanted in ([True] * 8, [True] * 4 + [False] * 3 + [True]):
+        library.opcheck(OPS.gmm_step_backward.default, (wanted, sample, None, 0, 0, 7, "cpu", *backward))
+    of_density = (*common, prev, t.weights, t.basis, t.slopes, t.shifts, t.log_volumes, ROW, None)
+    library.opcheck(OPS.gmm_step_log_prob.default, (0, "cpu", *of_density))
+    made = OPS.gmm_step_log_prob(0, "cpu", *of_density)
+    assert len(made) == 3
+    library.opcheck(
+        OPS.gmm_step_log_prob_backward.default,
+        ([True] * 12, torch.ones(4), made[1], made[2], 0, "cpu", *of_density),
+    )
