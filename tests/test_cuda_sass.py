@@ -31,6 +31,7 @@ each_backward = pytest.mark.parametrize("kernel", sass_report.BACKWARD_KERNELS)
 NOISY = (
     "step_",
     "standard_normal_",
+    "project_noise ",
     "backward_sums ",
     "sum_std ",
     "add_noise_",

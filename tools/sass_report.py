@@ -101,6 +101,9 @@ OTHER_KERNELS = (
     "density_offsets",
     "density_std",
     "add_shares",
+    "project_noise",
+    "weigh_offsets",
+    "step_in_directions",
 )
 TRAINING_KERNELS = (
     *(
