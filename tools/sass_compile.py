@@ -11,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = tuple(
-    ROOT / "csrc" / "cuda" / f"{name}.cu" for name in ("kernels", "backward", "sums", "density", "low_rank", "training")
+    ROOT / "csrc" / "cuda" / f"{name}.cu"
+    for name in ("kernels", "backward", "sums", "density", "low_rank", "training")
 )
 
 # Those of csrc/cuda/CMakeLists.txt that decide about device code.

@@ -135,15 +135,15 @@ T project_part(const T* row, const float* noise, int count) {
 }
 
 // The projections of a block's noise on one row of each sample; nullptr stands for none.
-GMM_INLINE void project_block(const double* const (&rows)[block_samples], const double*, const BlockTiles<float>& noise, int count,
-                              double* const (&sums)[block_samples]) {
+GMM_INLINE void project_block(const double* const (&rows)[block_samples], const double*, const BlockTiles<float>& noise,
+                              int count, double* const (&sums)[block_samples]) {
   for (int b = 0; b < block_samples; ++b) {
     if (rows[b] != nullptr) *sums[b] = project_part(rows[b], noise.of[b], count);
   }
 }
 
-GMM_INLINE void project_block(const float* const (&rows)[block_samples], const float* next, const BlockTiles<float>& noise, int count,
-                              float* const (&sums)[block_samples]) {
+GMM_INLINE void project_block(const float* const (&rows)[block_samples], const float* next,
+                              const BlockTiles<float>& noise, int count, float* const (&sums)[block_samples]) {
   if (count < tile) {
     for (int b = 0; b < block_samples; ++b) {
       if (rows[b] != nullptr) *sums[b] = project_part(rows[b], noise.of[b], count);
@@ -153,7 +153,8 @@ GMM_INLINE void project_block(const float* const (&rows)[block_samples], const f
   BlockLanes lanes;
   for (int b = 0; b < block_samples; b += 4) {
     if (rows[b] != nullptr && rows[b + 1] == rows[b] && rows[b + 2] == rows[b] && rows[b + 3] == rows[b]) {
-      halve_products<4>(rows[b], next + b * (tile / block_samples), {noise.of[b], noise.of[b + 1], noise.of[b + 2], noise.of[b + 3]},
+      halve_products<4>(rows[b], next + b * (tile / block_samples),
+                        {noise.of[b], noise.of[b + 1], noise.of[b + 2], noise.of[b + 3]},
                         {lanes.of[b], lanes.of[b + 1], lanes.of[b + 2], lanes.of[b + 3]});
       continue;
     }
