@@ -25,13 +25,15 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "gpu", "gradients"))]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "gpu", "gradients", "training"))]
 
 from gmmkernel import MixtureTables, Stream, draw_components, standard_normal  # noqa: E402
 
 differentiable: Any = import_module("differentiable")
+directed: Any = import_module("directed")
 helpers: Any = import_module("helpers")
 layouts: Any = import_module("layouts")
+losses: Any = import_module("losses")
 
 SIZES = (1, 3, 63, 1000, 4097)
 GRADIENT_SIZES = (8, 1000, 1024, 4097, 16384, 2**20 + 8)  # the last has two levels of sums
@@ -177,6 +179,49 @@ def gradient_case(comparison: Comparison, number: int) -> None:
         comparison.compare(f"densities, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
 
 
+def exact_case(comparison: Comparison, number: int) -> None:
+    """Compare one random step and one log-density with a mixture whose moments are matched exactly."""
+    size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
+    dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
+    # Half of them go through the kernels for common steps.
+    common = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
+    large = size > 2**16
+    options = {"batch": 2 if large else (1, 3, 17)[number % 3], "shape": (size,), "dtype": dtype}
+    components = 3 if large else (1, 2, 8, 17, 64)[number % 5]
+    case = directed.directed_case(number, components, special=number % 7 == 6, **options, **common)
+    expected, actual = case.run(), layouts.moved(case, comparison.device).run()
+    category, label = f"exact, {type_name(dtype)}", f"case {number}, K {components}, {size}"
+    comparison.compare(category, label, actual.prev_sample, expected.prev_sample)
+    comparison.compare(category, f"{label}, prediction", actual.prediction, expected.prediction)
+    density = directed.directed_density(number, components, **options)
+    moved = differentiable.Density(
+        layouts.moved(density.case, comparison.device), density.prev_sample.to(comparison.device)
+    )
+    comparison.compare("exact densities", label, moved.log_prob(), density.log_prob())
+
+
+def training_case(comparison: Comparison, number: int) -> None:
+    """Compare noise added to one random batch, its losses and their gradients."""
+    size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
+    dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
+    # Half of them go through the kernels for common tensors.
+    case = losses.random_case(
+        number,
+        batch=2 if size > 2**16 else (1, 3, 17)[number % 3],
+        shape=(size,),
+        dtype=dtype,
+        sample_dtype=dtype if number % 2 else None,
+        with_sample=number % 3 > 0,
+    )
+    own = {
+        name: value.clone().to(comparison.device) if isinstance(value, Tensor) else value
+        for name, value in vars(case).items()
+    }
+    expected, actual = case.results(), losses.TrainingCase(**own).results()
+    for name, tensor in expected.items():
+        comparison.compare(f"training, {type_name(dtype)}", f"case {number}, {name}", actual[name], tensor)
+
+
 # ---- large cases ----
 
 
@@ -305,12 +350,18 @@ def compare_all(comparison: Comparison, options: argparse.Namespace) -> None:
             comparison.attempt(f"small case {number}", partial(small_case, comparison, number))
             number += 1
         tell(f"{number} small cases")
-    if options.only in (None, "gradients"):
+    for only, share, case_of in (
+        ("gradients", 0.55, gradient_case),
+        ("exact", 0.65, exact_case),
+        ("training", 0.7, training_case),
+    ):
+        if options.only not in (None, only):
+            continue
         number = 0
-        while within(1 if alone else 0.6) and number != options.most_small:
-            comparison.attempt(f"gradients {number}", partial(gradient_case, comparison, number))
+        while within(1 if alone else share) and number != options.most_small:
+            comparison.attempt(f"{only} {number}", partial(case_of, comparison, number))
             number += 1
-        tell(f"gradients of {number} cases")
+        tell(f"{only}: {number} cases")
     if options.only in (None, "large"):
         for number, (dtype, mixture, extra) in enumerate(large_cases()):
             if not within(1):
@@ -327,9 +378,12 @@ def main() -> int:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--output", type=Path, help="JSON file, written as the comparison goes on")
-    parser.add_argument("--only", choices=["noise", "small", "gradients", "large"])
+    parser.add_argument("--only", choices=["noise", "small", "gradients", "exact", "training", "large"])
     parser.add_argument(
-        "--most-small", type=int, default=-1, help="no more small cases and gradients than this"
+        "--most-small",
+        type=int,
+        default=-1,
+        help="no more cases of each kind than this, but for noise and large ones",
     )
     parser.add_argument("--log2-elements", type=int, default=25, help="size of a large case")
     options = parser.parse_args()

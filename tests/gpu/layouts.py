@@ -56,7 +56,7 @@ def unaligned(tensor: Tensor) -> Tensor:
 def _unaligned_case(case: StepCase) -> StepCase:
     tables = case.mixture
     if tables is not None:
-        tables = MixtureTables(*(unaligned(table) for table in tables[:3]))
+        tables = MixtureTables(*(None if table is None else unaligned(table) for table in tables))  # type: ignore[arg-type]
     return replace(
         case.map_samples(unaligned),
         coefficients=unaligned(case.coefficients),
