@@ -80,6 +80,19 @@ def test_sample_follows_its_options(tmp_path: Path) -> None:
         assert arrays["seeds"].tolist() == list(range(-3, 17))
 
 
+def test_sample_with_moments_matched_exactly(tmp_path: Path, capsys: CaptureText) -> None:
+    npz = tmp_path / "x.npz"
+    words = ["--variant", "exact", "--rho", "0.7", "--shared", "--eta", "1", "--count", "20", "--steps", "3"]
+    assert main(["sample", "--npz", str(npz), *words]) == 0
+    assert "mean and variance of every element matched at all steps" in capsys.readouterr().out
+    mixture = gaussian_mixture("exact", elements=64, rho=0.7)
+    expected = direct(torch.arange(20), mixture=mixture, eta=1.0)
+    with np.load(npz) as arrays:
+        assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
+    assert main(["sample", "--scale", "0.5", *words]) == 2
+    assert "--scale: expected none beside --rho" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "make"),
     [
@@ -206,7 +219,7 @@ BAD_OPTIONS = [
     ("sample --eta -0.5", "--eta: expected a number from 0 to 1, got '-0.5'"),
     ("sample --eta nan", "--eta: expected a number from 0 to 1, got 'nan'"),
     ("sample --eta much", "--eta: expected a number from 0 to 1, got 'much'"),
-    ("sample --variant exact", "--variant: invalid choice: 'exact'"),
+    ("sample --variant vub", "--variant: invalid choice: 'vub'"),
     ("sample --components 0", "--components: expected an integer from 1 to 1024, got '0'"),
     (
         "sample --components 1025 --variant rand",

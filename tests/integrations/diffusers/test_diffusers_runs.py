@@ -98,6 +98,30 @@ def test_a_run_is_gmm_step_with_the_config_s_mixture(variant: str, eta: float, s
     )
 
 
+@pytest.mark.parametrize("options", [{"rho": 0.8}, {"offset_scale": 0.015}], ids=["rho", "scale"])
+def test_moments_matched_exactly(options: dict[str, float]) -> None:
+    scheduler = GMMDDIMScheduler(n_components=3, variant="exact", shared_mixture=True, **options)
+    made = run(scheduler, inputs(), eta=1.0, generator=generator())
+    renamed = {name.replace("offset_", ""): value for name, value in options.items()}
+    mixture = gaussian_mixture("exact", elements=ELEMENTS, n_components=3, **renamed)
+    coefficients = mixture.scaled(rows(scheduler, 1.0))
+    seeds = seeds_from_generator(generator(), 2)
+    wanted = run_by_hand(coefficients, scheduler.timesteps, inputs(), seeds, mixture.bind(coefficients))
+    assert torch.equal(made, wanted)
+    plain = run(GMMDDIMScheduler(offset_scale=0), inputs(), eta=1.0, generator=generator())
+    assert not torch.equal(made, plain)
+    copied = GMMDDIMScheduler.from_config(scheduler.config)
+    assert torch.equal(run(copied, inputs(), eta=1.0, generator=generator()), made)
+
+
+def test_a_scale_too_large_to_be_matched_exactly() -> None:
+    scheduler = GMMDDIMScheduler(n_components=3, variant="exact", offset_scale=5.0)
+    with pytest.raises(ValueError, match=r"^scale: expected at most 0\.\d+, .*got 5"):
+        run(scheduler, inputs(), eta=1.0, generator=generator())
+    with pytest.raises(ValueError, match=r"^offset_scale: expected 1 beside rho, .*got 5\.0"):
+        run(GMMDDIMScheduler(variant="exact", offset_scale=5.0, rho=0.5), inputs())
+
+
 def test_a_generator_is_advanced_once_a_run() -> None:
     scheduler = GMMDDIMScheduler()
     used, other = generator(), generator()
