@@ -12,6 +12,7 @@ from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, assert_same
 from layouts import DEVICE, LAYOUTS, moved
 from test_gpu_bits import on_cpu
 
+from gmmkernel import Column
 from gmmkernel.mixtures import gaussian_mixture
 
 pytestmark = pytest.mark.gpu
@@ -94,7 +95,9 @@ def test_mixtures(variant: str, weights: list[float] | None) -> None:
     """The tables of real mixtures."""
     mixture = gaussian_mixture(variant, elements=1000, n_components=4, weights=weights, rho=0.5)
     case = directed_case(3, 4, shape=(1000,), per_sample=True)
-    coefficients = case.coefficients.clamp(-2, 2).abs()
+    coefficients = case.coefficients.clone()
+    coefficients[:, Column.SIGMA] = torch.tensor([0.9, 0.0, 0.7, 0.4])
+    coefficients[:, Column.OFFSET] = 1
     coefficients = mixture.scaled(coefficients)
     assert_same(replace(case, coefficients=coefficients, mixture=mixture.bind(coefficients)))
 
