@@ -23,12 +23,14 @@ from gmmkernel.backends.triton import launch  # noqa: E402
 from gmmkernel.backends.triton.noise import standard_normal_kernel  # noqa: E402
 from gmmkernel.backends.triton.program import WARPS  # noqa: E402
 
-LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise", "add-noise")]
+LARGE = [
+    name for name in KERNELS if name.split()[0] in ("mixture", "exact", "gaussian", "noise", "add-noise")
+]
 
 # What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
 DRAWING = {
-    *("mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
-    *("add-noise", "skip-loss", "skip-loss-backward"),
+    *("mixture", "exact", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
+    *("add-noise", "skip-loss", "skip-loss-backward", "project"),
 }
 TWICE = {"skip-loss"}  # e1 and e2
 # What the assembler makes of a division starts from an estimate.
@@ -36,6 +38,7 @@ DIVIDING = {
     *(
         "density-sums",
         "log-prob",
+        "log-prob-exact",
         "density-backward",
         "add-density-offsets",
         "add-density-std",
@@ -49,6 +52,7 @@ FUSING = {
     "backward",
     "backward-all",
     "add-offsets",
+    *("pulls", "energies-along", "offset-weights", "penalties"),
     *(DIVIDING - {"add-weights", "finish-loss", "scale-pull"}),
 }
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
@@ -121,7 +125,8 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(architecture: str, name
     vectors = ELEMENTS_PER_THREAD // (4 if dtype == "float32" else 8)
     accesses = memory(report)
     assert {op: count for op, count in accesses.items() if op.startswith("STG")} == {"STG.E.128": vectors}
-    tables = 2 * ELEMENTS_PER_THREAD // 4 if kind == "mixture" else 0
+    # The offset of the component drawn, its std, and in the loop every component's offset.
+    tables = {"mixture": 2, "exact": 3}.get(kind, 0) * ELEMENTS_PER_THREAD // 4
     tensors = {"noise": 0, "add-noise": 1}.get(kind, 2)
     assert accesses.get("LDG.E.128", 0) == tensors * vectors + tables
 
@@ -150,7 +155,7 @@ def test_gradients_are_read_and_written_16_bytes_at_a_time(
 def test_what_is_required_and_the_budget_are_kept(architecture: str, name: str, folder: Path) -> None:
     report, _ = made(architecture, name, folder)
     reports = {f"sm_{architecture}": {name: report}}
-    if name in LARGE:
+    if name in LARGE and not name.startswith("exact"):  # how often its loop runs is not known
         assert report.per_element[name.split()[0]] > 30
     assert over_required(reports, REQUIRED) == []
     release = triton_report.budget_release(triton_report.BUDGET, "triton")
