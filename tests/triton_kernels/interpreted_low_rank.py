@@ -132,3 +132,16 @@ def test_indices_out_of_range_give_nan(bad: str) -> None:
         assert bool(shares[0][1:].isnan().all())
         assert not bool(shares[0][0].isnan())
     assert bool(made[1:].isnan().all())
+
+
+def test_penalties_are_not_looked_at_without_an_offset() -> None:
+    case = exact_case(5, KINDS[1], shape=(33,), batch=4, per_sample=True)
+    inputs, tables = inputs_of(replace(case, row=torch.arange(4), step=torch.arange(4)))
+    assert tables.log_volumes is not None
+    assert tables.log_volumes.shape[0] == len(case.coefficients)
+    # What a mixture puts where there is no offset changes nothing: here it would.
+    changed = tables.log_volumes + torch.arange(tables.log_volumes.shape[1]) + 1
+    tables = tables._replace(log_volumes=changed)
+    expected = density(cpu, inputs, tables, case.sample)
+    for one, other in zip(density(triton, inputs, tables, case.sample), expected, strict=True):
+        assert_same_bits(one, other)
