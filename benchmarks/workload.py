@@ -114,7 +114,8 @@ class Workload:
     def step_bytes(self, dtype: torch.dtype, mixture: MixtureTables | None = None) -> int:
         """Return the bytes that one pass has to move: sample, model output, result, drawn offset row and std row.
 
-        The two rows are counted for every sample, though samples share them in a cache.
+        The two rows are counted for every sample, though samples share them in a cache. Of the K offsets that exact
+        moment matching reads, one is counted.
         """
         moved = 3 * self.batch * self.elements * dtype.itemsize
         if mixture is not None:
