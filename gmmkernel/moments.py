@@ -69,6 +69,15 @@ class MomentReport:
         return (self.mean_error <= TOLERANCE) & (self.variance_error_relative <= TOLERANCE)
 
     @property
+    def control_sigma(self) -> Tensor:
+        """Standard deviation [S] of isotropic noise of the variance per element that the mixture's step has.
+
+        What to compare with: plain DDIM with this noise (`DDIMSampler.with_sigma`) has all that a mixture gives but
+        its shape.
+        """
+        return (self.sigma.square() + self.excess_variance).clamp_min(0).sqrt()
+
+    @property
     def verdict(self) -> str:
         """One line: at which steps the moments are not kept, and why."""
         reasons = []

@@ -11,17 +11,14 @@ times at once, and the processes share the seeds; each uses one core.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from gmmkernel import noise_schedule
-from gmmkernel._files import write_whole
 from gmmkernel.digits import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -31,15 +28,12 @@ from gmmkernel.digits import (
     digits_trainer,
     load_digits,
 )
+from studies.folder import OutOfTimeError, check_settings, taken, write_json
 from studies.skip_step_methods import METHODS, SAMPLERS, Method, make_sampler, optimal_scale, scaled
 from studies.skip_step_report import Settings, write_report
 
 CHUNK = 500
 """Samples carried together: a network's bits depend on it."""
-
-
-class OutOfTimeError(Exception):
-    """The time given is over."""
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -112,16 +106,6 @@ def measure(method: Method, unet: DigitsUNet, settings: Settings, end: float) ->
     return found
 
 
-def check_settings(folder: Path, settings: Settings) -> None:
-    """Write what the folder is for, or refuse another study's."""
-    path, own = folder / "settings.json", {**settings._asdict(), "torch": torch.__version__}
-    text = json.dumps(own) + "\n"
-    if path.exists() and path.read_text() != text:
-        raise SystemExit(f"{folder}: has a study with {path.read_text().strip()}, not {text.strip()}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text.encode())
-
-
 def result_file(folder: Path, method: Method, seed: int) -> Path:
     """Where a method's distances are kept."""
     return folder / f"{method.name.replace(', ', '-').replace(' ', '-')}-{seed}.json"
@@ -137,18 +121,6 @@ def read_results(folder: Path, settings: Settings) -> dict[tuple[str, int], dict
     return {key: json.loads(path.read_text()) for key, path in files.items() if path.exists()}
 
 
-@contextmanager
-def taken(path: Path) -> Iterator[bool]:
-    """Hold a lock file, so that several processes can share a folder; yield False where another one holds it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def study_seed(seed: int, settings: Settings, folder: Path, end: float) -> None:
     """Do what is left of one seed's trainings and measurements."""
     for method in METHODS:
@@ -159,7 +131,7 @@ def study_seed(seed: int, settings: Settings, folder: Path, end: float) -> None:
         unet = train(method, seed, settings, folder, end)
         trained = time.process_time()
         found = measure(method, unet, settings, end)
-        write_whole(path, (json.dumps(found, indent=1) + "\n").encode())
+        write_json(path, found)
         print(
             f"seed {seed}, {method.name}: trained in {trained - begin:.0f} s of processor time, "
             f"measured in {time.process_time() - trained:.0f} s",
@@ -180,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> bool:
         arguments.training_steps, arguments.seeds, arguments.samples, tuple(arguments.sampling_steps)
     )
     folder, end = arguments.output, time.monotonic() + 60 * arguments.minutes
-    check_settings(folder, settings)
+    check_settings(folder, settings._asdict())
     # Seed by seed, so that a study that is stopped has pairs to compare.
     try:
         for seed in range(settings.seeds):

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gmmkernel._files import write_whole
 from studies.skip_step_methods import BASELINE, METHODS, SAMPLERS
-
-Results = Mapping[tuple[str, int], Mapping[str, float]]
-"""Of each method's name and seed: digit-FID by sampler and steps, and the held-out loss."""
+from studies.statistics import Results, difference, mean_and_error
 
 TABLE_FILE, PLOT_FILE = "skip_step_table.md", "skip_step.png"
-POWER = 0.8
-LEVEL = 0.05
 
 
 class Settings(NamedTuple):
@@ -32,48 +27,6 @@ class Settings(NamedTuple):
     seeds: int
     samples: int
     sampling_steps: tuple[int, ...]
-
-
-class Difference(NamedTuple):
-    """How a method differs from the baseline, over the seeds that both have.
-
-    Attributes:
-        mean: of the differences, seed by seed; negative is better.
-        error: its standard error.
-        visible: the size that a true difference would need to be found, with probability 0.8 at the two-sided level
-            of 5%: (t_0.975 + t_0.8) standard errors, with Student's t of one less than the seeds.
-    """
-
-    mean: float
-    error: float
-    visible: float
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error; NaN for the error of one value."""
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
-def difference(results: Results, method: str, column: str) -> Difference | None:
-    """Compare a method with the baseline; None where no seed has both."""
-    pairs = [
-        found[column] - results[BASELINE, seed][column]
-        for (name, seed), found in results.items()
-        if name == method and (BASELINE, seed) in results
-    ]
-    if not pairs:
-        return None
-    mean, error = mean_and_error(pairs)
-    if len(pairs) < 2:
-        return Difference(mean, error, math.nan)
-    from scipy.stats import t  # comes with scikit-learn
-
-    student = t(len(pairs) - 1)
-    return Difference(mean, error, float(student.ppf(1 - LEVEL / 2) + student.ppf(POWER)) * error)
 
 
 def table(settings: Settings, results: Results) -> str:
@@ -108,7 +61,7 @@ def _cell(results: Results, method: str, column: str, digits: int = 2) -> str:
             return ""
         mean, error = mean_and_error(values)
         return f"{mean:.{digits}f} ± {error:.{digits}f}"
-    found = difference(results, method, column)
+    found = difference(results, method, BASELINE, column)
     if found is None:
         return ""
     return f"{found.mean:+.{digits}f} ± {found.error:.{digits}f} ({found.visible:.{digits}f})"
@@ -125,7 +78,7 @@ def write_plot(path: Path, settings: Settings, results: Results) -> None:
     for axis, sampler in zip(axes, SAMPLERS, strict=True):
         axis.axvline(0, color="0.6", linewidth=1)
         for number, steps in enumerate(settings.sampling_steps):
-            found = [difference(results, method.name, f"{sampler} {steps}") for method in methods]
+            found = [difference(results, method.name, BASELINE, f"{sampler} {steps}") for method in methods]
             shown = [
                 (-row - (number - (count - 1) / 2) * 0.2, d) for row, d in enumerate(found) if d is not None
             ]

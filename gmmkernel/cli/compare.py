@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.constants import Column
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture, make_seeds
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.values import integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
-from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler, Model
 from gmmkernel.schedules import noise_schedule
@@ -122,14 +120,8 @@ def _samplers(arguments: argparse.Namespace, steps: int, eta: float) -> dict[str
     return {
         "DDIM": plain,
         f"DDIM-GMM {arguments.variant}": make(mixture=mixture),
-        "DDIM + isotropic noise": plain.with_sigma(_control_sigma(mixture, plain.coefficients)),
+        "DDIM + isotropic noise": plain.with_sigma(moment_report(mixture, plain.coefficients).control_sigma),
     }
-
-
-def _control_sigma(mixture: Mixture, coefficients: Tensor) -> Tensor:
-    """Return the noise level at which a Gaussian step has the variance per element of the mixture's step."""
-    excess = moment_report(mixture, coefficients).excess_variance
-    return (coefficients[:, Column.SIGMA].double().square() + excess).clamp_min(0).sqrt()
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -95,29 +95,26 @@ class SelfAttention(nn.Module):
         return result
 
 
-class DigitsUNet(nn.Module):
-    """Noise prediction for scikit-learn's digits, with and without a class.
+class SmallUNet(nn.Module):
+    """Two resolutions, 8x8 with 32 channels and 4x4 with 64, residual blocks, attention at 4x4.
 
-    Trained for T = 1000 steps of diffusers' "linear" schedule (betas from 1e-4 to 0.02): with
-    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, where x0 is in [-1, 1] and a_t = `alphas_cumprod[t]`, the output
-    estimates e (Ho et al. 2020, arXiv 2006.11239; class dropout as in Ho & Salimans 2022, arXiv 2207.12598).
-    Two resolutions, 8x8 with 32 channels and 4x4 with 64, residual blocks, attention at 4x4.
-
-    A network's own bits may depend on the batch size it is run at, on the device and on the torch version.
+    Args:
+        channels: of the images.
+        classes: that an image can be of; the label `classes` stands for none of them.
     """
 
     frequencies: Tensor
 
-    def __init__(self) -> None:
-        """Create the layers with random weights; `gmmkernel.digits.load_unet` gives the trained ones."""
+    def __init__(self, channels: int, classes: int) -> None:
+        """Create the layers with random weights."""
         super().__init__()
         count = _WIDTH // 2
         frequencies = torch.tensor([10000.0 ** (-index / count) for index in range(count)])
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.time_in = nn.Linear(_WIDTH, _EMBEDDING)
         self.time_out = nn.Linear(_EMBEDDING, _EMBEDDING)
-        self.class_embedding = nn.Embedding(NUM_CLASSES + 1, _EMBEDDING)
-        self.conv_in = nn.Conv2d(1, _WIDTH, 3, padding=1)
+        self.class_embedding = nn.Embedding(classes + 1, _EMBEDDING)
+        self.conv_in = nn.Conv2d(channels, _WIDTH, 3, padding=1)
         self.down = ResidualBlock(_WIDTH, _WIDTH)
         self.downsample = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
         self.middle_in = ResidualBlock(_WIDTH, 2 * _WIDTH)
@@ -125,8 +122,36 @@ class DigitsUNet(nn.Module):
         self.middle_out = ResidualBlock(2 * _WIDTH, 2 * _WIDTH)
         self.up = ResidualBlock(3 * _WIDTH, _WIDTH)
         self.norm_out = nn.GroupNorm(_GROUPS, _WIDTH)
-        self.conv_out = nn.Conv2d(_WIDTH, 1, 3, padding=1)
+        self.conv_out = nn.Conv2d(_WIDTH, channels, 3, padding=1)
         _set_to_zero(self.conv_out)
+
+    def predict(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
+        """Predict the noise in `sample` [B, channels, 8, 8] at `timestep`, [] or [B], given labels [B]."""
+        timesteps = timestep.expand(sample.shape[0])
+        embedding = F.silu(self.time_in(timestep_embedding(timesteps, self.frequencies)))
+        embedding = F.silu(self.time_out(embedding) + self.class_embedding(class_labels))
+
+        high = self.down(self.conv_in(sample), embedding)
+        low = self.middle_in(self.downsample(high), embedding)
+        low = self.middle_out(self.attention(low), embedding)
+        out = self.up(torch.cat([F.interpolate(low, scale_factor=2.0), high], dim=1), embedding)
+        noise: Tensor = self.conv_out(F.silu(self.norm_out(out)))
+        return noise
+
+
+class DigitsUNet(SmallUNet):
+    """Noise prediction for scikit-learn's digits, with and without a class.
+
+    Trained for T = 1000 steps of diffusers' "linear" schedule (betas from 1e-4 to 0.02): with
+    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, where x0 is in [-1, 1] and a_t = `alphas_cumprod[t]`, the output
+    estimates e (Ho et al. 2020, arXiv 2006.11239; class dropout as in Ho & Salimans 2022, arXiv 2207.12598).
+
+    A network's own bits may depend on the batch size it is run at, on the device and on the torch version.
+    """
+
+    def __init__(self) -> None:
+        """Create the layers with random weights; `gmmkernel.digits.load_unet` gives the trained ones."""
+        super().__init__(1, NUM_CLASSES)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Predict the noise in `sample`.
@@ -149,15 +174,7 @@ class DigitsUNet(nn.Module):
         batch = sample.shape[0]
         if class_labels is None:
             class_labels = torch.full((batch,), NULL_CLASS, dtype=torch.int64, device=sample.device)
-        embedding = F.silu(self.time_in(timestep_embedding(timestep.expand(batch), self.frequencies)))
-        embedding = F.silu(self.time_out(embedding) + self.class_embedding(class_labels))
-
-        high = self.down(self.conv_in(sample), embedding)
-        low = self.middle_in(self.downsample(high), embedding)
-        low = self.middle_out(self.attention(low), embedding)
-        out = self.up(torch.cat([F.interpolate(low, scale_factor=2.0), high], dim=1), embedding)
-        noise: Tensor = self.conv_out(F.silu(self.norm_out(out)))
-        return noise
+        return self.predict(sample, timestep, class_labels)
 
     def _check(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None) -> None:
         weights = self.conv_in.weight.dtype

@@ -14,7 +14,8 @@ from matplotlib.image import imread
 from gmmkernel import TrainingColumn, noise_schedule, training_coefficients
 from studies import skip_step, skip_step_report
 from studies.skip_step_methods import BASELINE, METHODS, Method, optimal_scale
-from studies.skip_step_report import Settings, difference, table
+from studies.skip_step_report import Settings, table
+from studies.statistics import difference
 
 CaptureText = pytest.CaptureFixture[str]
 SHORT = ("--training-steps", "3", "--seeds", "2", "--samples", "20", "--sampling-steps", "4")
@@ -118,7 +119,7 @@ def test_differences_are_of_pairs_and_say_what_could_have_been_seen() -> None:
         for name, values in {BASELINE: (5.0, 9.0, 7.0), "other": (5.5, 10.0)}.items()
         for seed, value in enumerate(values)
     }
-    found = difference(results, "other", "DDIM 4")
+    found = difference(results, "other", BASELINE, "DDIM 4")
     assert found is not None
     assert found.mean == pytest.approx(0.75)
     assert found.error == pytest.approx(0.25)
@@ -126,10 +127,10 @@ def test_differences_are_of_pairs_and_say_what_could_have_been_seen() -> None:
         (12.7062 + 1.37638) * 0.25, rel=1e-4
     )  # Student's t of one, from a table
     del results["other", 1]
-    (one,) = [difference(results, "other", "DDIM 4")]
+    (one,) = [difference(results, "other", BASELINE, "DDIM 4")]
     assert one is not None
     assert (one.mean, math.isnan(one.error), math.isnan(one.visible)) == (0.5, True, True)
-    assert difference(results, "third", "DDIM 4") is None
+    assert difference(results, "third", BASELINE, "DDIM 4") is None
 
 
 def test_a_table_of_nothing_has_every_line() -> None:

@@ -1,0 +1,44 @@
+"""The folder of a study: what it is for, what is done, and who does what, so that processes can share it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from gmmkernel._files import write_whole
+
+
+class OutOfTimeError(Exception):
+    """The time given is over."""
+
+
+def check_settings(folder: Path, settings: Mapping[str, object]) -> None:
+    """Write what the folder is for, or refuse another study's."""
+    path, own = folder / "settings.json", {**settings, "torch": torch.__version__}
+    text = json.dumps(own) + "\n"
+    if path.exists() and path.read_text() != text:
+        raise SystemExit(f"{folder}: has a study with {path.read_text().strip()}, not {text.strip()}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text.encode())
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a result, whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@contextmanager
+def taken(path: Path) -> Iterator[bool]:
+    """Hold a lock file, so that several processes can share a folder; yield False where another one holds it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
