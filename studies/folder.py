@@ -33,11 +33,11 @@ def write_json(path: Path, content: object) -> None:
 
 
 @contextmanager
-def taken(path: Path) -> Iterator[bool]:
-    """Hold a lock file, so that several processes can share a folder; yield False where another one holds it."""
+def taken(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock file, so that several processes can share a folder; wait, or yield False, where another holds it."""
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

@@ -19,12 +19,15 @@ class Difference(NamedTuple):
     Attributes:
         mean: of the differences, seed by seed; negative is better.
         error: its standard error.
+        margin: half the width of its 95% confidence interval: t_0.975 standard errors, with Student's t of one less
+            than the seeds.
         visible: the size that a true difference would need to be found, with probability 0.8 at the two-sided level
-            of 5%: (t_0.975 + t_0.8) standard errors, with Student's t of one less than the seeds.
+            of 5%: (t_0.975 + t_0.8) standard errors.
     """
 
     mean: float
     error: float
+    margin: float
     visible: float
 
 
@@ -48,8 +51,9 @@ def difference(results: Results, name: str, baseline: str, column: str) -> Diffe
         return None
     mean, error = mean_and_error(pairs)
     if len(pairs) < 2:
-        return Difference(mean, error, math.nan)
+        return Difference(mean, error, math.nan, math.nan)
     from scipy.stats import t  # comes with scikit-learn
 
     student = t(len(pairs) - 1)
-    return Difference(mean, error, float(student.ppf(1 - LEVEL / 2) + student.ppf(POWER)) * error)
+    margin = float(student.ppf(1 - LEVEL / 2)) * error
+    return Difference(mean, error, margin, margin + float(student.ppf(POWER)) * error)
