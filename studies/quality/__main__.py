@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from gmmkernel.samplers import Sampler
 from studies.folder import OutOfTimeError, check_settings, taken, write_json
 from studies.quality.choices import ALTERNATIVES, Choice, Line, Losses, control_of, lines, make_sampler
 from studies.quality.closed_form import ClosedForm
@@ -92,15 +93,18 @@ class Runner:
         self.task, self._settings, self._end = task, settings, end
         self._losses = Losses(task, settings.samples)
 
-    def sample(self, cell: Cell, choice: Choice, seed: int) -> torch.Tensor:
-        """Draw samples by a choice.
+    def sampler(self, cell: Cell, choice: Choice, seed: int) -> Sampler:
+        """Return the sampler of a choice."""
+        return make_sampler(self.task, cell.steps, cell.eta or 0.0, choice, seed, self._losses)
+
+    def sample(self, sampler: Sampler, seed: int) -> torch.Tensor:
+        """Draw samples.
 
         Raises:
             OutOfTimeError: the time is over.
         """
         if time.monotonic() > self._end:
             raise OutOfTimeError
-        sampler = make_sampler(self.task, cell.steps, cell.eta or 0.0, choice, seed, self._losses)
         seeds = torch.arange(self._settings.samples) + (seed + 1) * SEED_STRIDE
         drawn = sampler.sample(
             self.task.predict, seeds, self.task.shape, batch_size=self.task.chunk, progress=False
@@ -111,18 +115,25 @@ class Runner:
         """Return the main distance of each candidate, the mean over the seeds that are not reported."""
         seeds = range(TUNING_SEED, TUNING_SEED + self._settings.tuning_seeds)
         return [
-            sum(self.task.distance(self.sample(cell, choice, seed)) for seed in seeds) / len(seeds)
+            sum(self.task.distance(self.sample(self.sampler(cell, choice, seed), seed)) for seed in seeds)
+            / len(seeds)
             for choice in line.candidates
         ]
 
     def measure(self, cell: Cell, chosen: dict[str, Choice], seed: int) -> dict[str, dict[str, float]]:
         """Return all distances of what was chosen, and of the data itself, by a seed."""
         found = {DATA: self.task.distances(self.task.held_out(self._settings.samples, seed + 100))}
-        done: dict[Choice, dict[str, float]] = {}
+        done: dict[bytes, dict[str, float]] = {}
         for name, choice in chosen.items():
-            if choice not in done:
-                done[choice] = self.task.distances(self.sample(cell, choice, seed))
-            found[name] = done[choice]
+            sampler = self.sampler(cell, choice, seed)
+            # Where a mixture adds no variance, its control is DDIM.
+            key = sampler.coefficients.numpy().tobytes() + sampler.timesteps.numpy().tobytes()
+            distances = done.get(key) if sampler.tables is None else None
+            if distances is None:
+                distances = self.task.distances(self.sample(sampler, seed))
+            if sampler.tables is None:
+                done[key] = distances
+            found[name] = distances
         return found
 
 

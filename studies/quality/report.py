@@ -27,8 +27,9 @@ DETAILS_FOLDER = "quality"
 _ORDER = (DATA, DDIM, "RAND", "ORTHO", "VUB", "VUB*", "EXACT", ISOTROPIC)
 _OUTCOMES = (
     "In how many cells (tasks times numbers of steps) a line's main distance is smaller, not clearly different, or "
-    "larger than another's, seed by seed; clear is where the 95% confidence interval leaves out 0. DDIM is at the same eta. The best alternative is, by its mean, of DDIM with the best eta, DDIM with quadratic "
-    "timesteps, and DPM-Solver++(2M) with either timesteps."
+    "larger than another's, seed by seed; clear is where the 95% confidence interval leaves out 0. DDIM is at the "
+    "same eta. The best alternative is, by its mean, of DDIM with the best eta, DDIM with quadratic timesteps, and "
+    "DPM-Solver++(2M) with either timesteps."
 )
 
 
