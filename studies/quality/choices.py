@@ -123,6 +123,7 @@ class Losses:
         self._found: dict[int, float] = {}
         self._alphas = noise_schedule("linear").alphas_cumprod
 
+    @torch.no_grad()
     def __call__(self, timestep: int) -> float:
         """Return the mean squared error of the predicted noise."""
         if timestep not in self._found:
