@@ -122,7 +122,7 @@ class Runner:
 
     def measure(self, cell: Cell, chosen: dict[str, Choice], seed: int) -> dict[str, dict[str, float]]:
         """Return all distances of what was chosen, and of the data itself, by a seed."""
-        found = {DATA: self.task.distances(self.task.held_out(self._settings.samples, seed + 100))}
+        found = {DATA: self.task.distances(self.task.data(self._settings.samples, seed + 100))}
         done: dict[bytes, dict[str, float]] = {}
         for name, choice in chosen.items():
             sampler = self.sampler(cell, choice, seed)

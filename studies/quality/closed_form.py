@@ -135,6 +135,10 @@ class ClosedForm(Task):
         """Draw data."""
         return self.draw(count, seed).float()
 
+    def data(self, count: int, seed: int) -> Tensor:
+        """Draw data."""
+        return self.held_out(count, seed)
+
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Return the distances from the data; "modes" is the total variation between the components' shares."""
         exact = samples.double()

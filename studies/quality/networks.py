@@ -56,6 +56,16 @@ class Digits(Task):
         del seed
         return self._held_out.repeat(-(-count // len(self._held_out)), 1, 1, 1)[:count]
 
+    def data(self, count: int, seed: int) -> Tensor:
+        """Draw real digits with replacement, as many of each."""
+        images, labels = load_digits("all")
+        generator = torch.Generator().manual_seed(seed)
+        by_class = [images[labels == digit] for digit in range(NUM_CLASSES)]
+        rows = count // NUM_CLASSES
+        return torch.cat(
+            [of_class[torch.randint(len(of_class), (rows,), generator=generator)] for of_class in by_class]
+        )
+
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Return digit-FID, and the distances of the pixels from those of all real digits."""
         images = samples.clamp(-1, 1)
@@ -143,8 +153,8 @@ class Patches(Task):
         # One process trains, others wait for what it has trained.
         with taken(folder / "patches-model.lock", wait=True):
             self._unet = train_patches(folder, steps, end)
-        patches, self._held_out = load_patches()
-        self._reference = Reference(patches.flatten(1).double())
+        self._patches, self._held_out = load_patches()
+        self._reference = Reference(self._patches.flatten(1).double())
 
     def predict(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Predict the noise."""
@@ -153,9 +163,17 @@ class Patches(Task):
 
     def held_out(self, count: int, seed: int) -> Tensor:
         """Return patches of the parts of the photographs that the model has not seen."""
-        chosen = torch.randperm(len(self._held_out), generator=torch.Generator().manual_seed(seed))
-        return self._held_out[chosen[:count]]
+        return _some(self._held_out, count, seed)
+
+    def data(self, count: int, seed: int) -> Tensor:
+        """Return patches that the model was trained with."""
+        return _some(self._patches, count, seed)
 
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Return the distances of the pixels from those of the patches."""
         return self._reference.distances(samples.clamp(-1, 1).flatten(1).double())
+
+
+def _some(images: Tensor, count: int, seed: int) -> Tensor:
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[chosen[:count]]

@@ -93,13 +93,14 @@ def _write_scales(path: Path, results: Results, tasks: list[str], steps: list[in
         for axis, count in zip(row, steps, strict=True):
             cell = Cell(task, count, 0.0)
             found = results.get(cell)
-            if found is None:
+            plain = [] if found is None else values(found, DDIM, main_distance(task))
+            if found is None or not plain:
+                axis.set_visible(False)
                 continue
             for name, style in (("RAND", "^-"), ("ORTHO", "o-"), ("VUB*", "v-"), (ISOTROPIC, "s--")):
                 if name in found.tuning:
                     axis.plot(SCALES, found.tuning[name], style, markersize=4, label=name)
-            plain = values(found, DDIM, main_distance(task))
-            axis.axhline(sum(plain) / max(len(plain), 1), color="0.6", linewidth=1, label=DDIM)
+            axis.axhline(sum(plain) / len(plain), color="0.6", linewidth=1, label=DDIM)
             axis.set_xscale("log")
             axis.set_yscale("log")
             axis.tick_params(labelsize=7)

@@ -39,6 +39,10 @@ class Task(ABC):
         """Return data [count, *shape] that the model was not fitted to, in the order that `predict` expects."""
 
     @abstractmethod
+    def data(self, count: int, seed: int) -> Tensor:
+        """Return data [count, *shape] drawn from what samples are compared with."""
+
+    @abstractmethod
     def distances(self, samples: Tensor) -> dict[str, float]:
         """Return the distances of samples [N, *shape] from the data, by name; lower is better."""
 

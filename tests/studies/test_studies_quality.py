@@ -131,6 +131,12 @@ def test_patches_are_of_different_parts_and_the_model_takes_them(tmp_path: Path)
     with pytest.raises(quality.OutOfTimeError):
         Patches(tmp_path / "other", 3, 0)
     assert len(task.held_out(20, 1).unique(dim=0)) > 10
+    assert (
+        float(
+            torch.cdist(task.data(5, 1).flatten(1).double(), trained.flatten(1).double()).min(1).values.max()
+        )
+        < 1e-5
+    )
 
 
 def test_digits_that_are_held_out_come_in_the_order_asked_for() -> None:
@@ -144,6 +150,14 @@ def test_digits_that_are_held_out_come_in_the_order_asked_for() -> None:
         right = (task.predict(noisy, timestep) - noise).square().mean()
         wrong = (task.predict(noisy.roll(1, 0), timestep) - noise.roll(1, 0)).square().mean()
     assert float(right) < 0.9 * float(wrong)
+
+
+def test_data_is_what_samples_are_compared_with() -> None:
+    task = Digits()
+    drawn = task.data(2000, 1)
+    assert drawn.shape == (2000, 1, 8, 8)
+    assert not torch.equal(drawn, task.data(2000, 2))
+    assert 0 < task.distance(drawn) < 0.8
 
 
 def make_found(**values: tuple[float, ...]) -> Found:
