@@ -189,7 +189,8 @@ def main(words: Sequence[str] | None = None) -> bool:
     folder, end = arguments.output, time.monotonic() + 60 * arguments.minutes
     check_settings(folder, {**settings._asdict(), "patch_steps": arguments.patch_steps})
     tasks = make_tasks(folder, arguments.patch_steps, end)
-    cells = [cell for name in arguments.tasks for cell in settings.cells(name)]
+    # What matters most comes first, for every task.
+    cells = [cell for stage in zip(*map(settings.cells, arguments.tasks), strict=True) for cell in stage]
     runners: dict[str, Runner] = {}
     try:
         for cell in cells:
@@ -198,7 +199,6 @@ def main(words: Sequence[str] | None = None) -> bool:
             with taken(folder / cell.file("lock")) as mine:
                 if mine:
                     if cell.task not in runners:
-                        runners.clear()
                         runners[cell.task] = Runner(tasks[cell.task](), settings, end)
                     study_cell(cell, runners[cell.task], settings, folder)
     except OutOfTimeError:
