@@ -16,7 +16,7 @@ from gmmkernel.cli.values import integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler, Model
-from gmmkernel.schedules import noise_schedule
+from gmmkernel.schedules import SPACINGS, noise_schedule
 
 GROUPS = 5
 SHOWN = 2 * IMAGE_COLUMNS
@@ -42,6 +42,9 @@ def add_parser(commands: Any) -> None:
         default=[0.0, 1.0],
         metavar="E",
         help="shares of the DDPM noise (default 0 1)",
+    )
+    parser.add_argument(
+        "--spacing", choices=SPACINGS, default="trailing", help="timesteps (default trailing)"
     )
     parser.add_argument("--variant", choices=VARIANTS, default="ortho", help="mixture (default ortho)")
     add_mixture_options(parser)

@@ -12,7 +12,6 @@ from gmmkernel.backends.constants import MAX_COMPONENTS
 from gmmkernel.cli.values import file, integer, number
 from gmmkernel.digits import IMAGE_SHAPE
 from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
-from gmmkernel.schedules import SPACINGS
 
 DEFAULT_SCALE = 0.72
 """Offset scale of the digits, s / sqrt(D) = 0.09: what the paper's s = 10 is on its 64x64x3 latents (D = 12,288)."""
@@ -65,7 +64,6 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser, *, count: int) -> None:
     """Add the options of a run: how many samples, from which seeds, how many at a time."""
     group = parser.add_argument_group("run")
-    group.add_argument("--spacing", choices=SPACINGS, default="trailing", help="timesteps (default trailing)")
     group.add_argument(
         "--count", type=integer(2), default=count, metavar="N", help=f"samples (default {count})"
     )

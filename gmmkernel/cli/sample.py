@@ -24,15 +24,21 @@ from gmmkernel.cli.values import file, folder, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
+from gmmkernel.schedules import SPACINGS
 from gmmkernel.sharding import load_shards, sample_shards
 
 SHOWN = 5 * IMAGE_COLUMNS
+
+MOST_QUADRATIC_STEPS = 29
+"""More of them would visit a timestep of the digits' 1,000 twice."""
 
 
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
     parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
-    parser.add_argument("--sampler", choices=METHODS, default="ddim", help="method (default ddim)")
+    parser.add_argument(
+        "--sampler", choices=METHODS, default="dpm-solver", help="method (default dpm-solver, without noise)"
+    )
     parser.add_argument(
         "--steps", type=integer(1), default=10, metavar="S", help="sampling steps (default 10)"
     )
@@ -40,9 +46,15 @@ def add_parser(commands: Any) -> None:
         "--eta", type=number(0, 1), default=0.0, metavar="E", help="share of the DDPM noise (default 0)"
     )
     parser.add_argument(
+        "--spacing",
+        choices=SPACINGS,
+        help=f"timesteps (default quadratic, beyond {MOST_QUADRATIC_STEPS} steps trailing)",
+    )
+    parser.add_argument(
         "--variant",
         choices=["none", *VARIANTS],
-        help="mixture, or none (default: ortho with --sampler ddim, else none)",
+        default="none",
+        help="mixture, for samplers that draw noise (default none)",
     )
     parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
     parser.add_argument(
@@ -78,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
     if arguments.output is not None:
         check_matplotlib()
-    if arguments.variant is None:
-        arguments.variant = "ortho" if arguments.sampler == "ddim" else "none"
+    if arguments.spacing is None:
+        arguments.spacing = "quadratic" if arguments.steps <= MOST_QUADRATIC_STEPS else "trailing"
     mixture = None
     if arguments.variant == "none":
         check_no_mixture_options(arguments)

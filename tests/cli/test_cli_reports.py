@@ -153,7 +153,9 @@ sys.exit(main(["info"]))
 
 
 def test_a_bad_option_as_a_process(tmp_path: Path) -> None:
-    done = run_outside(tmp_path, "-m", "gmmkernel", "sample", "--components", "65")
+    done = run_outside(
+        tmp_path, "-m", "gmmkernel", "sample", "--sampler", "ddim", "--variant", "ortho", "--components", "65"
+    )
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: --components: expected at most elements = 64")

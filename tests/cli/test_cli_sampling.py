@@ -34,7 +34,7 @@ from gmmkernel.cli.ranks import Place
 from gmmkernel.digits import IMAGE_SHAPE, digit_fid, digit_fid_by_group, load_unet
 
 CaptureText = pytest.CaptureFixture[str]
-SMALL = ("--count", "20", "--steps", "3", "--spacing", "trailing")
+SMALL = ("--sampler", "ddim", "--count", "20", "--steps", "3", "--spacing", "trailing")
 
 
 def direct(seeds: Tensor, *, model: Any = None, batch_size: int = 500, **options: Any) -> Tensor:
@@ -53,7 +53,7 @@ def assert_is_a_picture(path: Path) -> None:
 
 def test_sample_writes_what_the_sampler_gives(tmp_path: Path, capsys: CaptureText) -> None:
     png, npz = tmp_path / "made" / "digits.png", tmp_path / "arrays" / "digits.npz"
-    assert main(["sample", *SMALL, "--output", str(png), "--npz", str(npz)]) == 0
+    assert main(["sample", *SMALL, "--variant", "ortho", "--output", str(png), "--npz", str(npz)]) == 0
     out = capsys.readouterr().out
     mixture = gaussian_mixture("ortho", elements=64, n_components=8, scale=0.72, n_steps=3)
     expected = direct(torch.arange(20), mixture=mixture)
@@ -70,8 +70,8 @@ def test_sample_writes_what_the_sampler_gives(tmp_path: Path, capsys: CaptureTex
 
 def test_sample_follows_its_options(tmp_path: Path) -> None:
     npz = tmp_path / "x.npz"
-    words = "--variant ortho-vub --components 5 --scale 0.3 --shared --mixture-seed 4 --eta 0.5 --seed -3"
-    words += " --spacing quadratic --batch-size 7"
+    words = "--sampler ddim --variant ortho-vub --components 5 --scale 0.3 --shared --mixture-seed 4"
+    words += " --eta 0.5 --seed -3 --spacing quadratic --batch-size 7"
     assert main(["sample", "--count", "20", "--steps", "3", "--npz", str(npz), *words.split()]) == 0
     mixture = gaussian_mixture("ortho-vub", elements=64, n_components=5, scale=0.3, seed=4)
     expected = direct(torch.arange(-3, 17), mixture=mixture, eta=0.5, spacing="quadratic", batch_size=7)
@@ -82,7 +82,7 @@ def test_sample_follows_its_options(tmp_path: Path) -> None:
 
 def test_sample_with_moments_matched_exactly(tmp_path: Path, capsys: CaptureText) -> None:
     npz = tmp_path / "x.npz"
-    words = ["--variant", "exact", "--rho", "0.7", "--shared", "--eta", "1", "--count", "20", "--steps", "3"]
+    words = [*SMALL, "--variant", "exact", "--rho", "0.7", "--shared", "--eta", "1"]
     assert main(["sample", "--npz", str(npz), *words]) == 0
     assert "mean and variance of every element matched at all steps" in capsys.readouterr().out
     mixture = gaussian_mixture("exact", elements=64, rho=0.7)
@@ -108,6 +108,7 @@ def test_sample_with_other_samplers(
 ) -> None:
     npz = tmp_path / "x.npz"
     words = ["sample", "--sampler", name, "--count", "20", "--steps", "4", "--npz", str(npz)]
+    words += ["--spacing", "trailing"]
     expected = make(noise_schedule(), 4, spacing="trailing")
     model, seeds = load_unet(), torch.arange(20)
     with np_load(npz, words) as arrays:
@@ -120,6 +121,15 @@ def test_sample_with_other_samplers(
         with np_load(npz, [*words, "--variant", "ortho"]) as arrays:
             samples = with_mixture.sample(model, seeds, IMAGE_SHAPE, progress=False).sample
             assert_same_bits(torch.from_numpy(arrays["samples"]), samples)
+
+
+@pytest.mark.parametrize(("steps", "spacing"), [("5", "quadratic"), ("29", "quadratic"), ("30", "trailing")])
+def test_what_sample_does_when_nothing_is_said(tmp_path: Path, steps: str, spacing: str) -> None:
+    sampler = DPMSolverSampler(noise_schedule(), int(steps), spacing=spacing)
+    expected = sampler.sample(load_unet(), torch.arange(2), IMAGE_SHAPE, progress=False).sample
+    npz = tmp_path / "x.npz"
+    with np_load(npz, ["sample", "--count", "2", "--steps", steps, "--npz", str(npz)]) as arrays:
+        assert_same_bits(torch.from_numpy(arrays["samples"]), expected)
 
 
 def np_load(npz: Path, words: list[str]) -> Any:
@@ -225,7 +235,7 @@ BAD_OPTIONS = [
         "sample --components 1025 --variant rand",
         "--components: expected an integer from 1 to 1024, got '1025'",
     ),
-    ("sample --components 65", "--components: expected at most elements = 64"),
+    ("sample --sampler ddim --variant ortho --components 65", "--components: expected at most elements = 64"),
     ("sample --scale -1", "--scale: expected a finite number >= 0, got '-1'"),
     ("sample --scale inf", "--scale: expected a finite number >= 0, got 'inf'"),
     (

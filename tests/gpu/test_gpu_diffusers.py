@@ -18,10 +18,18 @@ SHAPE = (3, 3, 8, 8)
 CASES: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
     "ddim": (GMMDDIMScheduler, {"offset_scale": 0}, {}),
     "ddpm": (GMMDDIMScheduler, {"offset_scale": 0}, {"eta": 1.0}),
-    "mixture": (GMMDDIMScheduler, {"n_components": 5}, {"eta": 0.7}),
-    "shared": (GMMDDIMScheduler, {"shared_mixture": True, "variant": "ortho-vub"}, {"eta": 1.0}),
-    "thresholding": (GMMDDIMScheduler, {"thresholding": True, "sample_max_value": 2.0}, {"eta": 0.7}),
-    "flow": (GMMFlowMatchScheduler, {"shift": 3.0, "eta": 0.5}, {}),
+    "mixture": (GMMDDIMScheduler, {"n_components": 5, "offset_scale": 1.0}, {"eta": 0.7}),
+    "shared": (
+        GMMDDIMScheduler,
+        {"shared_mixture": True, "variant": "ortho-vub", "offset_scale": 1.0},
+        {"eta": 1.0},
+    ),
+    "thresholding": (
+        GMMDDIMScheduler,
+        {"thresholding": True, "sample_max_value": 2.0, "offset_scale": 1.0},
+        {"eta": 0.7},
+    ),
+    "flow": (GMMFlowMatchScheduler, {"shift": 3.0, "eta": 0.5, "offset_scale": 1.0}, {}),
 }
 
 
@@ -51,7 +59,7 @@ def test_a_run_reads_nothing_back_and_has_the_bits_of_the_cpu(case: str, dtype: 
 
 def test_timesteps_that_are_copies() -> None:
     """They are looked up on the device; one that is not in the schedule gives NaN."""
-    scheduler = GMMDDIMScheduler()
+    scheduler = GMMDDIMScheduler(offset_scale=1.0)
     scheduler.set_timesteps(4, DEVICE)
     scheduler.set_seeds(torch.arange(3))
     x = torch.randn(SHAPE, device=DEVICE)
@@ -70,7 +78,7 @@ def test_timesteps_that_are_copies() -> None:
 
 
 def test_generators_on_the_device_are_refused() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = GMMDDIMScheduler(offset_scale=1.0)
     scheduler.set_timesteps(4, DEVICE)
     x = torch.randn(SHAPE, device=DEVICE)
     with pytest.raises(ValueError, match="generator: expected one on the CPU, got one on cuda"):
@@ -78,7 +86,7 @@ def test_generators_on_the_device_are_refused() -> None:
 
 
 def test_a_step_in_a_cuda_graph() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = GMMDDIMScheduler(offset_scale=1.0)
     scheduler.set_timesteps(4, DEVICE)
     scheduler.set_seeds(torch.arange(3))
     x = torch.randn(SHAPE, device=DEVICE)

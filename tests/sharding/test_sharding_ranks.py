@@ -203,7 +203,8 @@ def test_the_command_line_under_torchrun(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two ranks write the files of one process; the first one alone reports."""
-    words = ["sample", "--count", "20", "--batch-size", "8", "--steps", "2", "--eta", "1", "--shards"]
+    words = ["sample", "--sampler", "ddim", "--variant", "ortho", "--eta", "1", "--steps", "2"]
+    words += ["--count", "20", "--batch-size", "8", "--shards"]
     alone, shared, npz = tmp_path / "alone", tmp_path / "shared", tmp_path / "x.npz"
     assert main([*words, str(alone)]) == 0
     by_one = capfd.readouterr()

@@ -55,8 +55,8 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         timestep_spacing: "leading", "trailing" or "linspace".
         rescale_betas_zero_snr: the same.
         n_components: K, components of the mixture; 1 is the Gaussian step.
-        offset_scale: length of the offsets in units of the sample, >= 0; 0 is the Gaussian step. What a step adds
-            per element depends on offset_scale^2 / D.
+        offset_scale: length of the offsets in units of the sample, >= 0; 0 is the Gaussian step, unless
+            there is a rho. What a step adds per element depends on offset_scale^2 / D.
         variant: kind of mixture, one of `gmmkernel.mixtures.VARIANTS`.
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
@@ -92,7 +92,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         timestep_spacing: str = "leading",
         rescale_betas_zero_snr: bool = False,
         n_components: int = 8,
-        offset_scale: float = 1.0,
+        offset_scale: float = 0.0,
         variant: str = "ortho",
         shared_mixture: bool = False,
         weights: Sequence[float] | None = None,

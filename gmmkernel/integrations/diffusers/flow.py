@@ -51,7 +51,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         stochastic_sampling: draw all of the noise anew in each step: `eta=1`.
         eta: share of the noise that each step draws anew, 0 to 1; None: 1 with `stochastic_sampling`, else 0.
         n_components: K, components of the mixture; 1 is the Gaussian step.
-        offset_scale: length of the offsets in units of the sample, >= 0; 0 is the Gaussian step.
+        offset_scale: length of the offsets in units of the sample, >= 0; 0 is the Gaussian step, unless there is a rho.
         variant: kind of mixture, one of `gmmkernel.mixtures.VARIANTS`.
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
@@ -88,7 +88,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         stochastic_sampling: bool = False,
         eta: float | None = None,
         n_components: int = 8,
-        offset_scale: float = 1.0,
+        offset_scale: float = 0.0,
         variant: str = "ortho",
         shared_mixture: bool = False,
         weights: Sequence[float] | None = None,

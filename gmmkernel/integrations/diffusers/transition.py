@@ -54,9 +54,9 @@ class MixtureOptions:
         check_choice("variant", self.variant, VARIANTS)
         check_flag("shared_mixture", self.shared_mixture)
         check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
-        if self.rho is not None and self.offset_scale != 1:
+        if self.rho is not None and self.offset_scale != 0:
             raise ValueError(
-                f"offset_scale: expected 1 beside rho, which gives each step its own, got {self.offset_scale!r}"
+                f"offset_scale: expected 0 beside rho, which gives each step its own, got {self.offset_scale!r}"
             )
         for index, weight in enumerate(self.weights or ()):
             if not 0 < weight < math.inf:
@@ -74,7 +74,7 @@ class MixtureOptions:
     @property
     def gaussian(self) -> bool:
         """Whether there is nothing to add to the Gaussian step."""
-        return self.offset_scale == 0 or self.n_components == 1 or self.rho == 0
+        return self.n_components == 1 or not (self.offset_scale or self.rho)
 
     @property
     def deviations(self) -> int:
@@ -87,7 +87,7 @@ class MixtureOptions:
             self.variant,
             elements=elements,
             n_components=self.n_components,
-            scale=self.offset_scale,
+            scale=self.offset_scale if self.rho is None else 1.0,
             n_steps=steps,
             weights=self.weights,
             seed=self.mixture_seed,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import Stream, standard_normal
+from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
 
 SHAPE = (2, 3, 4, 5)
 SEEDS = torch.tensor([5, 6])
@@ -35,3 +36,17 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
     assert ours.shape == theirs.shape
     assert bool(theirs.isfinite().all())
     return float((ours.double() - theirs.double()).abs().max() / theirs.double().abs().max())
+
+
+def mixture_ddim(**options: Any) -> GMMDDIMScheduler:
+    """Return a scheduler with a mixture, of scale 1 where nothing is said."""
+    return GMMDDIMScheduler(**_with_scale(options))
+
+
+def mixture_flow(**options: Any) -> GMMFlowMatchScheduler:
+    """The same for rectified flow."""
+    return GMMFlowMatchScheduler(**_with_scale(options))
+
+
+def _with_scale(options: dict[str, Any]) -> dict[str, Any]:
+    return options if "rho" in options else {"offset_scale": 1.0, **options}

@@ -22,7 +22,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from schedulers_beside import inputs
+from schedulers_beside import inputs, mixture_ddim
 
 from gmmkernel import gaussian_mixture
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler, memory
@@ -189,7 +189,7 @@ def test_options_of_ddim(options: dict[str, Any], message: str) -> None:
 
 
 def scheduler(**options: Any) -> GMMDDIMScheduler:
-    made = GMMDDIMScheduler(**options)
+    made = mixture_ddim(**options)
     made.set_timesteps(4)
     return made
 
@@ -342,7 +342,7 @@ def test_a_mixture_is_not_larger_than_its_estimate() -> None:
             return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
         def step():
-            scheduler = GMMDDIMScheduler(weights=[1, 3], n_components=2)
+            scheduler = GMMDDIMScheduler(weights=[1, 3], n_components=2, offset_scale=1.0)
             scheduler.set_timesteps(4)
             scheduler.step(x, 0, x, eta=1.0)
 
@@ -383,7 +383,7 @@ def test_memory_that_is_there() -> None:
 
 
 def test_timesteps_that_cannot_be() -> None:
-    one = GMMDDIMScheduler()
+    one = mixture_ddim()
     with pytest.raises(ValueError, match="num_inference_steps: expected an integer from 1 to 1000, got 1001"):
         one.set_timesteps(1001)
     with pytest.raises(ValueError, match="steps_offset: expected an offset that keeps"):

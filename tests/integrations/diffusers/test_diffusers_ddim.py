@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from schedulers_beside import inputs, model, relative
+from schedulers_beside import inputs, mixture_ddim, model, relative
 
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler
 
@@ -89,7 +89,7 @@ def test_noise_schedules_and_numbers_of_steps(options: dict[str, Any], steps: in
 
 
 def test_attributes_are_those_of_diffusers() -> None:
-    ours, theirs = GMMDDIMScheduler(beta_end=0.03), DDIMScheduler(beta_end=0.03)
+    ours, theirs = mixture_ddim(beta_end=0.03), DDIMScheduler(beta_end=0.03)
     assert torch.equal(ours.timesteps, theirs.timesteps)
     assert ours.num_inference_steps is None
     for name in ("alphas_cumprod", "final_alpha_cumprod", "betas"):
@@ -110,7 +110,7 @@ def test_attributes_are_those_of_diffusers() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_samples_are_computed_in_float32(dtype: torch.dtype) -> None:
     """The step of the widened inputs, rounded once."""
-    scheduler = GMMDDIMScheduler(n_components=3)
+    scheduler = mixture_ddim(n_components=3)
     scheduler.set_timesteps(5)
     x, output = inputs(dtype=dtype), inputs(dtype=dtype, seed=1)
     scheduler.set_seeds(torch.tensor([1, 2]))
@@ -131,7 +131,7 @@ def test_an_autocast_model_beside_a_float32_sample() -> None:
 
 
 def test_tuples_strides_and_gradients() -> None:
-    scheduler = GMMDDIMScheduler(clip_sample=False)
+    scheduler = mixture_ddim(clip_sample=False)
     scheduler.set_timesteps(5)
     x = inputs((2, 5, 4, 3)).permute(0, 3, 2, 1).requires_grad_()
     seeds = torch.tensor([1, 2])

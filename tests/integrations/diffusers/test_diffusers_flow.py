@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from schedulers_beside import SEEDS, SHAPE, inputs, model, noise_of, relative
+from schedulers_beside import SEEDS, SHAPE, inputs, mixture_flow, model, noise_of, relative
 from torch import Tensor
 
 from gmmkernel import flow_coefficients, gaussian_mixture, gmm_step, seeds_from_generator
@@ -84,7 +84,7 @@ def by_hand(scheduler: GMMFlowMatchScheduler, eta: float, seeds: Tensor, first: 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_run_is_gmm_step(eta: float, first: int) -> None:
-    scheduler = GMMFlowMatchScheduler(eta=eta, n_components=4, shift=3.0)
+    scheduler = mixture_flow(eta=eta, n_components=4, shift=3.0)
     made = []
     for begin in (False, True):
         scheduler.set_timesteps(5)
@@ -144,7 +144,7 @@ def test_scale_noise_before_and_within_a_run() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_samples_keep_their_type(dtype: torch.dtype) -> None:
-    scheduler = GMMFlowMatchScheduler(eta=0.5)
+    scheduler = mixture_flow(eta=0.5)
     scheduler.set_seeds(SEEDS)
     x, output = inputs(dtype=dtype), inputs(dtype=dtype, seed=1)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -174,7 +174,7 @@ def test_options_that_are_not_supported(options: dict[str, Any], message: str) -
 @pytest.mark.parametrize("sigmas", [[1.0, 0.5, 0.5], [0.5, 0.7], [1.2, 0.5], [1.0, 0.0]], ids=str)
 def test_sigmas_that_are_no_times(sigmas: list[float]) -> None:
     with pytest.raises(ValueError, match="sigmas: expected strictly descending numbers in"):
-        GMMFlowMatchScheduler().set_timesteps(sigmas=sigmas)
+        mixture_flow().set_timesteps(sigmas=sigmas)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_sigmas_that_are_no_times(sigmas: list[float]) -> None:
     ids=str,
 )
 def test_arguments_of_a_step(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    scheduler = GMMFlowMatchScheduler()
+    scheduler = mixture_flow()
     scheduler.set_timesteps(4)
     given: dict[str, Any] = {"model_output": inputs(), "timestep": scheduler.timesteps[0], "sample": inputs()}
     with pytest.raises(error, match=message):

@@ -14,6 +14,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from schedulers_beside import mixture_ddim
 
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler, ddim, flow
 
@@ -103,7 +104,7 @@ def test_samples_of_a_pipeline_do_not_depend_on_their_batch(eta: float) -> None:
 
 @needs_transformers
 def test_several_images_of_a_prompt() -> None:
-    call = tiny.text_to_image(GMMDDIMScheduler(**tiny.LATENT))
+    call = tiny.text_to_image(mixture_ddim(**tiny.LATENT))
     assert call(generators(4), num_images_per_prompt=2, eta=1.0, output_type="latent").shape == (4, 4, 8, 8)
 
 
@@ -114,13 +115,13 @@ def test_image_to_image_draws_the_noise_of_its_place_in_the_schedule(monkeypatch
     monkeypatch.setattr(
         ddim, "gmm_step", lambda *given, **named: seen.append(named["step"]) or step(*given, **named)
     )
-    tiny.image_to_image(GMMDDIMScheduler(**tiny.LATENT))(generators(), strength=0.4)
+    tiny.image_to_image(mixture_ddim(**tiny.LATENT))(generators(), strength=0.4)
     assert seen == [3, 4]
 
 
 @needs_transformers
 def test_saved_and_loaded_with_a_pipeline(tmp_path: Path) -> None:
-    pipe = tiny.stable_diffusion(GMMDDIMScheduler(**tiny.LATENT, n_components=5, weights=[1, 2, 3, 4, 5]))
+    pipe = tiny.stable_diffusion(mixture_ddim(**tiny.LATENT, n_components=5, weights=[1, 2, 3, 4, 5]))
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"] == ["gmmkernel.integrations.diffusers", "GMMDDIMScheduler"]
@@ -133,5 +134,5 @@ def test_saved_and_loaded_with_a_pipeline(tmp_path: Path) -> None:
 
 def test_ddim_pipeline_makes_any_scheduler_its_own() -> None:
     """Which is why ours is put in afterwards."""
-    pipe = diffusers.DDIMPipeline(tiny.Elementwise(), GMMDDIMScheduler())
+    pipe = diffusers.DDIMPipeline(tiny.Elementwise(), mixture_ddim())
     assert type(pipe.scheduler) is DDIMScheduler

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import PUBLISHED_VARIANTS
-from schedulers_beside import SHAPE, inputs, model, noise_of
+from schedulers_beside import SHAPE, inputs, mixture_ddim, model, noise_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -71,7 +71,7 @@ def run_by_hand(
 @pytest.mark.parametrize("eta", [0.0, 0.8])
 @pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
 def test_a_run_is_gmm_step_with_the_config_s_mixture(variant: str, eta: float, shared: bool) -> None:
-    scheduler = GMMDDIMScheduler(
+    scheduler = mixture_ddim(
         n_components=3,
         offset_scale=0.5,
         variant=variant,
@@ -100,7 +100,7 @@ def test_a_run_is_gmm_step_with_the_config_s_mixture(variant: str, eta: float, s
 
 @pytest.mark.parametrize("options", [{"rho": 0.8}, {"offset_scale": 0.015}], ids=["rho", "scale"])
 def test_moments_matched_exactly(options: dict[str, float]) -> None:
-    scheduler = GMMDDIMScheduler(n_components=3, variant="exact", shared_mixture=True, **options)
+    scheduler = mixture_ddim(n_components=3, variant="exact", shared_mixture=True, **options)
     made = run(scheduler, inputs(), eta=1.0, generator=generator())
     renamed = {name.replace("offset_", ""): value for name, value in options.items()}
     mixture = gaussian_mixture("exact", elements=ELEMENTS, n_components=3, **renamed)
@@ -118,12 +118,12 @@ def test_a_scale_too_large_to_be_matched_exactly() -> None:
     scheduler = GMMDDIMScheduler(n_components=3, variant="exact", offset_scale=5.0)
     with pytest.raises(ValueError, match=r"^scale: expected at most 0\.\d+, .*got 5"):
         run(scheduler, inputs(), eta=1.0, generator=generator())
-    with pytest.raises(ValueError, match=r"^offset_scale: expected 1 beside rho, .*got 5\.0"):
+    with pytest.raises(ValueError, match=r"^offset_scale: expected 0 beside rho, .*got 5\.0"):
         run(GMMDDIMScheduler(variant="exact", offset_scale=5.0, rho=0.5), inputs())
 
 
 def test_a_generator_is_advanced_once_a_run() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     used, other = generator(), generator()
     first = run(scheduler, inputs(), generator=used)
     seeds_from_generator(other, SHAPE[0])
@@ -141,7 +141,7 @@ def test_a_generator_is_left_alone_where_nothing_is_drawn() -> None:
 
 
 def test_without_a_generator_it_is_the_default_one() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     torch.manual_seed(3)
     made = run(scheduler, inputs())
     assert torch.equal(made, run(scheduler, inputs(), generator=generator(3)))
@@ -150,7 +150,7 @@ def test_without_a_generator_it_is_the_default_one() -> None:
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_with_a_list_a_sample_does_not_depend_on_its_batch(eta: float) -> None:
     x = inputs((5, 3, 4, 5))
-    scheduler = GMMDDIMScheduler(n_components=4)
+    scheduler = mixture_ddim(n_components=4)
     made = run(scheduler, x, eta=eta, generator=[generator(i) for i in range(5)])
     for part in ([0], [1, 2], [4, 3]):
         alone = run(scheduler, x[part], eta=eta, generator=[generator(i) for i in part])
@@ -159,7 +159,7 @@ def test_with_a_list_a_sample_does_not_depend_on_its_batch(eta: float) -> None:
 
 def test_a_run_that_starts_late_draws_what_the_whole_run_would_draw() -> None:
     """Image to image: the noise is that of the step's place in the schedule."""
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     made = run(scheduler, inputs(), first=2, eta=1.0, generator=generator())
     coefficients = rows(scheduler, 1.0)
     tables = gaussian_mixture("ortho", elements=ELEMENTS, n_steps=STEPS).bind(coefficients)
@@ -169,7 +169,7 @@ def test_a_run_that_starts_late_draws_what_the_whole_run_would_draw() -> None:
 
 def test_steps_may_repeat_and_come_in_any_order() -> None:
     """As diffusers' DDIM, a step knows nothing but its timestep: doing it again gives the same."""
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     scheduler.set_timesteps(STEPS)
     x, used = inputs(), generator()
     made = {t: scheduler.step(x, t, x, eta=1.0, generator=used).prev_sample for t in (250, 750, 0, 500)}
@@ -179,7 +179,7 @@ def test_steps_may_repeat_and_come_in_any_order() -> None:
 
 
 def test_another_batch_size_or_generator_in_a_run_has_seeds_of_its_own() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     scheduler.set_timesteps(STEPS)
     x, used, expected = inputs((3, 3, 4, 5)), generator(), generator()
     two = scheduler.step(x[:2], 500, x[:2], eta=1.0, generator=used).prev_sample
@@ -198,7 +198,7 @@ def test_another_batch_size_or_generator_in_a_run_has_seeds_of_its_own() -> None
 
 
 def test_seeds_of_one_s_own_outlive_a_run() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     scheduler.set_seeds(torch.tensor([1, 2]))
     used = generator()
     first = run(scheduler, inputs(), generator=used)
@@ -209,7 +209,7 @@ def test_seeds_of_one_s_own_outlive_a_run() -> None:
 
 
 def test_a_timestep_for_each_sample() -> None:
-    scheduler = GMMDDIMScheduler(n_components=4, thresholding=True, sample_max_value=3.0)
+    scheduler = mixture_ddim(n_components=4, thresholding=True, sample_max_value=3.0)
     scheduler.set_timesteps(STEPS)
     x = inputs((4, 3, 4, 5))
     scheduler.set_seeds(torch.arange(4))
@@ -224,7 +224,7 @@ def test_a_timestep_for_each_sample() -> None:
 
 def test_a_copy_goes_on_with_the_same_run() -> None:
     """Panorama pipelines copy a scheduler's attributes after every step."""
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     scheduler.set_timesteps(STEPS)
     x, used = inputs(), generator()
     scheduler.step(x, 750, x, eta=1.0, generator=used)
@@ -246,7 +246,7 @@ def test_options_are_read_when_a_run_begins() -> None:
 
 
 def test_sizes_and_numbers_of_steps_may_change_between_runs() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     first = run(scheduler, inputs(), generator=generator())
     run(scheduler, inputs((1, 4, 6, 6)), generator=generator())
     run(scheduler, inputs(), steps=7, generator=generator())
@@ -267,7 +267,7 @@ def test_a_mixture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
         "gaussian_mixture",
         lambda *given, **named: built.append(named["elements"]) or make(*given, **named),
     )
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     for eta in (0.0, 0.0, 1.0):
         run(scheduler, inputs(), eta=eta, generator=generator())
     run(scheduler, inputs((1, 1, 4, 4)), generator=generator())
@@ -277,7 +277,7 @@ def test_a_mixture_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_mixture_of_one_s_own() -> None:
     mixture = gaussian_mixture("rand", elements=ELEMENTS, n_components=2, scale=2.0, n_steps=STEPS, seed=4)
     config = {"variant": "rand", "n_components": 2, "offset_scale": 2.0, "mixture_seed": 4}
-    wanted = run(GMMDDIMScheduler(**config), inputs(), generator=generator())
+    wanted = run(mixture_ddim(**config), inputs(), generator=generator())
     scheduler = GMMDDIMScheduler(offset_scale=0)
     plain = run(scheduler, inputs(), generator=generator())
     scheduler.set_mixture(mixture)
@@ -299,7 +299,7 @@ def test_given_noise_takes_the_place_of_the_package_s() -> None:
 
 
 def test_thresholding_is_one_step_with_rows_of_each_sample() -> None:
-    scheduler = GMMDDIMScheduler(
+    scheduler = mixture_ddim(
         thresholding=True, dynamic_thresholding_ratio=0.8, sample_max_value=3.0, n_components=3
     )
     scheduler.set_timesteps(STEPS)
@@ -325,12 +325,12 @@ def test_thresholding_is_one_step_with_rows_of_each_sample() -> None:
 
 
 def test_a_learned_variance_is_dropped_where_it_is_asked_for() -> None:
-    scheduler = GMMDDIMScheduler(learned_variance=True)
+    scheduler = mixture_ddim(learned_variance=True)
     scheduler.set_timesteps(STEPS)
     scheduler.set_seeds(torch.tensor([1, 2]))
     x, doubled = inputs(), inputs((2, 6, 4, 5), seed=1)
     made = scheduler.step(doubled, 500, x, eta=1.0).prev_sample
-    plain = GMMDDIMScheduler()
+    plain = mixture_ddim()
     plain.set_timesteps(STEPS)
     plain.set_seeds(torch.tensor([1, 2]))
     assert torch.equal(made, plain.step(doubled[:, :3], 500, x, eta=1.0).prev_sample)
@@ -415,15 +415,15 @@ def test_a_timestep_is_found_by_its_address_only_while_that_tells_its_value() ->
 
 
 def test_a_run_under_inference_mode() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     wanted = run(scheduler, inputs(), generator=generator())
     with torch.inference_mode():
-        made = run(GMMDDIMScheduler(), inputs(), generator=generator())
+        made = run(mixture_ddim(), inputs(), generator=generator())
     assert torch.equal(made, wanted)
 
 
 def test_what_is_made_under_inference_mode_serves_gradients_too() -> None:
-    scheduler = GMMDDIMScheduler()
+    scheduler = mixture_ddim()
     scheduler.set_timesteps(STEPS)
     scheduler.set_seeds(torch.tensor([1, 2]))
     x = inputs()
