@@ -20,7 +20,7 @@ import torch
 
 from gmmkernel.samplers import Sampler
 from studies.folder import OutOfTimeError, check_settings, taken, write_json
-from studies.quality.choices import ALTERNATIVES, Choice, Line, Losses, control_of, lines, make_sampler
+from studies.quality.choices import Choice, Line, Losses, control_of, lines, make_sampler
 from studies.quality.closed_form import ClosedForm
 from studies.quality.networks import PATCH_STEPS, Digits, Patches
 from studies.quality.report import write_report
@@ -95,7 +95,7 @@ class Runner:
 
     def sampler(self, cell: Cell, choice: Choice, seed: int) -> Sampler:
         """Return the sampler of a choice."""
-        return make_sampler(self.task, cell.steps, cell.eta or 0.0, choice, seed, self._losses)
+        return make_sampler(self.task, cell, choice, seed, self._losses)
 
     def sample(self, sampler: Sampler, seed: int) -> torch.Tensor:
         """Draw samples.
@@ -151,7 +151,7 @@ def choose(compared: Sequence[Line], tuned: dict[str, list[float]]) -> dict[str,
 
 def study_cell(cell: Cell, runner: Runner, settings: Settings, folder: Path) -> None:
     """Do what is left of one table's column."""
-    compared = ALTERNATIVES if cell.eta is None else lines(runner.task, cell.eta)
+    compared = lines(runner.task, cell)
     path = folder / cell.file("tuning")
     if not path.exists():
         begin = time.process_time()

@@ -8,7 +8,8 @@ variance that each step loses. With B the coefficient of x0 in the mean of a ste
 a step that replaces x0 by its mean given x_t loses the covariance B^2 E Cov(x0 | x_t), whatever the data: for
 Gaussian data of variance v per element B^2 v (1 - a_t)/(a_t v + 1 - a_t), which at eta = 0 is the "variance" rule
 v sin^2(phi_t - phi_s)/(a_t v + 1 - a_t); otherwise B^2 (1 - a_t)/a_t times the mean squared error of the noise that
-the model predicts at t, which is its "loss".
+the model predicts at t, which is its "loss". That is what the optimal variance of Analytic-DPM (Bao et al. 2022, arXiv
+2201.06503) has beside sigma^2.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from torch import Tensor
 from gmmkernel import Column, DDIMSampler, DPMSolverSampler, gaussian_mixture, moment_report, noise_schedule
 from gmmkernel.mixtures import Mixture
 from gmmkernel.samplers import Sampler
+from studies.quality.settings import Cell
 from studies.quality.task import Task
 
-SPACING = "trailing"
 SCALES = (0.02, 0.05, 0.1, 0.2, 0.4)
 """s/sqrt(D); also the standard deviations of isotropic noise that is added."""
 
@@ -79,22 +80,26 @@ ALTERNATIVES = (
 """What needs no more evaluations, and has no eta to be compared at."""
 
 
-def lines(task: Task, eta: float) -> list[Line]:
-    """Return what is compared at an eta.
+def lines(task: Task, cell: Cell) -> list[Line]:
+    """Return what is compared in a cell.
 
     At eta = 0 all that the paper's variants subtract is clipped, so that VUB is ORTHO to the bit, and exact moment
-    matching is DDIM: both are left out.
+    matching is DDIM: both are left out. At other
+    timesteps than those of the other cells, ORTHO stands for the mixtures.
     """
+    if cell.eta is None:
+        return list(ALTERNATIVES)
+    is_main = cell.spacing == "trailing"
     found = [Line(DDIM, (Choice(DDIM),))]
     for kind in MIXTURES:
-        if eta == 0 and kind in ("VUB", "EXACT"):
+        if (cell.eta == 0 and kind in ("VUB", "EXACT")) or (kind != "ORTHO" and not is_main):
             continue
         levels = RHOS if kind == "EXACT" else SCALES
         candidates = tuple(Choice(kind, level) for level in levels)
         found.append(Line(kind, candidates, has_control=kind != "EXACT"))
         if kind == "ORTHO" or (task.thorough and kind != "EXACT"):
             found += [Line(f"{kind}, by {rule}", (Choice(kind, rule),)) for rule in RULES]
-        if kind == "ORTHO" and task.thorough:
+        if kind == "ORTHO" and task.thorough and is_main:
             found += [
                 Line(f"{kind}, K = {count}", tuple(Choice(kind, level, count) for level in levels))
                 for count in OTHER_COMPONENTS
@@ -165,17 +170,18 @@ def lost_variance(rule: str, sampler: Sampler, losses: Losses) -> Tensor:
     return torch.tensor([*lost, 0.0], dtype=torch.float64)
 
 
-def make_sampler(task: Task, steps: int, eta: float, choice: Choice, seed: int, losses: Losses) -> Sampler:
-    """Return the sampler that a choice stands for; a mixture's offsets come from `seed`."""
-    schedule = noise_schedule("linear")
+def make_sampler(task: Task, cell: Cell, choice: Choice, seed: int, losses: Losses) -> Sampler:
+    """Return the sampler that a choice stands for in a cell; a mixture's offsets come from `seed`."""
+    schedule, steps = noise_schedule("linear"), cell.steps
     if choice.kind == "eta":
         assert isinstance(choice.level, float)
-        return DDIMSampler(schedule, steps, eta=choice.level, spacing=SPACING)
+        return DDIMSampler(schedule, steps, eta=choice.level, spacing=cell.spacing)
     if choice.kind == "DDIM quadratic":
-        return DDIMSampler(schedule, steps, eta=eta, spacing="quadratic")
+        return DDIMSampler(schedule, steps, spacing="quadratic")
     if choice.kind.startswith("DPM"):
         return DPMSolverSampler(schedule, steps, spacing=choice.kind.removeprefix("DPM "))
-    plain = DDIMSampler(schedule, steps, eta=eta, spacing=SPACING)
+    assert cell.eta is not None
+    plain = DDIMSampler(schedule, steps, eta=cell.eta, spacing=cell.spacing)
     if choice.kind == DDIM:
         return plain
     sigma = plain.coefficients[:, Column.SIGMA].double()

@@ -31,7 +31,7 @@ def read_all(folder: Path, settings: Settings, tasks: Sequence[str]) -> Results:
     results = {cell: read(folder, settings, cell) for task in tasks for cell in settings.cells(task)}
     for cell, found in results.items():
         if cell.eta is not None:
-            others = results[cell._replace(eta=None)]
+            others = results[Cell(cell.task, cell.steps, None)]
             found.levels.update(others.levels)
             for key, distances in others.distances.items():
                 found.distances.setdefault(key, distances)
@@ -73,22 +73,22 @@ class Outcome(NamedTuple):
         return f"{self.better} / {self.same} / {self.worse}"
 
 
-def outcome(results: Results, eta: float, name: str, against: str | None) -> Outcome:
+def outcome(results: Results, column: str, name: str, against: str | None) -> Outcome:
     """Count the tasks and numbers of steps at which a line is better than another, by the main distance.
 
     Args:
         results: of all cells.
-        eta: of both.
+        column: of tables, in which both are.
         name: of a line.
         against: another; None: the best of those that have no eta.
     """
     counts = [0, 0, 0]
     for cell, found in results.items():
-        if cell.eta != eta:
+        if cell.eta is None or cell.column != column:
             continue
-        column = main_distance(cell.task)
-        other = against or best_alternative(found, column)
-        seen = None if other is None else compared(found, name, other, column)
+        distance = main_distance(cell.task)
+        other = against or best_alternative(found, distance)
+        seen = None if other is None else compared(found, name, other, distance)
         if seen is not None:
             is_clear = abs(seen.mean) > seen.margin
             counts[(0 if seen.mean < 0 else 2) if is_clear else 1] += 1

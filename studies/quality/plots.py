@@ -16,7 +16,11 @@ GAINS_FILE, SCALES_FILE = "quality.png", "quality_scales.png"
 
 def write_plots(folder: Path, results: Results) -> None:
     """Write both plots, of eta = 0; nothing where there is nothing to show."""
-    cells = [cell for cell, found in results.items() if cell.eta == 0 and _ratio(found, cell, DDIM)]
+    cells = [
+        cell
+        for cell, found in results.items()
+        if cell.eta == 0 and cell.spacing == "trailing" and _ratio(found, cell, DDIM)
+    ]
     if not cells:
         return
     steps = sorted({cell.steps for cell in cells})

@@ -25,11 +25,16 @@ SUMMARY_FILE = "quality_table.md"
 DETAILS_FOLDER = "quality"
 
 _ORDER = (DATA, DDIM, "RAND", "ORTHO", "VUB", "VUB*", "EXACT", ISOTROPIC)
+_DIFFERENCES = (
+    "DDIM, and differences from it, seed by seed. The control is isotropic noise of the variance that ORTHO adds, the "
+    'column after it isotropic noise of a scale of its own. "By loss": no scale is chosen, each step gets the variance '
+    "that it loses."
+)
 _OUTCOMES = (
     "In how many cells (tasks times numbers of steps) a line's main distance is smaller, not clearly different, or "
     "larger than another's, seed by seed; clear is where the 95% confidence interval leaves out 0. DDIM is at the "
-    "same eta. The best alternative is, by its mean, of DDIM with the best eta, DDIM with quadratic timesteps, and "
-    "DPM-Solver++(2M) with either timesteps."
+    "same eta and timesteps. The best alternative is, by its mean, of DDIM with the best eta, DDIM with quadratic "
+    "timesteps, and DPM-Solver++(2M) with either timesteps."
 )
 
 
@@ -40,26 +45,16 @@ def summary(results: Results, settings: Settings) -> str:
         f"{settings.tuning_seeds} other. Main distances: digit-FID for the digits, the Fréchet distance of pixels for "
         "the patches, sliced W2 for the rest; lower is better.",
         "",
-        "## At eta = 0",
-        "",
-        "Plain DDIM, and differences from it, seed by seed. The control is isotropic noise of the variance that ORTHO "
-        'adds, the column after it isotropic noise of a scale of its own. "By loss": no scale is chosen, each step '
-        "gets the variance that it loses.",
-        "",
     ]
-    shown = ["ORTHO", "ORTHO, control", ISOTROPIC, "ORTHO, by loss", f"{ISOTROPIC}, by loss"]
-    text += _head(["", "steps", DATA, DDIM, *shown, "best alternative"])
-    for cell in _cells_with_results(results, 0.0):
-        found, column = results[cell], main_distance(cell.task)
-        cells = [TITLES[cell.task], str(cell.steps), *(_plain(found, name, column) for name in (DATA, DDIM))]
-        cells += [_difference(found, name, column) for name in shown]
-        best = best_alternative(found, column)
-        cells.append("" if best is None else f"{_difference(found, best, column)} ({best})")
-        text.append(_row(cells))
-    text += ["", "## Better / no different / worse", "", _OUTCOMES, ""]
-    text += _head(["eta", "", f"than {DDIM}", "than its control", "than the best alternative"])
-    for eta in sorted(settings.eta):
-        names = _names(results[cell] for cell in _cells_with_results(results, eta))
+    for column, title in (
+        ("eta 0", "At eta = 0"),
+        ("eta 0, quadratic", "At eta = 0 and quadratic timesteps"),
+    ):
+        text += [f"## {title}", "", _DIFFERENCES, "", *_main_table(results, column), ""]
+    text += ["## Better / no different / worse", "", _OUTCOMES, ""]
+    text += _head(["", "", f"than {DDIM}", "than its control", "than the best alternative"])
+    for column in dict.fromkeys(cell.column for cell in settings.columns("", 0)):
+        names = _names(results[cell] for cell in _cells_with_results(results, column))
         for name in names:
             if name in (DATA, DDIM) or name.endswith("control"):
                 continue
@@ -67,30 +62,45 @@ def summary(results: Results, settings: Settings) -> str:
             text.append(
                 _row(
                     [
-                        f"{eta:g}",
+                        column,
                         name,
-                        str(outcome(results, eta, name, DDIM)),
-                        str(outcome(results, eta, name, control)) if control in names else "",
-                        str(outcome(results, eta, name, None)),
+                        str(outcome(results, column, name, DDIM)),
+                        str(outcome(results, column, name, control)) if control in names else "",
+                        str(outcome(results, column, name, None)),
                     ]
                 )
             )
     return "\n".join(text) + "\n"
 
 
+def _main_table(results: Results, column: str) -> list[str]:
+    shown = ["ORTHO", "ORTHO, control", ISOTROPIC, "ORTHO, by loss", f"{ISOTROPIC}, by loss"]
+    text = _head(["", "steps", DATA, DDIM, *shown, "best alternative"])
+    for cell in _cells_with_results(results, column):
+        found, distance = results[cell], main_distance(cell.task)
+        cells = [
+            TITLES[cell.task],
+            str(cell.steps),
+            *(_plain(found, name, distance) for name in (DATA, DDIM)),
+        ]
+        cells += [_difference(found, name, distance) for name in shown]
+        best = best_alternative(found, distance)
+        cells.append("" if best is None else f"{_difference(found, best, distance)} ({best})")
+        text.append(_row(cells))
+    return text
+
+
 def details(results: Results, settings: Settings, task: str) -> str:
     """Return all distances of a task, as Markdown."""
-    etas = sorted(settings.eta)
-    cells = [cell for eta in etas for cell in _cells_with_results(results, eta) if cell.task == task]
     columns = [main_distance(task)]
-    for cell in cells:
-        for distances in results[cell].distances.values():
+    for cell, found in results.items():
+        for distances in found.distances.values() if cell.task == task else ():
             columns += [name for name in distances if name not in columns]
     text = [
         f"# {TITLES[task]}",
         "",
         f"Mean ± standard error over {settings.seeds} seeds of {settings.samples} samples; lower is better. Lines "
-        f"below {DDIM} have the difference from it at the same eta, seed by seed; in brackets the level that was "
+        f"below {DDIM} have the difference from it in the same column, seed by seed; in brackets the level that was "
         f"chosen by {columns[0]} on other seeds: s/sqrt(D), rho for EXACT, the standard deviation of isotropic noise. "
         "The last lines have no eta; the differences are those from DDIM at the first.",
         "",
@@ -98,15 +108,16 @@ def details(results: Results, settings: Settings, task: str) -> str:
     for column in columns:
         text += [f"## {column}", ""]
         for steps in sorted(settings.steps):
-            of_eta = [results[Cell(task, steps, eta)] for eta in etas]
-            names = _names(of_eta)
+            cells = settings.columns(task, steps)
+            all_found = [results[cell] for cell in cells]
+            names = _names(all_found)
             if not names:
                 continue
-            text += _head([f"{steps} steps", *(f"eta {eta:g}" for eta in etas)])
+            text += _head([f"{steps} steps", *(cell.column for cell in cells)])
             for name in names:
                 show = _plain if name in (DATA, DDIM) else _with_level
-                text.append(_row([name, *(show(found, name, column) for found in of_eta)]))
-            text += [_row([line.name, _with_level(of_eta[0], line.name, column)]) for line in ALTERNATIVES]
+                text.append(_row([name, *(show(found, name, column) for found in all_found)]))
+            text += [_row([line.name, _with_level(all_found[0], line.name, column)]) for line in ALTERNATIVES]
             text.append("")
     return "\n".join(text).rstrip() + "\n"
 
@@ -123,12 +134,12 @@ def write_report(target: Path, folder: Path, settings: Settings, tasks: Sequence
     return text
 
 
-def _cells_with_results(results: Results, eta: float) -> list[Cell]:
-    """Return the cells of an eta in which DDIM has been measured, by task and number of steps."""
+def _cells_with_results(results: Results, column: str) -> list[Cell]:
+    """Return the cells of a column in which DDIM has been measured, by task and number of steps."""
     known = [
         cell
         for cell, found in results.items()
-        if cell.eta == eta and values(found, DDIM, main_distance(cell.task))
+        if cell.eta is not None and cell.column == column and values(found, DDIM, main_distance(cell.task))
     ]
     return sorted(known, key=lambda cell: (list(TITLES).index(cell.task), cell.steps))
 
@@ -171,6 +182,6 @@ def _with_level(found: Found, name: str, column: str) -> str:
 
 
 def _with_error(value: float, error: float, sign: str = "") -> str:
-    """Two decimals, or as many as show two digits of the error."""
-    digits = max(2, 1 - math.floor(math.log10(error))) if 0 < error < 1 else 2
+    """Two decimals, or as many, up to six, as show two digits of the error."""
+    digits = min(max(2, 1 - math.floor(math.log10(error))), 6) if 0 < error < 1 else 2
     return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"

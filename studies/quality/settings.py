@@ -26,16 +26,24 @@ class Cell(NamedTuple):
         task: its name.
         steps: of sampling, as many evaluations of the model.
         eta: of DDIM; None for what has no eta to be compared at.
+        spacing: of DDIM's timesteps.
     """
 
     task: str
     steps: int
     eta: float | None
+    spacing: str = "trailing"
+
+    @property
+    def column(self) -> str:
+        """What it is called in tables, beside those of the same task and steps."""
+        return f"eta {self.eta:g}" + ("" if self.spacing == "trailing" else f", {self.spacing}")
 
     @property
     def name(self) -> str:
         """What it is called in files and messages."""
-        return f"{self.task}-{self.steps}-" + ("alternatives" if self.eta is None else f"eta{self.eta:g}")
+        setting = "alternatives" if self.eta is None else self.column.replace(" ", "").replace(",", "-")
+        return f"{self.task}-{self.steps}-{setting}"
 
     def file(self, kind: int | str) -> str:
         """The name of a file: of a seed, of what was chosen ("tuning"), or a lock."""
@@ -61,7 +69,19 @@ class Settings(NamedTuple):
 
     def cells(self, task: str) -> list[Cell]:
         """Return what there is to do for a task, in the order in which it is done."""
-        return [Cell(task, steps, eta) for eta in (self.eta[0], None, *self.eta[1:]) for steps in self.steps]
+        first, *others = self.eta
+        stages = [
+            (first, "trailing"),
+            (None, "trailing"),
+            (first, "quadratic"),
+            *((eta, "trailing") for eta in others),
+        ]
+        return [Cell(task, steps, eta, spacing) for eta, spacing in stages for steps in self.steps]
+
+    def columns(self, task: str, steps: int) -> list[Cell]:
+        """Return the cells of a row of tables: by eta, other timesteps last."""
+        found = [Cell(task, steps, eta) for eta in sorted(self.eta)]
+        return [*found, Cell(task, steps, self.eta[0], "quadratic")]
 
     def is_done(self, folder: Path, cell: Cell) -> bool:
         """Return whether all runs of a cell are there."""

@@ -12,7 +12,17 @@ from matplotlib.image import imread
 
 from studies.folder import taken
 from studies.quality import __main__ as quality
-from studies.quality.choices import ALTERNATIVES, DDIM, SCALES, Choice, Losses, lines, make_sampler
+from studies.quality.choices import (
+    ALTERNATIVES,
+    DDIM,
+    ISOTROPIC,
+    RULES,
+    SCALES,
+    Choice,
+    Losses,
+    lines,
+    make_sampler,
+)
 from studies.quality.closed_form import ClosedForm
 from studies.quality.compare import Outcome, best_alternative, outcome, read_all
 from studies.quality.networks import PATCH, Digits, Patches, PatchesUNet, load_patches
@@ -48,7 +58,7 @@ def test_a_study_that_was_stopped_gives_the_same(
     whole, stopped, docs = tmp_path / "whole", tmp_path / "stopped", tmp_path / "docs"
     tasks = ["--tasks", "points-2"]
     assert quality.main(["--output", str(whole), *tasks, *SHORT])
-    assert len(results_of(whole)) == 3 * (1 + 2)
+    assert len(results_of(whole)) == 4 * (1 + 2)
     assert not quality.main(["--output", str(stopped), "--minutes", "0", *tasks, *SHORT])
     assert "not complete" in capsys.readouterr().out
     assert results_of(stopped) == {}
@@ -81,7 +91,7 @@ def test_what_is_reported_is_what_was_chosen_on_other_seeds(tmp_path: Path) -> N
     found = read_all(tmp_path, SETTINGS, ["gaussians-64"])[cell]
     task = ClosedForm("gaussians", 64)
     losses = Losses(task, 40)
-    for line in lines(task, 0.5):
+    for line in lines(task, cell):
         if len(line.candidates) > 1:
             tuned = found.tuning[line.name]
             best = tuned.index(min(tuned))
@@ -89,7 +99,7 @@ def test_what_is_reported_is_what_was_chosen_on_other_seeds(tmp_path: Path) -> N
             assert len(set(tuned)) == len(tuned)
         else:
             best = 0
-        sampler = make_sampler(task, 3, 0.5, line.candidates[best], 1, losses)
+        sampler = make_sampler(task, cell, line.candidates[best], 1, losses)
         drawn = sampler.sample(task.predict, torch.arange(40) + 2_000_000, (64,), progress=False).sample
         assert task.distances(drawn) == found.distances[line.name, 1], line.name
         if line.has_control:
@@ -184,11 +194,11 @@ def test_outcomes_count_what_is_clear() -> None:
         Cell("points-2", 10, 0.0): worse,
         Cell("points-2", 5, 1.0): worse,
     }
-    assert outcome(results, 0.0, "ORTHO", DDIM) == Outcome(1, 0, 1)
-    assert outcome(results, 0.0, "other", DDIM) == Outcome(0, 1, 1)
+    assert outcome(results, "eta 0", "ORTHO", DDIM) == Outcome(1, 0, 1)
+    assert outcome(results, "eta 0", "other", DDIM) == Outcome(0, 1, 1)
     assert best_alternative(better, "sliced W2") == alternatives[0]
-    assert outcome(results, 0.0, "ORTHO", None) == Outcome(0, 1, 1)
-    assert outcome(results, 0.2, "ORTHO", DDIM) == Outcome(0, 0, 0)
+    assert outcome(results, "eta 0", "ORTHO", None) == Outcome(0, 1, 1)
+    assert outcome(results, "eta 0.2", "ORTHO", DDIM) == Outcome(0, 0, 0)
     assert str(Outcome(1, 2, 3)) == "1 / 2 / 3"
 
 
@@ -197,25 +207,27 @@ def test_details_show_differences_levels_and_alternatives() -> None:
     found.distances.update({(DATA, 0): {"sliced W2": 0.25}, (DATA, 1): {"sliced W2": 0.25}})
     found.distances.update({(ALTERNATIVES[0].name, seed): {"sliced W2": 1.0} for seed in range(2)})
     found.levels.update({"ORTHO": 0.1, "EXACT": 0.8, ALTERNATIVES[0].name: 0.3})
-    results = {
-        Cell("points-2", 3, eta): found if eta == 0.5 else Found({}, {}, {}) for eta in (0.0, None, 0.5)
-    }
+    results = {cell: found if cell.eta == 0.5 else Found({}, {}, {}) for cell in SETTINGS.cells("points-2")}
     rows = details(results, SETTINGS, "points-2").split("\n")
-    assert f"| {DATA} |  | 0.25 ± 0.00 |" in rows
-    assert "| DDIM |  | 3.00 ± 1.00 |" in rows
-    assert "| ORTHO |  | -0.50 ± 0.00 (0.1) |" in rows
-    assert "| EXACT |  | +0.550 ± 0.050 (0.8) |" in rows
+    assert f"| {DATA} |  | 0.25 ± 0.00 |  |" in rows
+    assert "| DDIM |  | 3.00 ± 1.00 |  |" in rows
+    assert "| ORTHO |  | -0.50 ± 0.00 (0.1) |  |" in rows
+    assert "| EXACT |  | +0.550 ± 0.050 (0.8) |  |" in rows
 
 
 def test_choices_are_what_the_issue_names() -> None:
     task = ClosedForm("points", 2)
-    names = {eta: [line.name for line in lines(task, eta)] for eta in (0.0, 0.2)}
+    names = {eta: [line.name for line in lines(task, Cell("points-2", 5, eta))] for eta in (0.0, 0.2)}
     for kind in ("RAND", "ORTHO", "VUB", "VUB*", "EXACT"):
         assert kind in names[0.2]
     assert not {"VUB", "EXACT"} & set(names[0.0])
     assert "ORTHO, K = 64" not in names[0.2]  # more than D
-    assert all(len(line.candidates) in (1, len(SCALES)) for line in lines(task, 0.2))
-    assert Choice("ORTHO", 0.1) in lines(task, 0.0)[4].candidates
+    assert all(len(line.candidates) in (1, len(SCALES)) for line in lines(task, Cell("points-2", 5, 0.2)))
+    assert Choice("ORTHO", 0.1) in lines(task, Cell("points-2", 5, 0.0))[4].candidates
+    quadratic = [line.name for line in lines(task, Cell("points-2", 5, 0.0, "quadratic"))]
+    assert quadratic == [DDIM, "ORTHO", *(f"ORTHO, by {rule}" for rule in RULES), ISOTROPIC] + [
+        f"{ISOTROPIC}, by {rule}" for rule in RULES
+    ]
 
 
 @pytest.mark.parametrize(

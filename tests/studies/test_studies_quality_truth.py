@@ -14,6 +14,7 @@ from gmmkernel.digits import frechet_distance
 from studies.quality.choices import Choice, Losses, control_of, lost_variance, make_sampler
 from studies.quality.closed_form import VARIANCE, ClosedForm
 from studies.quality.distances import PROJECTIONS, Reference
+from studies.quality.settings import Cell
 
 ALPHAS = noise_schedule("linear").alphas_cumprod
 
@@ -190,17 +191,17 @@ def test_mixtures_controls_and_isotropic_noise_add_the_same(kind: str, rule: flo
     else:
         expected = torch.full((6,), rule**2 * (1.0 if kind == "RAND" else 7 / 8), dtype=torch.float64)
         expected[-1] = 0
-    control = make_sampler(task, 6, 0.0, control_of(Choice(kind, rule)), 3, losses)
+    control = make_sampler(task, Cell(task.name, 6, 0.0), control_of(Choice(kind, rule)), 3, losses)
     # The offsets of RAND have a mean that is not quite 0, which adds no variance.
     control_variance = control.coefficients[:, Column.SIGMA].double().square()
     torch.testing.assert_close(control_variance, expected, rtol=5e-3 if kind == "RAND" else 1e-5, atol=1e-12)
-    mixed = make_sampler(task, 6, 0.0, Choice(kind, rule), 3, losses)
+    mixed = make_sampler(task, Cell(task.name, 6, 0.0), Choice(kind, rule), 3, losses)
     assert mixed.tables is not None
     assert mixed.tables.offsets.shape == (1 if kind == "VUB*" else 6, 8, 64)
     added = (mixed.tables.offsets * mixed.coefficients[:, Column.OFFSET, None, None]).double()
     torch.testing.assert_close(added.square().mean(1).mean(1), expected, rtol=1e-5, atol=1e-12)
     if isinstance(rule, str):
-        isotropic = make_sampler(task, 6, 0.0, Choice("isotropic noise", rule), 3, losses)
+        isotropic = make_sampler(task, Cell(task.name, 6, 0.0), Choice("isotropic noise", rule), 3, losses)
         torch.testing.assert_close(
             isotropic.coefficients[:, Column.SIGMA].double().square(), expected, rtol=1e-5, atol=1e-12
         )
@@ -208,10 +209,10 @@ def test_mixtures_controls_and_isotropic_noise_add_the_same(kind: str, rule: flo
 
 def test_exact_mixtures_keep_the_moments_of_each_step() -> None:
     task = ClosedForm("gaussians", 64)
-    sampler = make_sampler(task, 6, 1.0, Choice("EXACT", 0.8), 3, Losses(task, 20))
+    sampler = make_sampler(task, Cell(task.name, 6, 1.0), Choice("EXACT", 0.8), 3, Losses(task, 20))
     assert sampler.tables is not None
     assert sampler.tables.basis is not None
-    plain = make_sampler(task, 6, 1.0, Choice("DDIM"), 3, Losses(task, 20))
+    plain = make_sampler(task, Cell(task.name, 6, 1.0), Choice("DDIM"), 3, Losses(task, 20))
     assert torch.equal(sampler.coefficients[:, Column.SIGMA], plain.coefficients[:, Column.SIGMA])
     assert float(sampler.coefficients[:-1, Column.OFFSET].min()) > 0
 
@@ -223,7 +224,7 @@ def test_control_has_the_variance_of_the_report() -> None:
     plain = DDIMSampler(noise_schedule("linear"), 6, eta=0.2, spacing="trailing")
     mixture, rows = _mixture(task, plain, Choice("VUB", 0.2), 3, Losses(task, 20))
     report = moment_report(mixture, rows)
-    control = make_sampler(task, 6, 0.2, control_of(Choice("VUB", 0.2)), 3, Losses(task, 20))
+    control = make_sampler(task, Cell(task.name, 6, 0.2), control_of(Choice("VUB", 0.2)), 3, Losses(task, 20))
     expected = (report.sigma.square() + report.excess_variance).clamp_min(0)
     torch.testing.assert_close(
         control.coefficients[:, Column.SIGMA].double().square(), expected, rtol=1e-5, atol=1e-12
