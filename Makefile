@@ -43,9 +43,10 @@ bench: $(VENV)/ready
 train: $(VENV)/ready
 	$(PY) tools/train_digits.py
 
-# Models trained with and without the skip-step loss, compared: hours of one core; stop it and it goes on the next time.
+# The experiments in docs/studies: hours of one core each; stop them and they go on the next time.
 study: $(VENV)/ready
 	$(PY) -m studies.skip_step --report docs/studies
+	$(PY) -m studies.quality --report docs/studies
 
 # After a deliberate change of the mathematics only.
 golden: $(VENV)/ready

@@ -32,14 +32,14 @@ SEED_STRIDE = 1_000_000
 """Between the first samples' seeds of two seeds of the study."""
 
 
-def make_tasks(folder: Path, patch_steps: int, end: float) -> dict[str, Callable[[], Task]]:
+def make_tasks(folder: Path, patch_steps: int, end: float, device: str) -> dict[str, Callable[[], Task]]:
     """Return how each task is made, those that cost least first."""
     found: dict[str, Callable[[], Task]] = {}
     for elements in (2, 64, 1024):
         for kind in ("gaussians", "points"):
             found[f"{kind}-{elements}"] = partial(ClosedForm, kind, elements)
-    found["digits"] = Digits
-    found["patches"] = partial(Patches, folder, patch_steps, end)
+    found["digits"] = partial(Digits, device)
+    found["patches"] = partial(Patches, folder, patch_steps, end, device)
     return found
 
 
@@ -48,7 +48,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m studies.quality", description=__doc__.splitlines()[0] if __doc__ else None
     )
-    names = list(make_tasks(Path(), 0, 0.0))
+    names = list(make_tasks(Path(), 0, 0.0, "cpu"))
     parser.add_argument(
         "--output", type=Path, default=Path("out/quality"), help="folder (default out/quality)"
     )
@@ -65,12 +65,17 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--patch-steps", type=int, default=PATCH_STEPS, help=f"training steps (default {PATCH_STEPS})"
     )
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of the trained models (default cpu)"
+    )
     arguments = parser.parse_args(words)
     for name, least in (("seeds", 2), ("tuning_seeds", 1), ("samples", 20), ("patch_steps", 1)):
         if getattr(arguments, name) < least:
             parser.error(
                 f"--{name.replace('_', '-')}: expected at least {least}, got {getattr(arguments, name)}"
             )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device: expected cuda to be there, got no CUDA device")
     if arguments.samples % 10:
         parser.error(f"--samples: expected a multiple of 10, got {arguments.samples}")
     if not 2 <= min(arguments.steps) <= max(arguments.steps) <= 29:
@@ -109,7 +114,7 @@ class Runner:
         drawn = sampler.sample(
             self.task.predict, seeds, self.task.shape, batch_size=self.task.chunk, progress=False
         )
-        return drawn.sample
+        return drawn.sample.cpu()
 
     def tune(self, cell: Cell, line: Line) -> list[float]:
         """Return the main distance of each candidate, the mean over the seeds that are not reported."""
@@ -127,7 +132,7 @@ class Runner:
         for name, choice in chosen.items():
             sampler = self.sampler(cell, choice, seed)
             # Where a mixture adds no variance, its control is DDIM.
-            key = sampler.coefficients.numpy().tobytes() + sampler.timesteps.numpy().tobytes()
+            key = b"".join(part.cpu().numpy().tobytes() for part in (sampler.coefficients, sampler.timesteps))
             distances = done.get(key) if sampler.tables is None else None
             if distances is None:
                 distances = self.task.distances(self.sample(sampler, seed))
@@ -187,8 +192,10 @@ def main(words: Sequence[str] | None = None) -> bool:
         tuple(arguments.eta),
     )
     folder, end = arguments.output, time.monotonic() + 60 * arguments.minutes
-    check_settings(folder, {**settings._asdict(), "patch_steps": arguments.patch_steps})
-    tasks = make_tasks(folder, arguments.patch_steps, end)
+    check_settings(
+        folder, {**settings._asdict(), "patch_steps": arguments.patch_steps, "device": arguments.device}
+    )
+    tasks = make_tasks(folder, arguments.patch_steps, end, arguments.device)
     # What matters most comes first, for every task.
     cells = [cell for stage in zip(*map(settings.cells, arguments.tasks), strict=True) for cell in stage]
     runners: dict[str, Runner] = {}

@@ -137,9 +137,12 @@ class Losses:
             alpha = self._alphas[timestep]
             noisy = (alpha.sqrt() * data + (1 - alpha).sqrt() * noise).float()
             chunks = [
-                self._task.predict(chunk, torch.tensor(timestep)) for chunk in noisy.split(self._task.chunk)
+                self._task.predict(
+                    chunk.to(self._task.device), torch.tensor(timestep, device=self._task.device)
+                )
+                for chunk in noisy.split(self._task.chunk)
             ]
-            self._found[timestep] = float((torch.cat(chunks) - noise).square().mean())
+            self._found[timestep] = float((torch.cat(chunks).cpu() - noise).square().mean())
         return self._found[timestep]
 
     def variance(self) -> float:
@@ -156,7 +159,7 @@ def lost_variance(rule: str, sampler: Sampler, losses: Losses) -> Tensor:
         losses: of the model.
     """
     timesteps = sampler.timesteps.tolist()
-    alphas = noise_schedule("linear").alphas_cumprod[sampler.timesteps].tolist()
+    alphas = noise_schedule("linear").alphas_cumprod[timesteps].tolist()
     sigmas = sampler.coefficients[:, Column.SIGMA].tolist()
     lost = []
     for timestep, a_t, a_s, sigma in zip(timesteps[:-1], alphas, alphas[1:], sigmas, strict=False):
@@ -175,16 +178,17 @@ def make_sampler(task: Task, cell: Cell, choice: Choice, seed: int, losses: Loss
     schedule, steps = noise_schedule("linear"), cell.steps
     if choice.kind == "eta":
         assert isinstance(choice.level, float)
-        return DDIMSampler(schedule, steps, eta=choice.level, spacing=cell.spacing)
+        return DDIMSampler(schedule, steps, eta=choice.level, spacing=cell.spacing, device=task.device)
     if choice.kind == "DDIM quadratic":
-        return DDIMSampler(schedule, steps, spacing="quadratic")
+        return DDIMSampler(schedule, steps, spacing="quadratic", device=task.device)
     if choice.kind.startswith("DPM"):
-        return DPMSolverSampler(schedule, steps, spacing=choice.kind.removeprefix("DPM "))
+        spacing = choice.kind.removeprefix("DPM ")
+        return DPMSolverSampler(schedule, steps, spacing=spacing, device=task.device)
     assert cell.eta is not None
-    plain = DDIMSampler(schedule, steps, eta=cell.eta, spacing=cell.spacing)
+    plain = DDIMSampler(schedule, steps, eta=cell.eta, spacing=cell.spacing, device=task.device)
     if choice.kind == DDIM:
         return plain
-    sigma = plain.coefficients[:, Column.SIGMA].double()
+    sigma = plain.coefficients[:, Column.SIGMA].double().cpu()
     is_last = torch.arange(steps) == steps - 1
     if choice.kind == ISOTROPIC:
         if isinstance(choice.level, str):
@@ -196,7 +200,7 @@ def make_sampler(task: Task, cell: Cell, choice: Choice, seed: int, losses: Loss
     mixture, rows = _mixture(task, plain, choice, seed, losses)
     if choice.is_control:
         return plain.with_sigma(moment_report(mixture, rows).control_sigma)
-    return Sampler(plain.timesteps, rows, mixture=mixture)
+    return Sampler(plain.timesteps, rows, mixture=mixture, device=task.device)
 
 
 def _mixture(

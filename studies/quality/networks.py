@@ -35,12 +35,14 @@ class Digits(Task):
     chunk = 500
     thorough = False
 
-    def __init__(self) -> None:
-        self._unet = load_unet()
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self._unet = load_unet(device)
 
     def predict(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Ask for 0, 1, ..., 9, 0, 1, ...: which digits come up by luck is most of the noise of a distance."""
-        noise: Tensor = self._unet(sample, timestep, torch.arange(sample.shape[0]) % NUM_CLASSES)
+        labels = torch.arange(sample.shape[0], device=sample.device) % NUM_CLASSES
+        noise: Tensor = self._unet(sample, timestep, labels)
         return noise
 
     @cached_property
@@ -84,7 +86,7 @@ class PatchesUNet(SmallUNet):
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         """Predict the noise in `sample` [B, 1, 16, 16] at `timestep`, [] or [B]."""
-        labels = torch.zeros(sample.shape[0], dtype=torch.int64)
+        labels = torch.zeros(sample.shape[0], dtype=torch.int64, device=sample.device)
         return F.pixel_shuffle(self.predict(F.pixel_unshuffle(sample, 2), timestep, labels), 2)
 
 
@@ -106,7 +108,7 @@ def load_patches() -> tuple[Tensor, Tensor]:
     return trained, held_out
 
 
-def train_patches(folder: Path, steps: int, end: float) -> PatchesUNet:
+def train_patches(folder: Path, steps: int, end: float, device: str) -> PatchesUNet:
     """Train the patches' model, or go on with it; return the moving average of its weights.
 
     Raises:
@@ -115,7 +117,7 @@ def train_patches(folder: Path, steps: int, end: float) -> PatchesUNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = PatchesUNet()
-    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trainer = Trainer(
         unet,
         noise_schedule("linear"),
@@ -149,10 +151,11 @@ class Patches(Task):
     chunk = 500
     thorough = False
 
-    def __init__(self, folder: Path, steps: int, end: float) -> None:
+    def __init__(self, folder: Path, steps: int, end: float, device: str) -> None:
+        self.device = torch.device(device)
         # One process trains, others wait for what it has trained.
         with taken(folder / "patches-model.lock", wait=True):
-            self._unet = train_patches(folder, steps, end)
+            self._unet = train_patches(folder, steps, end, device)
         self._patches, self._held_out = load_patches()
         self._reference = Reference(self._patches.flatten(1).double())
 

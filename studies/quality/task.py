@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from studies.quality.settings import main_distance
@@ -18,12 +19,14 @@ class Task(ABC):
         shape: of one sample.
         chunk: samples carried together: a network's bits depend on it.
         thorough: the model costs little, so that more is tried.
+        device: where samples are drawn; data and distances are on the CPU.
     """
 
     name: str
     shape: tuple[int, ...]
     chunk: int
     thorough: bool
+    device = torch.device("cpu")
 
     @property
     def elements(self) -> int:

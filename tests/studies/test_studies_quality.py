@@ -132,14 +132,14 @@ def test_patches_are_of_different_parts_and_the_model_takes_them(tmp_path: Path)
     assert at_once.shape == (4, 1, PATCH, PATCH)
     moved = held_out[:4].roll(2, dims=3)
     assert not torch.equal(unet(moved, torch.tensor(7)), at_once)
-    task = Patches(tmp_path, 2, float("inf"))
+    task = Patches(tmp_path, 2, float("inf"), "cpu")
     assert torch.equal(
         task.predict(held_out[:4], torch.tensor(7)),
-        Patches(tmp_path, 2, 0).predict(held_out[:4], torch.tensor(7)),
+        Patches(tmp_path, 2, 0, "cpu").predict(held_out[:4], torch.tensor(7)),
     )
     (tmp_path / "other").mkdir()
     with pytest.raises(quality.OutOfTimeError):
-        Patches(tmp_path / "other", 3, 0)
+        Patches(tmp_path / "other", 3, 0, "cpu")
     assert len(task.held_out(20, 1).unique(dim=0)) > 10
     assert (
         float(
@@ -150,7 +150,7 @@ def test_patches_are_of_different_parts_and_the_model_takes_them(tmp_path: Path)
 
 
 def test_digits_that_are_held_out_come_in_the_order_asked_for() -> None:
-    task = Digits()
+    task = Digits("cpu")
     images = task.held_out(400, 1)
     assert images.shape == (400, 1, 8, 8)
     # Told the right class, the model predicts better than told the next one.
@@ -163,7 +163,7 @@ def test_digits_that_are_held_out_come_in_the_order_asked_for() -> None:
 
 
 def test_data_is_what_samples_are_compared_with() -> None:
-    task = Digits()
+    task = Digits("cpu")
     drawn = task.data(2000, 1)
     assert drawn.shape == (2000, 1, 8, 8)
     assert not torch.equal(drawn, task.data(2000, 2))
@@ -239,6 +239,11 @@ def test_choices_are_what_the_issue_names() -> None:
         (("--samples", "10"), "--samples: expected at least 20, got 10"),
         (("--steps", "5", "30"), "--steps: expected 2 to 29, which all timesteps allow, got [5, 30]"),
         (("--eta", "1.5"), "--eta: expected numbers from 0 to 1, got [1.5]"),
+        pytest.param(
+            ("--device", "cuda"),
+            "--device: expected cuda to be there, got no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is there"),
+        ),
         (("--tasks", "faces"), "invalid choice: 'faces'"),
     ],
 )
