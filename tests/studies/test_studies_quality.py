@@ -97,6 +97,7 @@ def test_what_is_reported_is_what_was_chosen_on_other_seeds(tmp_path: Path) -> N
             best = tuned.index(min(tuned))
             assert found.levels[line.name] == line.candidates[best].level
             assert len(set(tuned)) == len(tuned)
+            assert tuned[best] not in [found.distances[line.name, seed]["sliced W2"] for seed in range(2)]
         else:
             best = 0
         sampler = make_sampler(task, cell, line.candidates[best], 1, losses)
