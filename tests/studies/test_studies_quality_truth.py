@@ -201,7 +201,7 @@ def test_mixtures_controls_and_isotropic_noise_add_the_same(kind: str, rule: flo
     added = (mixed.tables.offsets * mixed.coefficients[:, Column.OFFSET, None, None]).double()
     torch.testing.assert_close(added.square().mean(1).mean(1), expected, rtol=1e-5, atol=1e-12)
     isotropic = make_sampler(task, Cell(task.name, 6, 0.0), Choice("isotropic noise", rule), 3, losses)
-    level = expected if isinstance(rule, str) else torch.where(expected > 0, rule**2, 0.0)
+    level = expected if isinstance(rule, str) else (expected > 0).double() * rule**2
     torch.testing.assert_close(
         isotropic.coefficients[:, Column.SIGMA].double().square(), level, rtol=1e-5, atol=1e-12
     )
