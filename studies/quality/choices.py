@@ -73,8 +73,10 @@ class Line(NamedTuple):
 
 ALTERNATIVES = (
     Line("DDIM, best eta", tuple(Choice("eta", eta) for eta in (0.0, *ETAS))),
+    Line("DDIM, linspace timesteps", (Choice("DDIM linspace"),)),
     Line("DDIM, quadratic timesteps", (Choice("DDIM quadratic"),)),
     Line("DPM-Solver++(2M)", (Choice("DPM trailing"),)),
+    Line("DPM-Solver++(2M), linspace timesteps", (Choice("DPM linspace"),)),
     Line("DPM-Solver++(2M), quadratic timesteps", (Choice("DPM quadratic"),)),
 )
 """What needs no more evaluations, and has no eta to be compared at."""
@@ -179,11 +181,11 @@ def make_sampler(task: Task, cell: Cell, choice: Choice, seed: int, losses: Loss
     if choice.kind == "eta":
         assert isinstance(choice.level, float)
         return DDIMSampler(schedule, steps, eta=choice.level, spacing=cell.spacing, device=task.device)
-    if choice.kind == "DDIM quadratic":
-        return DDIMSampler(schedule, steps, spacing="quadratic", device=task.device)
-    if choice.kind.startswith("DPM"):
-        spacing = choice.kind.removeprefix("DPM ")
+    solver, _, spacing = choice.kind.partition(" ")
+    if solver == "DPM":
         return DPMSolverSampler(schedule, steps, spacing=spacing, device=task.device)
+    if solver == "DDIM" and spacing:
+        return DDIMSampler(schedule, steps, spacing=spacing, device=task.device)
     assert cell.eta is not None
     plain = DDIMSampler(schedule, steps, eta=cell.eta, spacing=cell.spacing, device=task.device)
     if choice.kind == DDIM:

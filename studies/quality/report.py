@@ -33,8 +33,8 @@ _DIFFERENCES = (
 _OUTCOMES = (
     "In how many cells (tasks times numbers of steps) a line's main distance is smaller, not clearly different, or "
     "larger than another's, seed by seed; clear is where the 95% confidence interval leaves out 0. DDIM is at the "
-    "same eta and timesteps. The best alternative is, by its mean, of DDIM with the best eta, DDIM with quadratic "
-    "timesteps, and DPM-Solver++(2M) with either timesteps."
+    "same eta and timesteps. The best alternative is, by its mean, of DDIM with the best eta, and of DDIM and "
+    "DPM-Solver++(2M) at trailing, linspace and quadratic timesteps."
 )
 
 
