@@ -86,8 +86,7 @@ def lines(task: Task, cell: Cell) -> list[Line]:
     """Return what is compared in a cell.
 
     At eta = 0 all that the paper's variants subtract is clipped, so that VUB is ORTHO to the bit, and exact moment
-    matching is DDIM: both are left out. At other
-    timesteps than those of the other cells, ORTHO stands for the mixtures.
+    matching is DDIM: both are left out. At quadratic timesteps ORTHO stands for the mixtures.
     """
     if cell.eta is None:
         return list(ALTERNATIVES)
