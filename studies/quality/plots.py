@@ -90,26 +90,37 @@ def _write_gains(path: Path, results: Results, tasks: list[str], steps: list[int
 
 def _write_scales(path: Path, results: Results, tasks: list[str], steps: list[int]) -> None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(3.0 * len(steps), 1.9 * len(tasks) + 0.6), layout="constrained")
+    figure = Figure(figsize=(3.0 * len(steps), 1.9 * len(tasks) + 0.8), layout="constrained")
     axes = figure.subplots(len(tasks), len(steps), sharex=True, squeeze=False)
+    kinds = (("RAND", "^-"), ("ORTHO", "o-"), ("VUB*", "v-"), (ISOTROPIC, "s--"))
     for row, task in zip(axes, tasks, strict=True):
         for axis, count in zip(row, steps, strict=True):
-            cell = Cell(task, count, 0.0)
-            found = results.get(cell)
+            found = results.get(Cell(task, count, 0.0))
             plain = [] if found is None else values(found, DDIM, main_distance(task))
             if found is None or not plain:
                 axis.set_visible(False)
                 continue
-            for name, style in (("RAND", "^-"), ("ORTHO", "o-"), ("VUB*", "v-"), (ISOTROPIC, "s--")):
+            base = sum(plain) / len(plain)
+            axis.axhline(1, color="0.6", linewidth=1)
+            for name, style in kinds:
                 if name in found.tuning:
-                    axis.plot(SCALES, found.tuning[name], style, markersize=4, label=name)
-            axis.axhline(sum(plain) / len(plain), color="0.6", linewidth=1, label=DDIM)
+                    shares = [value / base for value in found.tuning[name]]
+                    axis.plot(SCALES, shares, style, markersize=4, label=name)
             axis.set_xscale("log")
             axis.set_yscale("log")
+            axis.set_xticks(SCALES, [f"{scale:g}" for scale in SCALES])
+            axis.set_yticks([0.25, 0.5, 1, 2, 4])
+            axis.set_ylim(0.25, 4)
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
             axis.tick_params(labelsize=7)
             axis.set_title(f"{TITLES[task]}, {count} steps", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("s / sqrt(D), or standard deviation", fontsize=8)
-    axes[0][-1].legend(fontsize=7, frameon=False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(kinds), fontsize=8, frameon=False)
+    figure.suptitle("Distance / plain DDIM's, by scale, eta = 0, one seed", fontsize=9)
     figure.savefig(path, dpi=80)
