@@ -231,7 +231,6 @@ NOT_DOUBLED = r"model_output: expected shape \(2, 6, 4, 5\), got \(2, 3, 4, 5\)$
         ),
         ({"sample": X.long()}, TypeError, "sample: expected float32"),
     ],
-    ids=str,
 )
 def test_arguments_of_a_step(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     given: dict[str, Any] = {"model_output": X, "timestep": 500, "sample": X}
@@ -251,7 +250,6 @@ def test_arguments_of_a_step(arguments: dict[str, Any], error: type[Exception], 
         ({"learned_variance": True}, {}, NOT_DOUBLED),
         ({"n_components": 61}, {}, r"n_components: expected at most D = 60, .* shape \(3, 4, 5\)"),
     ],
-    ids=str,
 )
 def test_arguments_that_do_not_go_with_the_config(
     options: dict[str, Any], arguments: dict[str, Any], message: str
