@@ -112,7 +112,7 @@ def test_its_bits_are_right(python: Path, tmp_path: Path) -> None:
 
 
 def test_it_samples(python: Path, tmp_path: Path) -> None:
-    words = "sample --count 4 --steps 2 --variant none --spacing trailing --npz made.npz"
+    words = "sample --sampler ddim --count 4 --steps 2 --spacing trailing --npz made.npz"
     run(python, "-m", "gmmkernel", *words.split(), directory=tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
