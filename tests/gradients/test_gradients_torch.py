@@ -259,6 +259,7 @@ def _train(rank: int, world: int, path: str) -> None:
     loss.backward()
     if rank == 0:
         torch.save([parameter.grad for parameter in model.module.parameters()], f"{path}/{world}.pt")
+    dist.barrier()  # nobody leaves while another one still talks to it
     dist.destroy_process_group()
 
 
