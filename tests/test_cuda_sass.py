@@ -166,6 +166,19 @@ def test_training_draws_what_it_needs_and_reads_it_wide(
     )
 
 
+@pytest.mark.parametrize("kernel", sass_report.DIRECTED_KERNELS)
+@each_architecture
+def test_offsets_that_are_added_last_are_read_wide(
+    compiled: Compiled, architecture: str, kernel: str
+) -> None:
+    """Four samples' inputs, 16 numbers of the offsets that they share, and nothing through a generic address."""
+    opcodes = compiled.reports[architecture][kernel].opcodes
+    inputs = 3 if kernel.endswith("guided") else 2
+    assert opcodes["LDG.E.128"] >= 4 * inputs + 4
+    assert opcodes["STG.E.128"] >= 4
+    assert not {"LD.E", "LD.E.64", "LD.E.128"} & opcodes.keys()
+
+
 @each_kernel
 @each_architecture
 def test_the_only_approximate_instruction_is_the_named_one(

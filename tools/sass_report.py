@@ -103,7 +103,10 @@ OTHER_KERNELS = (
     "add_shares",
     "project_noise",
     "weigh_offsets",
-    "step_in_directions",
+    "step_in_directions_any",
+)
+DIRECTED_KERNELS = tuple(
+    f"step_in_directions_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
 )
 TRAINING_KERNELS = (
     *(
@@ -124,6 +127,7 @@ KERNELS = (
     "draw_components",
     *BACKWARD_KERNELS,
     *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
+    *DIRECTED_KERNELS,
     *TRAINING_KERNELS,
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads

@@ -24,7 +24,7 @@ cudaError_t launch_draw_components(const gmm_component_arguments& arguments, cud
 
 // Of the launches above: the step where variance is removed in directions; the tree over every sample's tiles, of
 // numbers of `size` bytes; and gradients of coefficients.
-cudaError_t launch_step_in_directions(const gmm_step_arguments& a, const Tiling& tiling, cudaStream_t stream);
+cudaError_t launch_step_in_directions(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_sums(const SumRows& rows, size_t size, cudaStream_t stream);
 cudaError_t launch_add_samples(const gmm_step_backward_arguments& b, const SumRows& rows, cudaStream_t stream);
 

@@ -123,16 +123,27 @@ GMM_INLINE void load_table(const float* row, uint32_t i, float* values) {
 
 // ---- the common steps: one type, everything aligned to 16 bytes, no history, no prediction ----
 
+// What a vector of the result is made of.
+struct VectorInputs {
+  Bits128 x, output, uncond;  // the last where there is a guidance pair
+};
+
 template <int32_t dtype, bool guided>
-GMM_INLINE void predict_vector(const Row<float>& row, bool plain_bounds, const void* x_at, const void* output_at,
-                               const void* uncond_at, uint32_t i, float* y) {
+GMM_INLINE VectorInputs load_inputs(const void* x, const void* output, const void* uncond, uint32_t i) {
+  VectorInputs inputs = {load128<dtype>(x, i), load128<dtype>(output, i), {}};
+  if constexpr (guided) inputs.uncond = load128<dtype>(uncond, i);
+  return inputs;
+}
+
+template <int32_t dtype, bool guided>
+GMM_INLINE void predict_vector(const Row<float>& row, bool plain_bounds, const VectorInputs& inputs, float* y) {
   constexpr int n = Format<dtype>::count;
   float x[n], o[n];
-  Format<dtype>::unpack(load128<dtype>(x_at, i), x);
-  Format<dtype>::unpack(load128<dtype>(output_at, i), o);
+  Format<dtype>::unpack(inputs.x, x);
+  Format<dtype>::unpack(inputs.output, o);
   if constexpr (guided) {
     float u[n];
-    Format<dtype>::unpack(load128<dtype>(uncond_at, i), u);
+    Format<dtype>::unpack(inputs.uncond, u);
     for (int j = 0; j < n; ++j) o[j] = guide<CudaLanes>(row, u[j], o[j]);
   }
   if (plain_bounds) {
@@ -173,7 +184,7 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
 
   const auto one = [&](uint32_t ahead) {
     float y[n], other[n];
-    predict_vector<dtype, guided>(row, true, x, output, uncond, ahead, y);
+    predict_vector<dtype, guided>(row, true, load_inputs<dtype, guided>(x, output, uncond, ahead), y);
     if constexpr (shifted) {
       load_table<n>(offset, ahead, other);
       for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(row.offset, other[j], y[j]);
@@ -203,26 +214,37 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
   for (; i < count; go_on(stride)) one(0);
 }
 
+template <int32_t dtype, bool guided>
+GMM_INLINE VectorInputs load_inputs(const StepTile<float>& tile, uint32_t i) {
+  return load_inputs<dtype, guided>(tile.x, tile.output, tile.uncond, i);
+}
+
+// A vector of any tile; `table`: there may be std from the table.
+template <int32_t dtype, bool guided, bool table, uint32_t n>
+GMM_INLINE void mixed_vector(const StepTile<float>& tile, const VectorInputs& inputs, uint32_t i, float (&y)[n]) {
+  float other[n];
+  predict_vector<dtype, guided>(tile.row, tile.plain_bounds, inputs, y);
+  if (tile.offset != nullptr) {
+    load_table<n>(tile.offset, i, other);
+    for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
+  }
+  if (!tile.noise) return;
+  for (uint32_t j = 0; j < n; j += 4) {
+    const uint32_t at = i + j;
+    for (uint32_t e = 0; e < 4; ++e) {
+      other[e] = table && at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
+    }
+    add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
+  }
+}
+
 // All vectors of a tile of kind `mixed`.
 template <int32_t dtype, bool guided>
 GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread) {
   constexpr uint32_t n = Format<dtype>::count;
   for (uint32_t i = n * thread; i < tile.count; i += n * block_threads) {
-    float y[n], other[n];
-    predict_vector<dtype, guided>(tile.row, tile.plain_bounds, tile.x, tile.output, tile.uncond, i, y);
-    if (tile.offset != nullptr) {
-      load_table<n>(tile.offset, i, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
-    }
-    if (tile.noise) {
-      for (uint32_t j = 0; j < n; j += 4) {
-        const uint32_t at = i + j;
-        for (uint32_t e = 0; e < 4; ++e) {
-          other[e] = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
-        }
-        add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
-      }
-    }
+    float y[n];
+    mixed_vector<dtype, guided, true>(tile, load_inputs<dtype, guided>(tile, i), i, y);
     store128<dtype>(tile.result, i, Format<dtype>::pack(y));
   }
 }

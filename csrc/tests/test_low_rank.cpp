@@ -12,7 +12,8 @@ namespace {
 
 constexpr unsigned char poison = 0xA5, another = 0x5A;
 
-int removing = 0;  // samples with directions
+int removing = 0;      // samples with directions
+int common_steps = 0;  // for which the GPU has kernels of their own
 
 void compare(const StepOptions& options, uint64_t seed) {
   StepCase expected(options, seed, poison);
@@ -32,6 +33,7 @@ void compare(const StepOptions& options, uint64_t seed) {
   }
   for (const int multiprocessors : {1, 132}) {
     StepCase got(options, seed, another);
+    common_steps += gmmkernel::is_common(got.arguments);
     gmmkernel::emulate_step_in_directions(got.arguments, multiprocessors);
     CHECK(same_outcome(got, expected), "CUDA, %s", text);
     CHECK(got.result.padding_is(another) && got.prediction.padding_is(another), "%s: wrote between samples", text);
@@ -51,6 +53,43 @@ void test_steps() {
   }
   for (const int64_t batch : {15, 16, 17, 35}) {
     compare(with_directions(random, random_options(random, batch, 2500)), ++seed);
+  }
+}
+
+// Groups of samples on a GPU: whole and not, of samples that share their offsets, do not, or have none to add last.
+void test_common_steps() {
+  TestRandom random(83);
+  uint64_t seed = 32000;
+  for (const int64_t elements : {8, 64, 1000, 1024, 1032, 4096, 8200}) {
+    for (int n = 0; n < 24; ++n) {
+      StepOptions options = with_directions(random, random_options(random, 1 + n % 9, elements));
+      options.dtype = options.output_dtype = n % 3;
+      options.history = 0;
+      options.prediction_kind = GMM_PREDICTION_NONE;
+      options.padding = 0;
+      options.offset_per_row = n % 4 == 3;
+      options.one_row = options.one_row || n % 8 == 7;
+      options.offset_off = options.offset_off && n % 4 > 0;
+      options.sigma_off = options.sigma_off && n % 4 > 0;
+      compare(options, ++seed);
+    }
+  }
+}
+
+// A sample may be written over what it was made from.
+void test_in_place() {
+  for (const int32_t dtype : {GMM_FLOAT32, GMM_BFLOAT16, GMM_FLOAT16, GMM_FLOAT64}) {
+    StepOptions options;
+    options.batch = 5;
+    options.elements = 4104;
+    options.components = 7;
+    options.directions = 6;
+    options.dtype = options.output_dtype = dtype;
+    StepCase expected(options, 5, poison), got(options, 5, poison);
+    CHECK(expected.run(1, GMM_PORTABLE) == GMM_SUCCESS, "%s", gmm_last_error());
+    got.arguments.result.data = got.sample.data();
+    gmmkernel::emulate_step_in_directions(got.arguments, 132);
+    CHECK(got.sample.same_as(expected.result) && got.result.bytes_are(poison), "dtype %d", dtype);
   }
 }
 
@@ -102,24 +141,41 @@ void test_densities() {
 
 // Where a device's row or step is out of range, the sample and its density are NaN, and nothing is read there.
 void test_indices_out_of_range() {
+  for (const int64_t elements : {1030, 1032}) {
+    for (const int32_t dtype : {GMM_FLOAT32, GMM_BFLOAT16, GMM_FLOAT16, GMM_FLOAT64}) {
+      StepOptions options;
+      options.batch = 6;
+      options.elements = elements;
+      options.dtype = options.output_dtype = dtype;
+      options.components = 9;
+      options.directions = 8;
+      options.offset_per_row = options.direction_per_row = true;
+      StepCase bad(options, 3, another), good(options, 3, poison);
+      bad.row[1] = 1 << 30;
+      bad.step[2] = -1;
+      bad.row[4] = -1;
+      CHECK(good.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
+      gmmkernel::emulate_step_in_directions(bad.arguments, 132);
+      for (int64_t b = 0; b < options.batch; ++b) {
+        const bool valid = b != 1 && b != 2 && b != 4;
+        int64_t different = 0, numbers = 0;
+        for (int64_t i = 0; i < elements; ++i) {
+          different += bad.result.get(b, i) != good.result.get(b, i);
+          numbers += !std::isnan(bad.result.get(b, i));
+        }
+        CHECK(valid ? different == 0 : numbers == 0, "dtype %d, sample %lld", dtype, (long long)b);
+        CHECK(bad.components[b] == (valid ? good.components[b] : -1), "dtype %d, sample %lld", dtype, (long long)b);
+      }
+    }
+  }
   for (const int32_t dtype : {GMM_FLOAT32, GMM_BFLOAT16, GMM_FLOAT64}) {
     DensityOptions options;
     StepOptions& step = options.backward.step;
-    step.batch = 3;
     step.elements = 1030;
     step.dtype = step.output_dtype = dtype;
     step.components = 9;
     step.directions = 8;
-    step.offset_per_row = step.direction_per_row = true;
-    StepCase bad(step, 3, another), good(step, 3, poison);
-    bad.row[1] = 1 << 30;
-    bad.step[2] = -1;
-    CHECK(good.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
-    gmmkernel::emulate_step_in_directions(bad.arguments, 132);
-    for (int64_t i = 0; i < step.elements; ++i) {
-      CHECK(bad.result.get(0, i) == good.result.get(0, i), "dtype %d", dtype);
-      CHECK(std::isnan(bad.result.get(1, i)) && std::isnan(bad.result.get(2, i)), "dtype %d", dtype);
-    }
+    step.direction_per_row = true;
     DensityCase density(options, 3, another);
     density.backward.step.row[1] = -1;
     gmmkernel::emulate_log_prob(density.arguments);
@@ -158,11 +214,14 @@ void test_errors() {
 
 int main() {
   test_steps();
+  test_common_steps();
+  test_in_place();
   test_many_components();
   test_two_levels();
   test_densities();
   test_indices_out_of_range();
   test_errors();
   CHECK(removing > 300, "%d samples have directions", removing);
+  CHECK(common_steps > 200, "%d common steps", common_steps);
   return check_report();
 }
