@@ -14,10 +14,10 @@ sample: $(VENV)/ready
 
 # Everything CI checks.
 test: lint
-	$(PY) -m pytest -n auto --maxprocesses 8
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
 test-slow: $(VENV)/ready
-	$(PY) -m pytest -n auto --maxprocesses 8 -m "not gpu"
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "not gpu"
 
 # Everything that needs a GPU, in about eight minutes, with $(PYTHON) as it is: nothing is installed, no .venv is made.
 # RESULTS=folder writes there instead of benchmarks/results; GPU_CHECK takes more options, such as --minutes 5.

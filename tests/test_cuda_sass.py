@@ -11,6 +11,8 @@ import sass_code
 import sass_compile
 import sass_report
 
+pytestmark = pytest.mark.xdist_group("sass")
+
 ARCHITECTURES = [f"sm_{number}" for number in sass_report.ARCHITECTURES]
 HOT_LOOPS = tuple(
     f"{kind}{rest}" for kind in ("mixture", "shifted", "gaussian") for rest in ("", " remainder")
