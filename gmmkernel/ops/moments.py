@@ -17,7 +17,8 @@ class MixtureMoments(NamedTuple):
 
     Attributes:
         mean: [D], what the mixture adds to the mean of the step: OFFSET * sum_k pi_k delta_k.
-        variance: [D], of the transition: sum_k pi_k (std_k^2 + (OFFSET * delta_k - mean)^2).
+        variance: [D], of the transition: sum_k pi_k (std_k^2 + (OFFSET * delta_k - mean)^2); where moments are
+            matched exactly, less sum_kr pi_k (SIGMA^2 - (SIGMA + shrinkage_kr)^2) q_r^2.
     """
 
     mean: Tensor
@@ -59,4 +60,11 @@ def mixture_moments(mixture: MixtureTables, coefficients: Tensor, *, row: int) -
     sigma = coefficients[row, Column.SIGMA].expand(of_std.shape[0], elements - of_std.shape[1])
     variances = torch.cat([of_std, sigma], dim=1).square().expand(pi.shape[0], -1)
     mean = pi @ offsets
-    return MixtureMoments(mean, pi @ (variances + (offsets - mean).square()))
+    variance = pi @ (variances + (offsets - mean).square())
+    if tables.basis is None or tables.shrinkage is None:
+        return MixtureMoments(mean, variance)
+    basis, shrinkage = (table[row if table.shape[0] > 1 else 0] for table in (tables.basis, tables.shrinkage))
+    level = coefficients[row, Column.SIGMA]
+    removed = pi @ (level.square() - (level + shrinkage).square()).expand(pi.shape[0], -1)
+    removes = (level != 0) & (coefficients[row, Column.OFFSET] != 0)
+    return MixtureMoments(mean, variance - torch.where(removes, removed, 0.0) @ (basis @ delta).square())

@@ -40,6 +40,20 @@ def test_matched_mixtures_keep_mean_and_variance(variant: str, weights: list[flo
         torch.testing.assert_close(moments.variance, (sigma**2).expand(40), rtol=tolerance, atol=0)
 
 
+@pytest.mark.parametrize("weights", [None, [0.1, 0.2, 0.3, 0.4]])
+@pytest.mark.parametrize("scheme", ["a", "b"])
+@pytest.mark.parametrize("variant", ["exact", "rand-exact"])
+def test_moments_matched_exactly(variant: str, scheme: str, weights: list[float] | None) -> None:
+    mixture = gaussian_mixture(variant, elements=9, n_components=4, rho=0.9, scheme=scheme, weights=weights)
+    rows = mixture.scaled(ROWS)
+    rows[2, Column.OFFSET] = 0
+    for row in range(4):
+        moments = mixture_moments(mixture.bind(rows), rows, row=row)
+        assert float(moments.mean.norm()) < 1e-15
+        expected = (rows[row, Column.SIGMA] ** 2).expand(9)
+        torch.testing.assert_close(moments.variance, expected, rtol=1e-13, atol=0)
+
+
 def test_they_are_the_moments_of_what_steps_draw() -> None:
     mixture = random_mixture(default_rng(0), elements=6, components=3, rows=1, removed=4, shared_std=False)
     weights = torch.diff(mixture.thresholds[0] / 2**32, prepend=torch.zeros(1), append=torch.ones(1))
