@@ -80,6 +80,8 @@ class MomentReport:
     @property
     def verdict(self) -> str:
         """One line: at which steps the moments are not kept, and why."""
+        if not bool(self.offset_weight.any()):
+            return "no offset at any step: the Gaussian step"
         reasons = []
         mean_off = self.mean_error > TOLERANCE
         if bool(mean_off.any()):
@@ -139,9 +141,11 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
 
     Raises:
         TypeError: `coefficients` has another dtype.
-        ValueError: it has another shape, or not one row for each step of the mixture.
+        ValueError: it has another shape, or not one row for each step of the mixture; or moments are to be matched
+            exactly, and there is no such mixture: see `Mixture.bind`.
     """
     check_coefficients(coefficients, mixture.n_steps)
+    mixture.check_noise(coefficients)
     levels = coefficients.detach().to("cpu", torch.float64, copy=True)
     sigma, weight = levels[:, Column.SIGMA], levels[:, Column.OFFSET]
     pi = mixture.weights

@@ -23,7 +23,7 @@ OPTION_OF = {"num_inference_steps": "--steps", "n_components": "--components"}
 
 _MIXTURE_DEFAULTS = {
     "components": 8,
-    "scale": DEFAULT_SCALE,
+    "scale": None,
     "rho": None,
     "shared": False,
     "mixture_seed": 0,
@@ -43,13 +43,14 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=number(0),
         metavar="S",
-        help=f"offset scale (default {DEFAULT_SCALE}: {DEFAULT_SCALE / ELEMENTS**0.5:.2g} sqrt(D))",
+        help=f"offset scale (default {DEFAULT_SCALE}: {DEFAULT_SCALE / ELEMENTS**0.5:.2g} sqrt(D); none for exact "
+        "variants)",
     )
     group.add_argument(
         "--rho",
         type=number(0),
         metavar="R",
-        help="for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows",
+        help="for exact variants, instead of a scale: share (<= 0.999999) of the largest that each step allows",
     )
     group.add_argument("--shared", action="store_true", help="one mixture for all steps, not one for each")
     group.add_argument(
@@ -100,10 +101,14 @@ def check_no_mixture_options(arguments: argparse.Namespace) -> None:
 
 def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mixture:
     """Build the mixture that the options describe for the digits."""
-    if arguments.rho is not None and arguments.scale != DEFAULT_SCALE:
+    if arguments.rho is not None and arguments.scale is not None:
         raise ValueError(
             f"--scale: expected none beside --rho, which gives each step its own, got {arguments.scale:g}"
         )
+    if arguments.rho is None and arguments.scale is None:
+        if variant.endswith("exact"):
+            raise ValueError(f"--rho: --variant {variant} needs it, or --scale")
+        arguments.scale = DEFAULT_SCALE
     return gaussian_mixture(
         variant,
         elements=ELEMENTS,

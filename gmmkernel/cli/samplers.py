@@ -58,9 +58,10 @@ def make_sampler(arguments: argparse.Namespace, mixture: Mixture | None, device:
         raise ValueError(f"--eta: expected none with --sampler {arguments.sampler}, got {arguments.eta:g}")
     if mixture is not None:
         if not method.has_mixture:
+            takers = [f"--sampler {name}" for name, other in METHODS.items() if other.has_mixture]
             raise ValueError(
                 f"--variant: expected none with --sampler {arguments.sampler}, which draws no noise, "
-                f"got {arguments.variant}"
+                f"got {arguments.variant} ({', '.join(takers)} can have a mixture)"
             )
         options["mixture"] = mixture
     return method.make(

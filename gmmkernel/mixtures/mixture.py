@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
+from decimal import ROUND_DOWN, Context
 from itertools import accumulate
 
 import torch
@@ -18,6 +19,7 @@ from gmmkernel.ops.tables import MixtureTables
 _WORDS = 2.0**32
 _WEIGHT_SUM_ERROR = 1e-9
 _SCALE_ERROR = 1e-5
+_ROUNDING = 2.0**-40
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,8 @@ class Mixture:
     Raises:
         TypeError: a tensor is not float64.
         ValueError: shapes do not fit, K is above 1024, `scale` is negative or not finite, the weights are not positive
-            with sum 1, or there are directions beside reductions or offsets that require a gradient.
+            with sum 1, or there are directions of other offsets, or beside reductions or offsets that require a
+            gradient.
     """
 
     variant: str
@@ -77,13 +80,23 @@ class Mixture:
                 f"reductions: expected shape [{shape[0]} or 1, 1 or {count}, R] with R <= {self.elements}, "
                 f"got {list(self.reductions.shape)}"
             )
-        if self.directions is not None and self.reductions.shape[2]:
+        if self.directions is not None:
+            self._check_directions(self.directions)
+
+    def _check_directions(self, directions: Directions) -> None:
+        if self.reductions.shape[2]:
             raise ValueError(
                 f"reductions: expected R = 0 beside directions, got {list(self.reductions.shape)}"
             )
-        if self.directions is not None and self.offsets.requires_grad:
+        if self.offsets.requires_grad:
             raise ValueError(
                 "offsets: expected a tensor that requires no gradient beside directions, which would not follow it"
+            )
+        norms = list(directions.norms.shape)
+        if norms[0] not in (1, self.offsets.shape[0]) or norms[1] != self.n_components:
+            raise ValueError(
+                f"directions: expected those of K = {self.n_components} offsets for "
+                f"{self.offsets.shape[0]} steps or 1, got those of {norms[1]} for {norms[0]}"
             )
 
     @property
@@ -129,7 +142,8 @@ class Mixture:
         sigma = coefficients[:, Column.SIGMA].double()
         factors = (self.rho * sigma / square_root(largest)).to(coefficients.dtype)
         columns = torch.arange(len(Column), device=coefficients.device)
-        return torch.where(columns == Column.OFFSET, coefficients * factors[:, None], coefficients)
+        # Infinite bounds are not multiplied with anything that has a gradient.
+        return coefficients * torch.where(columns == Column.OFFSET, factors[:, None], 1.0)
 
     def bind(self, coefficients: Tensor) -> MixtureTables:
         """Make the tables of a sampler's steps, with std_k = sqrt(max(sigma^2 - w^2 r_k, 0)).
@@ -160,14 +174,25 @@ class Mixture:
         )
         if self.directions is None:
             return tables
+        self.check_noise(coefficients)
         levels = coefficients[:, [Column.SIGMA, Column.OFFSET]].double()
-        self._check_noise(self.directions, levels.detach())
         found = low_rank_tables(self.directions, levels, dtype)
         return tables._replace(**found._asdict())
 
-    def _check_noise(self, directions: Directions, levels: Tensor) -> None:
-        sigma, weight = levels.unbind(1)
-        largest = directions.eigenvalues.amax((1, 2)).to(levels.device).sqrt()
+    def check_noise(self, coefficients: Tensor) -> None:
+        """Check that every step has the noise to match moments exactly, where they are to be.
+
+        Args:
+            coefficients: float32 or float64 [S, 16], as for `bind`.
+
+        Raises:
+            ValueError: a step has too little noise for the scale, or not the scale that goes with `rho`.
+        """
+        directions = self.directions
+        if directions is None:
+            return
+        sigma, weight = coefficients[:, [Column.SIGMA, Column.OFFSET]].detach().double().unbind(1)
+        largest = directions.eigenvalues.amax((1, 2)).to(coefficients.device).sqrt()
         if self.rho is not None:
             expected = self.rho * sigma / largest
             is_off = (weight != 0) & ((weight - expected).abs() > _SCALE_ERROR * expected)
@@ -175,14 +200,16 @@ class Mixture:
                 row = int(is_off.nonzero()[0])
                 raise ValueError(
                     f"coefficients: expected rows that Mixture.scaled has given the scale of rho = {self.rho:g}, "
-                    f"OFFSET {float(expected[row]):g} in row {row}, got {float(weight[row]):g}"
+                    f"OFFSET {float(expected[row]):g} or 0 in row {row}, got {float(weight[row]):g}"
                 )
             return
         allowed = torch.where(weight == 0, math.inf, sigma / (weight.abs() * largest))
-        if bool((allowed < 1).any()):
+        if bool((allowed < 1 - _ROUNDING).any()):
             row = int(allowed.argmin())
+            limit = self.scale * float(allowed[row]) * (1 + _ROUNDING / 2)
+            limit = float(Context(prec=6, rounding=ROUND_DOWN).create_decimal(limit))
             raise ValueError(
-                f"scale: expected at most {self.scale * float(allowed.min()):.6g}, with which the offsets add all the "
+                f"scale: expected at most {limit:g}, with which the offsets add all the "
                 f"variance of the step with the least noise, row {row} with sigma = {float(sigma[row]):g}, "
                 f"got {self.scale:g} (rho gives each step its own scale)"
             )

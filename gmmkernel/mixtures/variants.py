@@ -43,6 +43,9 @@ VARIANTS = ("rand", "ortho", "ortho-vub", "exact", "rand-exact")
 
 Float64 = NDArray[np.float64]
 
+LARGEST_RHO = 1 - 1e-6
+"""So that no rounding of float32 rows makes the offsets too large for their noise."""
+
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -92,7 +95,7 @@ def gaussian_mixture(
         seed: 64-bit seed of the offsets.
         recentre: subtract sum_k pi_k delta_k from the offsets of "rand" (the paper does not).
         scheme: how the exact variants share out the covariance, "a" or "b" (the paper's).
-        rho: for the exact variants, 0 <= rho < 1: each step's scale is this share of the largest that its noise
+        rho: for the exact variants, from 0 to 0.999999: each step's scale is this share of the largest that its noise
             allows, so offsets shrink with the noise (`Mixture.scaled`). With equal weights, orthogonal offsets and
             scheme b, that is s = rho sigma sqrt(K).
 
@@ -103,7 +106,8 @@ def gaussian_mixture(
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range or unknown; `recentre` is given for offsets that are centred
             already; `scheme` or `rho` is given for a variant that is not exact; a weight is so small or so large
-            that its component has no direction or no finite variance.
+            that its component has no direction or no finite variance; an exact variant's scale is too small for
+            directions in float32.
     """
     check_choice("variant", variant, VARIANTS)
     check_integer("elements", elements, 1)
@@ -147,15 +151,19 @@ def gaussian_mixture(
             f"scale: expected offsets and variances that float32 holds, got scale = {scale:g} "
             f"with weights from {pi.min():g} to {pi.max():g}"
         )
+    directions = _directions(offsets, pi, variant, scale, scheme) if is_exact and n_components > 1 else None
+    if directions is not None and not _have_float32(directions):
+        raise ValueError(
+            f"scale: expected one for which float32 holds the offsets' directions, got scale = {scale:g} "
+            f"with weights from {pi.min():g} to {pi.max():g}"
+        )
     return Mixture(
         variant=variant,
         scale=scale,
         weights=torch.from_numpy(pi),
         offsets=torch.from_numpy(offsets),
         reductions=torch.from_numpy(reductions),
-        directions=_directions(offsets, pi, variant, scale, scheme)
-        if is_exact and n_components > 1
-        else None,
+        directions=directions,
         rho=rho if n_components > 1 else None,
     )
 
@@ -174,10 +182,27 @@ def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: f
         raise ValueError(f"scale: expected a number > 0 for variant={variant!r}, got {scale:g}")
     if rho is None:
         return
-    if not 0 <= check_number("rho", rho) < 1:
-        raise ValueError(f"rho: expected a number from 0 to below 1, got {rho!r}")
+    check_rho(rho)
     if scale != 1:
         raise ValueError(f"scale: expected 1 beside rho, which gives each step its own, got {scale:g}")
+
+
+def check_rho(rho: float) -> None:
+    """Check a share of the largest scale that a step's noise allows.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not from 0 to `LARGEST_RHO`.
+    """
+    if not 0 <= check_number("rho", rho) <= LARGEST_RHO:
+        raise ValueError(f"rho: expected a number from 0 to {LARGEST_RHO:g}, got {rho!r}")
+
+
+def _have_float32(directions: Directions) -> bool:
+    """Whether there are directions, and float32 holds them."""
+    if not directions.basis.numel() or not float(directions.eigenvalues.max()) > 0:
+        return False
+    return float(directions.basis.abs().max()) <= _FLOAT32_MAX
 
 
 def _directions(offsets: Float64, pi: Float64, variant: str, scale: float, scheme: str) -> Directions:

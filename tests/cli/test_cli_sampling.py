@@ -221,7 +221,16 @@ BAD_OPTIONS = [
     ("sample --sampler plms --eta 0.5", "--eta: expected none with --sampler plms, got 0.5"),
     (
         "sample --sampler deis --variant ortho",
-        "--variant: expected none with --sampler deis, which draws no noise, got ortho",
+        "--variant: expected none with --sampler deis, which draws no noise, got ortho "
+        "(--sampler ddim, --sampler sde-dpm-solver can have a mixture)",
+    ),
+    (
+        "sample --sampler ddim --eta 1 --variant exact",
+        "--rho: --variant exact needs it, or --scale",
+    ),
+    (
+        "sample --sampler ddim --variant exact --rho 0.5 --scale 0.72",
+        "--scale: expected none beside --rho, which gives each step its own, got 0.72",
     ),
     ("sample --sampler dpm-solver --scale 1", "--scale: describes a mixture, and --variant none has none"),
     ("sample --sampler pndm --steps 3", "timesteps: expected at least 4 without skip_prk_steps, got 3"),

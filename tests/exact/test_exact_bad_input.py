@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from exact_cases import bound, rows
+from exact_cases import KINDS, bound, kind_name, rows
 
-from gmmkernel import Column, DDIMSampler, gmm_step, gmm_step_log_prob, noise_schedule, stack_samplers
+from gmmkernel import (
+    Column,
+    DDIMSampler,
+    ddim_coefficients,
+    gmm_step,
+    gmm_step_log_prob,
+    moment_report,
+    noise_schedule,
+    stack_samplers,
+    timesteps,
+)
 from gmmkernel.mixtures import Mixture, gaussian_mixture
 
 SEEDS = torch.arange(2)
@@ -32,10 +43,35 @@ def test_the_largest_scale_is_said() -> None:
     mixture.bind(without_noise)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=kind_name)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_scale_that_is_said_is_accepted(kind: dict[str, Any], seed: int) -> None:
+    """And the report refuses what binding refuses."""
+    table = rows(0.31 + 0.1 * seed, 0.9)
+    refused = gaussian_mixture(elements=12, n_components=4, seed=seed, scale=1000.0, **kind)
+    for check in (refused.bind, partial(moment_report, refused)):
+        with pytest.raises(ValueError, match="scale: expected at most ") as caught:
+            check(table)
+    limit = float(str(caught.value).split("at most ")[1].split(",")[0])
+    largest = gaussian_mixture(elements=12, n_components=4, seed=seed, scale=limit, **kind)
+    assert bool(largest.bind(table).shrinkage.isfinite().all())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=kind_name)
+def test_the_largest_share_has_densities(kind: dict[str, Any]) -> None:
+    mixture = gaussian_mixture(elements=12, n_components=4, rho=0.999999, **kind)
+    table = ddim_coefficients(noise_schedule("linear"), timesteps(10), eta=1.0)
+    for table_of in mixture.bind(mixture.scaled(table)):
+        assert bool(table_of.isfinite().all())
+    moment_report(mixture, mixture.scaled(table))
+    with pytest.raises(ValueError, match=r"rows that Mixture\.scaled"):
+        moment_report(mixture, 100 * table)
+
+
 def test_rows_must_have_the_scale_of_rho() -> None:
     mixture = gaussian_mixture("exact", rho=0.5, **GIVEN)
     with pytest.raises(
-        ValueError, match=r"rows that Mixture\.scaled .* rho = 0\.5, OFFSET 0\.9 in row 0, got 1$"
+        ValueError, match=r"rows that Mixture\.scaled .* rho = 0\.5, OFFSET 0\.9 or 0 in row 0, got 1$"
     ):
         mixture.bind(rows(0.9, 0.6))
 
@@ -46,11 +82,14 @@ def test_rows_must_have_the_scale_of_rho() -> None:
         ({"variant": "ortho", "rho": 0.5}, "rho: expected None for variant='ortho', .*got 0.5"),
         ({"variant": "rand", "scheme": "a"}, "scheme: expected 'b' for variant='rand', .*got 'a'"),
         ({"variant": "exact", "scheme": "c"}, "scheme: expected one of 'a', 'b', got 'c'"),
-        ({"variant": "exact", "rho": 1.0}, "rho: expected a number from 0 to below 1, got 1.0"),
-        ({"variant": "exact", "rho": -0.1}, "rho: expected a number from 0 to below 1, got -0.1"),
+        ({"variant": "exact", "rho": 1.0}, "rho: expected a number from 0 to 0.999999, got 1.0"),
+        ({"variant": "exact", "rho": -0.1}, "rho: expected a number from 0 to 0.999999, got -0.1"),
         ({"variant": "exact", "rho": 0.5, "scale": 2.0}, "scale: expected 1 beside rho, .*got 2"),
         ({"variant": "exact", "scale": 0.0}, "scale: expected a number > 0 for variant='exact', got 0"),
         ({"variant": "exact", "n_components": 7}, "n_components: expected at most elements = 6 .*got 7"),
+        ({"variant": "exact", "rho": 1 - 1e-7}, "rho: expected a number from 0 to 0.999999, got 0.9999999"),
+        ({"variant": "exact", "scale": 1e-40}, "scale: expected one for which float32 holds .*scale = 1e-40"),
+        ({"variant": "rand-exact", "scale": 1e-200}, "scale: expected one for which .*scale = 1e-200"),
         ({"variant": "exact", "recentre": True}, "recentre: expected False for variant='exact', .*got True"),
     ],
 )
@@ -72,6 +111,9 @@ def test_directions_go_with_offsets_that_stay() -> None:
     removed = torch.zeros(1, 1, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"reductions: expected R = 0 beside directions, got \[1, 1, 2\]"):
         Mixture(offsets=mixture.offsets, **(given | {"reductions": removed}))
+    other = gaussian_mixture("exact", rho=0.5, elements=6, n_components=3)
+    with pytest.raises(ValueError, match=r"directions: expected those of K = 4 offsets .*got those of 3"):
+        Mixture(offsets=mixture.offsets, **(given | {"directions": other.directions}))
 
 
 @pytest.mark.parametrize(

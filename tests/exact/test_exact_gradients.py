@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from exact_cases import KINDS, WEIGHTS, bound, kind_name, rows
 from helpers import DTYPES, assert_same_bits
 from torch import Tensor, library
 
-from gmmkernel import MixtureTables, gmm_step, gmm_step_log_prob
+from gmmkernel import Column, MixtureTables, gmm_step, gmm_step_log_prob
 from gmmkernel.mixtures import gaussian_mixture
 
 OPS = torch.ops.gmmkernel
@@ -183,3 +184,16 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
         OPS.gmm_step_log_prob_backward.default,
         ([True] * 12, torch.ones(4), made[1], made[2], 0, "cpu", *of_density),
     )
+
+
+@pytest.mark.parametrize("clip", [math.inf, 1.0])
+def test_the_scale_that_follows_the_noise_has_gradients(clip: float) -> None:
+    """With and without bounds: what is not scaled has no part in them."""
+    mixture = gaussian_mixture("exact", elements=12, n_components=4, rho=0.9)
+    table = rows(0.9, 0.5)
+    table[:, Column.CLIP_MIN], table[:, Column.CLIP_MAX] = -clip, clip
+    table.requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.scaled(table)[1, Column.OFFSET], table)
+    expected = torch.zeros_like(table)
+    expected[1, Column.SIGMA], expected[1, Column.OFFSET] = 0.9 * 2, 0.9 * 2 * 0.5
+    torch.testing.assert_close(gradient, expected, rtol=1e-14, atol=0)

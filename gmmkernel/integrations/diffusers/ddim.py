@@ -61,7 +61,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
         mixture_seed: seed of the offsets.
-        rho: for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows.
+        rho: for exact variants, instead of a scale: share (<= 0.999999) of the largest that each step allows.
         learned_variance: the model's output has 2C channels beside samples of C, the second half a variance, which
             is dropped. For models whose pipeline does not drop it.
 

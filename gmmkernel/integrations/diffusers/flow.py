@@ -56,7 +56,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         shared_mixture: all steps share one mixture; otherwise each has its own.
         weights: K positive numbers, or None for equal weights.
         mixture_seed: seed of the offsets.
-        rho: for exact variants, instead of a scale: share, below 1, of the largest that each step's noise allows.
+        rho: for exact variants, instead of a scale: share (<= 0.999999) of the largest that each step allows.
 
     Raises:
         TypeError: an option has the wrong type.

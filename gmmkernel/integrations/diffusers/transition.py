@@ -22,7 +22,7 @@ from gmmkernel._checks import (
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
 from gmmkernel.integrations.diffusers.memory import check_fits
 from gmmkernel.integrations.diffusers.seeds import RunSeeds
-from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
+from gmmkernel.mixtures import VARIANTS, Mixture, check_rho, gaussian_mixture
 from gmmkernel.ops import MixtureTables
 from gmmkernel.ops.checks import arithmetic_dtype
 
@@ -54,10 +54,17 @@ class MixtureOptions:
         check_choice("variant", self.variant, VARIANTS)
         check_flag("shared_mixture", self.shared_mixture)
         check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
-        if self.rho is not None and self.offset_scale != 0:
-            raise ValueError(
-                f"offset_scale: expected 0 beside rho, which gives each step its own, got {self.offset_scale!r}"
-            )
+        if self.rho is not None:
+            check_rho(self.rho)
+            if not self.variant.endswith("exact"):
+                raise ValueError(
+                    f"rho: expected None for variant={self.variant!r}, which does not match moments exactly, "
+                    f"got {self.rho!r}"
+                )
+            if self.offset_scale != 0:
+                raise ValueError(
+                    f"offset_scale: expected 0 beside rho, which gives each step its own, got {self.offset_scale!r}"
+                )
         for index, weight in enumerate(self.weights or ()):
             if not 0 < weight < math.inf:
                 raise ValueError(f"weights: expected positive numbers, got {weight} at index {index}")
@@ -190,11 +197,19 @@ class Transition:
                 )
             rows[:, Column.HISTORY_0], rows[:, Column.SIGMA] = rows[:, Column.SIGMA], 0
         rows = rows if mixture is None else mixture.scaled(rows)
-        tables = None if mixture is None else mixture.bind(rows)
+        tables = None if mixture is None else self._bind(mixture, rows)
         draws = tables is not None or (eta > 0 and not given_noise)
         if tables is not None:
             tables = MixtureTables(*(_to(table, device) for table in tables))  # type: ignore[arg-type]
         return Plan(rows.to(device, non_blocking=True), tables, draws)
+
+    def _bind(self, mixture: Mixture, rows: Tensor) -> MixtureTables:
+        try:
+            return mixture.bind(rows)
+        except ValueError as error:
+            if self._own is None and str(error).startswith("scale: "):  # the option's name here
+                raise ValueError(f"offset_{error}") from None
+            raise
 
     def _mixture(self, sample: Tensor, elements: int, dtype: torch.dtype) -> Mixture | None:
         if self._own is not None:

@@ -116,10 +116,25 @@ def test_moments_matched_exactly(options: dict[str, float]) -> None:
 
 def test_a_scale_too_large_to_be_matched_exactly() -> None:
     scheduler = GMMDDIMScheduler(n_components=3, variant="exact", offset_scale=5.0)
-    with pytest.raises(ValueError, match=r"^scale: expected at most 0\.\d+, .*got 5"):
+    with pytest.raises(ValueError, match=r"^offset_scale: expected at most 0\.\d+, .*got 5"):
         run(scheduler, inputs(), eta=1.0, generator=generator())
     with pytest.raises(ValueError, match=r"^offset_scale: expected 0 beside rho, .*got 5\.0"):
         run(GMMDDIMScheduler(variant="exact", offset_scale=5.0, rho=0.5), inputs())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"variant": "exact", "rho": 1.5}, ValueError, "rho: expected a number from 0 to 0.999999, got 1.5"),
+        ({"variant": "exact", "rho": ""}, TypeError, "rho: expected a finite number, got ''"),
+        ({"variant": "ortho", "rho": 0.0}, ValueError, "rho: expected None for variant='ortho', .*got 0.0"),
+    ],
+)
+def test_a_share_of_the_largest_scale_is_checked_at_once(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        GMMDDIMScheduler(**options)
 
 
 def test_a_generator_is_advanced_once_a_run() -> None:
