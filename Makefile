@@ -1,4 +1,4 @@
-# `make sample` and `make test` do everything on a fresh machine: Linux, Python >= 3.10, a C++17 compiler, make.
+# `make sample` and `make test` do everything on a fresh machine: Linux, Python >= 3.11, a C++17 compiler, make.
 
 PYTHON ?= python3
 VENV := .venv

@@ -32,7 +32,7 @@ LOG_Q = _coefficients(
 )  # fmt: skip
 SIN_S = _coefficients("0x1.243f6ap-1", "-0x1.4abba8p-1", "0x1.46599ep-4", "-0x1.2ccf7ap-8")
 COS_C = _coefficients("-0x1.3bd392p+0", "0x1.03aea2p-2", "-0x1.4e327cp-6")
-(TWO_LN_2,) = _coefficients("0x1.62e43p+0")
+TWO_LN_2, ONE = _coefficients("0x1.62e43p+0", "0x1p+0")
 
 SIGN_BIT = np.uint32(1 << 31)
 SWAP_BIT = np.uint32(1 << 30)
@@ -64,7 +64,7 @@ def cos_sin(word: Words) -> tuple[Float32, Float32]:
     t = quarter.astype(np.float32) * np.float32(2.0**-32)
     t2 = t * t
     sine = fma(t, horner(SIN_S, t2), t)
-    cosine = fma(horner(COS_C, t2), t2, np.float32(1))
+    cosine = fma(horner(COS_C, t2), t2, ONE)
     cosine = (cosine.view(np.uint32) ^ (word & SIGN_BIT)).view(np.float32)
     swap = (word & SWAP_BIT) != 0
     return np.where(swap, sine, cosine), np.where(swap, cosine, sine)
