@@ -169,6 +169,16 @@ def test_gaussian_steps_are_matched_in_full() -> None:
             assert report.verdict == "mean and variance of every element matched at all steps"
 
 
+def test_the_verdict_says_where_there_is_no_mixture() -> None:
+    """At eta = 0 a scale that follows the noise is 0; so it is where the rows switch every offset off."""
+    follows = gaussian_mixture("exact", elements=12, n_components=3, rho=0.9)
+    made = [moment_report(follows, follows.scaled(rows(0.0)))]
+    off = rows(1.0)
+    off[:, Column.OFFSET] = 0
+    made.append(moment_report(gaussian_mixture("ortho", elements=12, n_components=3), off))
+    assert {report.verdict for report in made} == {"no offset at any step: the Gaussian step"}
+
+
 def test_verdicts() -> None:
     ortho = gaussian_mixture("ortho", elements=64, scale=0.01, n_steps=5)
     kept = moment_report(ortho, rows(1.0))

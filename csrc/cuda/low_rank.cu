@@ -97,10 +97,10 @@ cudaError_t launch_low_rank(const gmm_step_arguments& a, int multiprocessors, cu
   if (error == cudaSuccess) error = launch(weigh, a.batch, {1, 1}, a, rows, stream);
   if (error != cudaSuccess) return error;
   const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
-  const int64_t blocks = is_common(a) ? groups_of(a.batch) : a.batch;
+  const bool common = is_common(a);
+  const int64_t blocks = common ? groups_of(a.batch) : a.batch;
   const Tiling tiling = tiling_of(blocks, a.elements, per_pass, multiprocessors);
-  const void* step =
-      is_common(a) ? common_kernel_for(a) : reinterpret_cast<const void*>(step_in_directions_any_kernel<T>);
+  const void* step = common ? common_kernel_for(a) : reinterpret_cast<const void*>(step_in_directions_any_kernel<T>);
   return launch(step, blocks, tiling, a, tiling, stream);
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gmmkernel.mixtures.mixture import Mixture, thresholds
-from gmmkernel.mixtures.variants import VARIANTS, check_rho, gaussian_mixture
+from gmmkernel.mixtures.mixture import Mixture, check_rho, thresholds
+from gmmkernel.mixtures.variants import VARIANTS, gaussian_mixture
 
 __all__ = ["VARIANTS", "Mixture", "check_rho", "gaussian_mixture", "thresholds"]

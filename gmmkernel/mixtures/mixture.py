@@ -11,10 +11,14 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import check_number
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
 from gmmkernel.mixtures.low_rank import Directions, low_rank_tables
 from gmmkernel.ops.tables import MixtureTables
+
+LARGEST_RHO = 1 - 1e-6
+"""So that no rounding of float32 rows makes the offsets too large for their noise."""
 
 _WORDS = 2.0**32
 _WEIGHT_SUM_ERROR = 1e-9
@@ -44,10 +48,10 @@ class Mixture:
             the root of the Delta_k's largest eigenvalue, for the offsets as they are here (`scaled`).
 
     Raises:
-        TypeError: a tensor is not float64.
+        TypeError: a tensor is not float64, or `rho` no number.
         ValueError: shapes do not fit, K is above 1024, `scale` is negative or not finite, the weights are not positive
             with sum 1, or there are directions of other offsets, or beside reductions or offsets that require a
-            gradient.
+            gradient, or `rho` is not from 0 to 0.999999 or without directions.
     """
 
     variant: str
@@ -80,6 +84,10 @@ class Mixture:
                 f"reductions: expected shape [{shape[0]} or 1, 1 or {count}, R] with R <= {self.elements}, "
                 f"got {list(self.reductions.shape)}"
             )
+        if self.rho is not None:
+            check_rho(self.rho)
+            if self.directions is None:
+                raise ValueError(f"rho: expected None without directions, got {self.rho!r}")
         if self.directions is not None:
             self._check_directions(self.directions)
 
@@ -232,6 +240,17 @@ def _deviation(level: Tensor, reduction: Tensor) -> Tensor:
     variance = sigma * sigma - (weight * weight) * reduction
     clipped = variance <= 0
     return torch.where(clipped, 0.0, square_root(torch.where(clipped, 1.0, variance)))
+
+
+def check_rho(rho: float) -> None:
+    """Check a share of the largest scale that a step's noise allows.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not from 0 to `LARGEST_RHO`.
+    """
+    if not 0 <= check_number("rho", rho) <= LARGEST_RHO:
+        raise ValueError(f"rho: expected a number from 0 to {LARGEST_RHO:g}, got {rho!r}")
 
 
 def thresholds(weights: Tensor) -> Tensor:

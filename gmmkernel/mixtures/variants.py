@@ -35,16 +35,13 @@ from gmmkernel.mixtures.low_rank import (
     gram_of_orthogonal,
     stack,
 )
-from gmmkernel.mixtures.mixture import Mixture
+from gmmkernel.mixtures.mixture import Mixture, check_rho
 from gmmkernel.ops import orthonormalize, standard_normal
 
 VARIANTS = ("rand", "ortho", "ortho-vub", "exact", "rand-exact")
 """Names of the kinds of mixture."""
 
 Float64 = NDArray[np.float64]
-
-LARGEST_RHO = 1 - 1e-6
-"""So that no rounding of float32 rows makes the offsets too large for their noise."""
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -185,17 +182,6 @@ def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: f
     check_rho(rho)
     if scale != 1:
         raise ValueError(f"scale: expected 1 beside rho, which gives each step its own, got {scale:g}")
-
-
-def check_rho(rho: float) -> None:
-    """Check a share of the largest scale that a step's noise allows.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not from 0 to `LARGEST_RHO`.
-    """
-    if not 0 <= check_number("rho", rho) <= LARGEST_RHO:
-        raise ValueError(f"rho: expected a number from 0 to {LARGEST_RHO:g}, got {rho!r}")
 
 
 def _have_float32(directions: Directions) -> bool:

@@ -65,7 +65,7 @@ def test_the_largest_share_has_densities(kind: dict[str, Any]) -> None:
         assert bool(table_of.isfinite().all())
     moment_report(mixture, mixture.scaled(table))
     with pytest.raises(ValueError, match=r"rows that Mixture\.scaled"):
-        moment_report(mixture, 100 * table)
+        moment_report(mixture, table)
 
 
 def test_rows_must_have_the_scale_of_rho() -> None:
@@ -111,6 +111,12 @@ def test_directions_go_with_offsets_that_stay() -> None:
     removed = torch.zeros(1, 1, 2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"reductions: expected R = 0 beside directions, got \[1, 1, 2\]"):
         Mixture(offsets=mixture.offsets, **(given | {"reductions": removed}))
+    for changed, message in (
+        ({"rho": 5.0}, "rho: expected a number from 0 to 0.999999, got 5.0"),
+        ({"directions": None}, "rho: expected None without directions, got 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Mixture(offsets=mixture.offsets, **(given | changed))
     other = gaussian_mixture("exact", rho=0.5, elements=6, n_components=3)
     with pytest.raises(ValueError, match=r"directions: expected those of K = 4 offsets .*got those of 3"):
         Mixture(offsets=mixture.offsets, **(given | {"directions": other.directions}))

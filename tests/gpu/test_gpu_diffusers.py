@@ -10,7 +10,7 @@ from helpers import assert_same_bits
 from layouts import DEVICE
 
 pytestmark = pytest.mark.gpu
-pytest.importorskip("diffusers", reason="the schedulers are diffusers' own with another step")
+pytest.importorskip("diffusers", reason="diffusers is not installed", exc_type=ModuleNotFoundError)
 
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler  # noqa: E402
 

@@ -243,7 +243,7 @@ def test_choices_are_what_the_issue_names() -> None:
         pytest.param(
             ("--device", "cuda"),
             "--device: expected cuda to be there, got no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it is there"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there to use"),
         ),
         (("--tasks", "faces"), "invalid choice: 'faces'"),
     ],
