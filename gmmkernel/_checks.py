@@ -1,4 +1,7 @@
-"""Checks of plain Python arguments; each error names the argument, what came and what is allowed."""
+"""Checks of plain arguments; each error names the argument, what came and what is allowed.
+
+NumPy's scalars and 0-d arrays are taken where Python's numbers are, and come back as these.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,32 @@ INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 
 
+def plain(value: object) -> object:
+    """Return a NumPy scalar or 0-d array as the Python number it is, and everything else as it came."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        found: object = value.item()
+        return found
+    return value
+
+
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    """Return `value` if it is an int (not a bool) in [low, high].
+    """Return `value` as an int if it is an integer (not a bool) in [low, high].
 
     Raises:
         TypeError: it is not an int.
         ValueError: it is out of range.
     """
     allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-    if not isinstance(value, int) or isinstance(value, bool):
+    number = plain(value)
+    if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{name}: expected {allowed}, got {value!r}")
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name}: expected {allowed}, got {value}")
-    return value
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name}: expected {allowed}, got {number}")
+    return number
 
 
 def check_number(name: str, value: object, *, low: float = -math.inf, above: float = -math.inf) -> float:
-    """Return `value` as a float if it is a finite int or float (not a bool), >= `low` and > `above`.
+    """Return `value` as a float if it is a finite real number (not a bool), >= `low` and > `above`.
 
     Raises:
         TypeError: it is not a number.
@@ -40,11 +52,12 @@ def check_number(name: str, value: object, *, low: float = -math.inf, above: flo
         allowed += f" >= {low:g}"
     if above > -math.inf:
         allowed += f" > {above:g}"
-    if not isinstance(value, int | float) or isinstance(value, bool):
+    number = plain(value)
+    if not isinstance(number, int | float) or isinstance(number, bool):
         raise TypeError(f"{name}: expected {allowed}, got {value!r}")
-    if not math.isfinite(value) or value < low or value <= above:
-        raise ValueError(f"{name}: expected {allowed}, got {value!r}")
-    return float(value)
+    if not math.isfinite(number) or number < low or number <= above:
+        raise ValueError(f"{name}: expected {allowed}, got {number!r}")
+    return float(number)
 
 
 def check_share(name: str, value: object) -> float:
@@ -54,10 +67,13 @@ def check_share(name: str, value: object) -> float:
         TypeError: it is not a number.
         ValueError: it is out of range.
     """
-    share = check_number(name, value, low=0)
-    if share > 1:
-        raise ValueError(f"{name}: expected a number from 0 to 1, got {share:g}")
-    return share
+    allowed = "a number from 0 to 1"
+    share = plain(value)
+    if not isinstance(share, int | float) or isinstance(share, bool):
+        raise TypeError(f"{name}: expected {allowed}, got {value!r}")
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name}: expected {allowed}, got {share:g}")
+    return float(share)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -71,14 +87,16 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_flag(name: str, value: object) -> None:
-    """Accept `value` if it is a bool.
+def check_flag(name: str, value: object) -> bool:
+    """Return `value` if it is a bool.
 
     Raises:
         TypeError: it is not.
     """
-    if not isinstance(value, bool):
+    flag = plain(value)
+    if not isinstance(flag, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return flag
 
 
 def check_numbers(name: str, values: object, count: int) -> Tensor:

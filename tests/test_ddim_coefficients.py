@@ -257,8 +257,12 @@ STEPS = torch.tensor([50, 20])
     ("changes", "error", "message"),
     [
         ({"schedule": torch.ones(3)}, TypeError, "schedule: expected a NoiseSchedule, got Tensor"),
-        ({"timesteps": [50, 20]}, TypeError, "timesteps: expected a torch.int64 tensor, got list"),
-        ({"timesteps": STEPS.int()}, TypeError, "timesteps: .* got torch.int32"),
+        (
+            {"timesteps": [50, 20]},
+            TypeError,
+            "timesteps: expected a tensor of torch.int64 or torch.int32, got list",
+        ),
+        ({"timesteps": STEPS.short()}, TypeError, "timesteps: .* got torch.int16"),
         ({"timesteps": STEPS[None]}, ValueError, r"timesteps: expected shape \[S\], got \[1, 2\]"),
         ({"timesteps": STEPS[:0]}, ValueError, "timesteps: expected at least one, got none"),
         ({"timesteps": STEPS.to("meta")}, ValueError, "timesteps: expected a tensor on the CPU, got meta"),

@@ -104,8 +104,8 @@ def test_what_is_refused(function: Any, name: str, allowed: str) -> None:
     descending = f"{name}: expected strictly descending values, got 0.5 at index 2 after 0.5"
     refused(levels(1, 0.5, 0.5, 0), ValueError, descending)
     refused(levels(1, 0), ValueError, "eta: expected a number from 0 to 1, got 1.5", eta=1.5)
-    refused(levels(1, 0), ValueError, "eta: expected a finite number >= 0, got -1", eta=-1)
-    refused(levels(1, 0), TypeError, "eta: expected a finite number >= 0, got 'all'", eta="all")
+    refused(levels(1, 0), ValueError, "eta: expected a number from 0 to 1, got -1", eta=-1)
+    refused(levels(1, 0), TypeError, "eta: expected a number from 0 to 1, got 'all'", eta="all")
     refused(levels(1, 0), TypeError, "dtype: expected torch.float32 or", dtype=torch.float16)
 
 

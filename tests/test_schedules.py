@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from gmmkernel.schedules import NoiseSchedule, noise_schedule, timesteps
+from gmmkernel.schedules import SPACINGS, NoiseSchedule, noise_schedule, timesteps
 
 NAMES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -153,7 +153,7 @@ def test_bad_noise_schedule(options: dict[str, object], error: type[Exception], 
 def test_timesteps_are_those_of_diffusers(spacing: str, offset: int, total: int) -> None:
     scheduler = DDIMScheduler(num_train_timesteps=total, timestep_spacing=spacing, steps_offset=offset)
     compared = 0
-    for count in range(1, total + 1):
+    for count in range(2, total + 1):  # one step starts at the top, where theirs is at 0
         scheduler.set_timesteps(count)
         theirs = scheduler.timesteps
         if theirs[0] >= total:
@@ -167,22 +167,32 @@ def test_timesteps_are_those_of_diffusers(spacing: str, offset: int, total: int)
         assert torch.equal(ours, theirs[:count])
         assert bool((ours[1:] < ours[:-1]).all())
         compared += 1
-    assert compared >= (total > 10) * total // 2
+    assert compared >= (total > 10) * (total // 2 - 1)
 
 
 @pytest.mark.parametrize("total", [1, 10, 100, 1000, 4000])
 def test_quadratic_timesteps_are_those_of_the_ddim_code(total: int) -> None:
     most = 1 + math.floor(math.sqrt(0.8 * total))
-    for count in range(1, most + 1):
+    for count in range(2, most + 1):  # one step starts at the top, where theirs is at 0
         expected = [int(s) for s in np.linspace(0, np.sqrt(total * 0.8), count) ** 2]
         ours = timesteps(count, num_train_timesteps=total, spacing="quadratic")
         assert ours.tolist() == expected[::-1]
         assert len(set(expected)) == count
-    offset = timesteps(
-        min(5, most), num_train_timesteps=total, spacing="quadratic", steps_offset=int(total > 1)
-    )
-    plain = timesteps(min(5, most), num_train_timesteps=total, spacing="quadratic")
-    assert torch.equal(offset, plain + int(total > 1))
+    if most > 1:
+        offset = timesteps(min(5, most), num_train_timesteps=total, spacing="quadratic", steps_offset=1)
+        plain = timesteps(min(5, most), num_train_timesteps=total, spacing="quadratic")
+        assert torch.equal(offset, plain + 1)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_one_step_starts_at_the_noise(spacing: str) -> None:
+    """Where the formulas of three spacings say 0, from where a step returns its noise."""
+    assert timesteps(1, spacing=spacing).tolist() == [999]
+    assert timesteps(1, num_train_timesteps=63, spacing=spacing).tolist() == [62]
+    if spacing in ("leading", "quadratic"):
+        assert timesteps(1, spacing=spacing, steps_offset=1).tolist() == [999]
+        with pytest.raises(ValueError, match="steps_offset: expected an offset that keeps"):
+            timesteps(1, num_train_timesteps=63, spacing=spacing, steps_offset=63)
 
 
 def test_quadratic_timesteps_that_repeat_are_refused() -> None:

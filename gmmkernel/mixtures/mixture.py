@@ -133,8 +133,9 @@ class Mixture:
     def scaled(self, coefficients: Tensor) -> Tensor:
         """Return the rows of a sampler with the scale of the offsets that goes with each step's noise.
 
-        Where the mixture has a `rho`, `Column.OFFSET` is multiplied with rho sigma / sqrt(largest eigenvalue): 0 at
-        steps without noise. Other mixtures' rows are as they were.
+        Where the mixture has a `rho`, `Column.OFFSET` becomes rho sigma / sqrt(largest eigenvalue), 0 at steps without
+        noise, and stays 0 where it is: the scale follows the noise in whatever units the rows are. Other mixtures'
+        rows are as they were.
 
         Args:
             coefficients: float32 or float64 [S, 16], as for `bind`, which takes the result.
@@ -150,8 +151,8 @@ class Mixture:
         sigma = coefficients[:, Column.SIGMA].double()
         factors = (self.rho * sigma / square_root(largest)).to(coefficients.dtype)
         columns = torch.arange(len(Column), device=coefficients.device)
-        # Infinite bounds are not multiplied with anything that has a gradient.
-        return coefficients * torch.where(columns == Column.OFFSET, factors[:, None], 1.0)
+        replaced = (columns == Column.OFFSET) & (coefficients[:, Column.OFFSET, None] != 0)
+        return torch.where(replaced, factors[:, None], coefficients)
 
     def bind(self, coefficients: Tensor) -> MixtureTables:
         """Make the tables of a sampler's steps, with std_k = sqrt(max(sigma^2 - w^2 r_k, 0)).
@@ -242,15 +243,17 @@ def _deviation(level: Tensor, reduction: Tensor) -> Tensor:
     return torch.where(clipped, 0.0, square_root(torch.where(clipped, 1.0, variance)))
 
 
-def check_rho(rho: float) -> None:
-    """Check a share of the largest scale that a step's noise allows.
+def check_rho(rho: float) -> float:
+    """Return a share of the largest scale that a step's noise allows, as a float.
 
     Raises:
         TypeError: it is no number.
         ValueError: it is not from 0 to `LARGEST_RHO`.
     """
-    if not 0 <= check_number("rho", rho) <= LARGEST_RHO:
-        raise ValueError(f"rho: expected a number from 0 to {LARGEST_RHO:g}, got {rho!r}")
+    share = check_number("rho", rho)
+    if not 0 <= share <= LARGEST_RHO:
+        raise ValueError(f"rho: expected a number from 0 to {LARGEST_RHO:g}, got {share!r}")
+    return share
 
 
 def thresholds(weights: Tensor) -> Tensor:
@@ -274,7 +277,7 @@ def thresholds(weights: Tensor) -> Tensor:
         raise TypeError(f"weights: expected a torch.float64 tensor, got {got}")
     _check_weights(weights)
     cumulative = accumulate(weights.tolist()[:-1], operator.add)
-    return torch.tensor([math.floor(_WORDS * value) for value in cumulative], dtype=torch.int64)
+    return torch.tensor([math.floor(_WORDS * value) for value in cumulative], dtype=torch.int64, device="cpu")
 
 
 def _check_weights(weights: Tensor) -> int:

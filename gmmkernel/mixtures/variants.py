@@ -107,8 +107,8 @@ def gaussian_mixture(
             directions in float32.
     """
     check_choice("variant", variant, VARIANTS)
-    check_integer("elements", elements, 1)
-    check_integer("n_components", n_components, 1, MAX_COMPONENTS)
+    elements = check_integer("elements", elements, 1)
+    n_components = check_integer("n_components", n_components, 1, MAX_COMPONENTS)
     is_exact, is_random = variant.endswith("exact"), variant.startswith("rand")
     if not is_random and n_components > elements:
         raise ValueError(
@@ -117,14 +117,14 @@ def gaussian_mixture(
         )
     scale = check_number("scale", scale, low=0)
     if n_steps is not None:
-        check_integer("n_steps", n_steps, 1, MAX_STEP + 1)
-    check_integer("seed", seed, INT64_MIN, INT64_MAX)
-    check_flag("recentre", recentre)
+        n_steps = check_integer("n_steps", n_steps, 1, MAX_STEP + 1)
+    seed = check_integer("seed", seed, INT64_MIN, INT64_MAX)
+    recentre = check_flag("recentre", recentre)
     if recentre and variant != "rand":
         raise ValueError(
             f"recentre: expected False for variant={variant!r}, whose offsets have mean zero, got True"
         )
-    _check_exact(is_exact, variant, scale, scheme, rho)
+    rho = _check_exact(is_exact, variant, scale, scheme, rho)
     pi = _normalised(weights, n_components)
 
     steps = range(1 if n_steps is None else n_steps)
@@ -165,7 +165,8 @@ def gaussian_mixture(
     )
 
 
-def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: float | None) -> None:
+def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: float | None) -> float | None:
+    """Check the options of exact moment matching; returns `rho`."""
     check_choice("scheme", scheme, SCHEMES)
     if not is_exact:
         for name, value, default in (("scheme", scheme, "b"), ("rho", rho, None)):
@@ -174,14 +175,14 @@ def _check_exact(is_exact: bool, variant: str, scale: float, scheme: str, rho: f
                     f"{name}: expected {default!r} for variant={variant!r}, which does not match moments exactly, "
                     f"got {value!r}"
                 )
-        return
+        return None
     if not scale > 0:
         raise ValueError(f"scale: expected a number > 0 for variant={variant!r}, got {scale:g}")
-    if rho is None:
-        return
-    check_rho(rho)
-    if scale != 1:
-        raise ValueError(f"scale: expected 1 beside rho, which gives each step its own, got {scale:g}")
+    if rho is not None:
+        rho = check_rho(rho)
+        if scale != 1:
+            raise ValueError(f"scale: expected 1 beside rho, which gives each step its own, got {scale:g}")
+    return rho
 
 
 def _have_float32(directions: Directions) -> bool:
@@ -217,7 +218,7 @@ def _normalised(weights: Sequence[float] | Tensor | None, count: int) -> Float64
 
 def _noise(seed: int, step: int, count: int, elements: int) -> Float64:
     """Return O, float64 [K, D]: element k D + d of the offsets' stream."""
-    seeds = torch.tensor([seed], dtype=torch.int64)
+    seeds = torch.tensor([seed], dtype=torch.int64, device="cpu")
     drawn = standard_normal(seeds, (count, elements), step=step, stream=Stream.OFFSETS, dtype=torch.float64)
     noise: Float64 = drawn[0].numpy()
     return noise

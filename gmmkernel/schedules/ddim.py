@@ -62,8 +62,8 @@ def ddim_coefficients(
             data (a_t = 0) or where there is no noise to remove (a_t = 1); or sigma is too large.
     """
     eta = check_number("eta", eta, low=0)
-    check_flag("use_clipped_model_output", use_clipped_model_output)
-    check_flag("set_alpha_to_one", set_alpha_to_one)
+    use_clipped_model_output = check_flag("use_clipped_model_output", use_clipped_model_output)
+    set_alpha_to_one = check_flag("set_alpha_to_one", set_alpha_to_one)
     a_t, a_s = alphas_of_steps(schedule, timesteps, prev_timesteps, set_alpha_to_one=set_alpha_to_one)
     rows = prediction_rows(
         a_t,

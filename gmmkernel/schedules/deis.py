@@ -64,7 +64,7 @@ def deis_coefficients(
         ValueError: an argument is out of range or unknown, or a step starts at a = 0, where rho is infinite.
     """
     check_choice("interpolation", interpolation, DEIS_INTERPOLATIONS)
-    check_flag("set_alpha_to_one", set_alpha_to_one)
+    set_alpha_to_one = check_flag("set_alpha_to_one", set_alpha_to_one)
     a_t, a_s = alphas_of_steps(schedule, timesteps, prev_timesteps, set_alpha_to_one=set_alpha_to_one)
     check_signal(a_t, timesteps)
     orders = orders_of_steps(
@@ -73,10 +73,10 @@ def deis_coefficients(
     rows = prediction_rows(a_t, timesteps, prediction_type=prediction_type, guidance_scale=guidance_scale)
     signal_s = square_root(a_s)
     rho_t, rho_s = noise_to_signal(a_t).tolist(), noise_to_signal(a_s).tolist()
-    weights = torch.zeros(len(timesteps), 3, dtype=torch.float64)
+    weights = rows.new_zeros(len(timesteps), 3)
     for row, order in enumerate(orders):
         nodes = [rho_t[row - j] for j in range(order)]
-        weights[row, :order] = torch.tensor(_integrals(nodes, rho_s[row], interpolation), dtype=torch.float64)
+        weights[row, :order] = weights.new_tensor(_integrals(nodes, rho_s[row], interpolation))
     weights *= signal_s[:, None]
     rows[:, Column.SAMPLE] = signal_s / square_root(a_t) + weights[:, 0] * rows[:, Column.EPS_SAMPLE]
     rows[:, Column.OUTPUT] = weights[:, 0] * rows[:, Column.EPS_OUTPUT]
@@ -94,7 +94,9 @@ def _integrals(nodes: list[float], end: float, interpolation: str) -> list[float
         places = [node - start for node in nodes]
         moments = [(end - start) ** (k + 1) / (k + 1) for k in range(count)]
     else:  # u = ln(rho/rho_t), where the integral of u^k is [rho u^k] - k times that of u^(k-1)
-        *places, u = natural_log(torch.tensor([*nodes, end], dtype=torch.float64) / start).tolist()
+        *places, u = natural_log(
+            torch.tensor([*nodes, end], dtype=torch.float64, device="cpu") / start
+        ).tolist()
         moments = [end - start]
         for k in range(1, count):
             moments.append(end * u**k - k * moments[-1])

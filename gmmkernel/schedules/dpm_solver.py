@@ -66,7 +66,7 @@ def dpm_solver_coefficients(
         ValueError: an argument is out of range or unknown.
     """
     check_choice("algorithm_type", algorithm_type, DPM_SOLVER_ALGORITHMS)
-    check_flag("set_alpha_to_one", set_alpha_to_one)
+    set_alpha_to_one = check_flag("set_alpha_to_one", set_alpha_to_one)
     a_t, a_s = alphas_of_steps(schedule, timesteps, prev_timesteps, set_alpha_to_one=set_alpha_to_one)
     orders = orders_of_steps(
         a_s, solver_order, largest=2, first_step=first_step, lower_order_final=lower_order_final

@@ -32,7 +32,7 @@ def flow_times(num_inference_steps: int, *, shift: float = 1.0) -> Tensor:
     """
     steps = check_integer("num_inference_steps", num_inference_steps, 1)
     shift = check_number("shift", shift, above=0)
-    equal = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    equal = torch.arange(steps, -1, -1, dtype=torch.float64, device="cpu") / steps
     return shift * equal / (1 + (shift - 1) * equal)
 
 

@@ -35,10 +35,10 @@ def orders_of_steps(
         TypeError: an argument has the wrong type.
         ValueError: `solver_order` or `first_step` is out of range.
     """
-    check_integer("solver_order", solver_order, 1, largest)
+    solver_order = check_integer("solver_order", solver_order, 1, largest)
     steps = len(a_s)
-    check_integer("first_step", first_step, 0, steps - 1)
-    check_flag("lower_order_final", lower_order_final)
+    first_step = check_integer("first_step", first_step, 0, steps - 1)
+    lower_order_final = check_flag("lower_order_final", lower_order_final)
     orders = [min(solver_order, max(row - first_step, 0) + 1) for row in range(steps)]
     few = lower_order_final and steps < FEW_STEPS
     if few and steps > 1:

@@ -103,14 +103,13 @@ def noise_schedule(
         ValueError: an argument is out of range, the name is unknown, or there is nothing to rescale (T = 1).
     """
     check_choice("name", name, NOISE_SCHEDULES)
-    check_integer("num_train_timesteps", num_train_timesteps, 1)
-    _check_beta("beta_start", beta_start)
-    _check_beta("beta_end", beta_end)
-    check_flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
+    num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
+    beta_start, beta_end = _check_beta("beta_start", beta_start), _check_beta("beta_end", beta_end)
+    rescale_betas_zero_snr = check_flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
     if trained_betas is not None:
         betas = _given_betas(trained_betas, num_train_timesteps)
     elif name == "linear":
-        betas = _equal_steps(float(beta_start), float(beta_end), num_train_timesteps)
+        betas = _equal_steps(beta_start, beta_end, num_train_timesteps)
     elif name == "scaled_linear":
         roots = _equal_steps(math.sqrt(beta_start), math.sqrt(beta_end), num_train_timesteps)
         betas = [root * root for root in roots]
@@ -119,12 +118,14 @@ def noise_schedule(
     alphas = list(accumulate((1 - beta for beta in betas), operator.mul))
     if rescale_betas_zero_snr:
         alphas = _zero_terminal_snr(alphas)
-    return NoiseSchedule(torch.tensor(alphas, dtype=torch.float64))
+    return NoiseSchedule(torch.tensor(alphas, dtype=torch.float64, device="cpu"))
 
 
-def _check_beta(name: str, value: object) -> None:
-    if check_number(name, value, above=0) > 1:
-        raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")
+def _check_beta(name: str, value: object) -> float:
+    beta = check_number(name, value, above=0)
+    if beta > 1:
+        raise ValueError(f"{name}: expected a number in (0, 1], got {beta!r}")
+    return beta
 
 
 def _given_betas(trained_betas: Sequence[float] | Tensor, count: int) -> list[float]:

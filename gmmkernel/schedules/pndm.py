@@ -70,8 +70,8 @@ def pndm_coefficients(
         ValueError: an argument is out of range or unknown, F-PNDM is asked for fewer than 4 steps or for neighbouring
             timesteps, which have none between them, or a step starts at a = 0.
     """
-    check_flag("skip_prk_steps", skip_prk_steps)
-    check_flag("set_alpha_to_one", set_alpha_to_one)
+    skip_prk_steps = check_flag("skip_prk_steps", skip_prk_steps)
+    set_alpha_to_one = check_flag("set_alpha_to_one", set_alpha_to_one)
     a_t, a_s = alphas_of_steps(schedule, timesteps, None, set_alpha_to_one=set_alpha_to_one)
     check_signal(a_t, timesteps)
     plan = (
@@ -79,7 +79,7 @@ def pndm_coefficients(
         if skip_prk_steps
         else _runge_kutta(schedule, timesteps, a_t, a_s)
     )
-    evaluations = torch.tensor([evaluation.timestep for evaluation in plan])
+    evaluations = torch.tensor([evaluation.timestep for evaluation in plan], device="cpu")
     rows = prediction_rows(
         schedule.alphas_cumprod[evaluations],
         evaluations,
@@ -91,7 +91,7 @@ def pndm_coefficients(
     scale = square_root(end) / square_root(start)
     move = square_root(end) * (noise_to_signal(end) - noise_to_signal(start))
     for index, (row, evaluation) in enumerate(zip(rows, plan, strict=True)):
-        weights = move[index] * torch.tensor(evaluation.weights, dtype=torch.float64)
+        weights = move[index] * move.new_tensor(evaluation.weights)
         row[Column.SAMPLE] = weights[0] * row[Column.EPS_SAMPLE]
         row[Column.OUTPUT] = weights[0] * row[Column.EPS_OUTPUT]
         history = weights[1:]

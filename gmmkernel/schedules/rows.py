@@ -38,11 +38,11 @@ def alphas_of_steps(
     """
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule: expected a NoiseSchedule, got {type(schedule).__name__}")
-    _check_timesteps(timesteps, schedule.num_train_timesteps)
+    timesteps = check_timesteps(timesteps, schedule.num_train_timesteps)
     if prev_timesteps is None:
-        prev_timesteps = torch.cat([timesteps[1:], torch.tensor([BEFORE_SCHEDULE])])
+        prev_timesteps = torch.cat([timesteps[1:], timesteps.new_tensor([BEFORE_SCHEDULE])])
     else:
-        _check_prev_timesteps(prev_timesteps, timesteps)
+        prev_timesteps = _check_prev_timesteps(prev_timesteps, timesteps)
     alphas = schedule.alphas_cumprod
     end = alphas.new_ones(1) if set_alpha_to_one else alphas[:1]
     a_t = alphas[timesteps]
@@ -162,7 +162,7 @@ def empty_rows(count: int, *, clip_sample_range: float | None = None, guidance_s
     limit = math.inf
     if clip_sample_range is not None:
         limit = check_number("clip_sample_range", clip_sample_range, above=0)
-    rows = torch.zeros(count, len(Column), dtype=torch.float64)
+    rows = torch.zeros(count, len(Column), dtype=torch.float64, device="cpu")
     rows[:, Column.CLIP_MIN], rows[:, Column.CLIP_MAX] = -limit, limit
     rows[:, Column.GUIDANCE] = check_number("guidance_scale", guidance_scale)
     return rows
@@ -188,8 +188,14 @@ def rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def _check_timesteps(timesteps: Tensor, total: int) -> None:
-    _check_steps_tensor("timesteps", timesteps)
+def check_timesteps(timesteps: Tensor, total: int) -> Tensor:
+    """Return the timesteps of a sampler as int64.
+
+    Raises:
+        TypeError: they are no tensor of int64 or int32.
+        ValueError: they are not [S] on the CPU, not in 0 .. total - 1, or not strictly descending.
+    """
+    timesteps = _check_steps_tensor("timesteps", timesteps)
     if timesteps.numel() == 0:
         raise ValueError("timesteps: expected at least one, got none")
     outside = (timesteps < 0) | (timesteps >= total)
@@ -205,10 +211,11 @@ def _check_timesteps(timesteps: Tensor, total: int) -> None:
             f"timesteps: expected strictly descending values, got {int(timesteps[row])} at row {row} "
             f"after {int(timesteps[row - 1])}"
         )
+    return timesteps
 
 
-def _check_prev_timesteps(prev_timesteps: Tensor, timesteps: Tensor) -> None:
-    _check_steps_tensor("prev_timesteps", prev_timesteps)
+def _check_prev_timesteps(prev_timesteps: Tensor, timesteps: Tensor) -> Tensor:
+    prev_timesteps = _check_steps_tensor("prev_timesteps", prev_timesteps)
     if prev_timesteps.shape != timesteps.shape:
         raise ValueError(
             f"prev_timesteps: expected shape {list(timesteps.shape)}, got {list(prev_timesteps.shape)}"
@@ -220,13 +227,15 @@ def _check_prev_timesteps(prev_timesteps: Tensor, timesteps: Tensor) -> None:
             f"prev_timesteps: expected -1 (the end of the schedule) to {int(timesteps[row]) - 1} "
             f"at row {row} (timestep {int(timesteps[row])}), got {int(prev_timesteps[row])}"
         )
+    return prev_timesteps
 
 
-def _check_steps_tensor(name: str, steps: Tensor) -> None:
-    if not isinstance(steps, Tensor) or steps.dtype != torch.int64:
+def _check_steps_tensor(name: str, steps: Tensor) -> Tensor:
+    if not isinstance(steps, Tensor) or steps.dtype not in (torch.int64, torch.int32):
         got = steps.dtype if isinstance(steps, Tensor) else type(steps).__name__
-        raise TypeError(f"{name}: expected a torch.int64 tensor, got {got}")
+        raise TypeError(f"{name}: expected a tensor of torch.int64 or torch.int32, got {got}")
     if steps.device.type != "cpu":
         raise ValueError(f"{name}: expected a tensor on the CPU, got {steps.device}")
     if steps.ndim != 1:
         raise ValueError(f"{name}: expected shape [S], got {list(steps.shape)}")
+    return steps.long()

@@ -29,7 +29,8 @@ def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype =
         dtype: torch.float32, or torch.float64 for float64 samples.
 
     Returns:
-        dtype [S, 16] on the CPU, columns in the order of `Column`. The offset's weight is 0 in the last row.
+        dtype [S, 16] on the CPU, columns in the order of `Column`. The offset's weight is 0 in a step to
+        the data, sigma_s = 0: the last step of a whole schedule, but not of a part of one.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -46,5 +47,5 @@ def sigma_coefficients(sigmas: Tensor, *, eta: float = 1.0, dtype: torch.dtype =
     rows[:, Column.EPS_SAMPLE], rows[:, Column.EPS_OUTPUT] = 1 / sigma_t, -1 / sigma_t
     rows[:, Column.SAMPLE], rows[:, Column.X0] = kept, 1 - kept
     rows[:, Column.SIGMA] = sigma_s * square_root(fresh)
-    rows[:-1, Column.OFFSET] = square_root(1 + sigma_s * sigma_s)[:-1]
+    rows[:, Column.OFFSET] = torch.where(sigma_s == 0, 0.0, square_root(1 + sigma_s * sigma_s))
     return rounded(rows, dtype)

@@ -32,7 +32,9 @@ def timesteps(
         linspace   round(i (T - 1)/(n - 1))               both ends
         quadratic  floor((i sqrt(0.8 T)/(n - 1))^2) + steps_offset     finer near the data (Song et al. 2021)
 
-    Half-way cases round to even. leading, trailing and linspace are those of diffusers' DDIMScheduler.
+    Half-way cases round to even. leading, trailing and linspace are those of diffusers' DDIMScheduler, except that one
+    step (n = 1) starts at T - 1 with every spacing, where the formulas of three say 0: a step from there would
+    return its noise.
 
     Args:
         num_inference_steps: n, from 1 to T.
@@ -46,20 +48,22 @@ def timesteps(
     Raises:
         TypeError: a number is not an int.
         ValueError: a number is out of range, the spacing is unknown, `steps_offset` is given to a spacing
-            that has none, a timestep falls outside the schedule, or the quadratic spacing would visit a
-            timestep twice (n - 1 > sqrt(0.8 T)).
+            that has none or is not below T, a timestep falls outside the schedule, or the quadratic spacing would
+            visit a timestep twice (n - 1 > sqrt(0.8 T)).
     """
     total = check_integer("num_train_timesteps", num_train_timesteps, 1)
     count = check_integer("num_inference_steps", num_inference_steps, 1, total)
     check_choice("spacing", spacing, SPACINGS)
-    check_integer("steps_offset", steps_offset, 0)
+    steps_offset = check_integer("steps_offset", steps_offset, 0)
     if steps_offset and spacing in ("trailing", "linspace"):
         raise ValueError(
             f"steps_offset: expected 0 with spacing={spacing!r}, which has no offset, got {steps_offset}"
         )
 
     ascending: NDArray[np.generic]
-    if spacing == "leading":
+    if count == 1 and steps_offset < total:
+        ascending = np.array([total - 1])
+    elif spacing == "leading":
         ascending = np.arange(count) * (total // count) + steps_offset
     elif spacing == "trailing":
         # arange may return one value too many, by rounding, after the n wanted.

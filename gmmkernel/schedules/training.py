@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmmkernel._checks import check_choice, check_integer, check_number
+from gmmkernel._checks import check_choice, check_integer, check_share
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import TrainingColumn
 from gmmkernel.schedules.noise import NoiseSchedule
@@ -61,11 +61,10 @@ def training_coefficients(
     if not isinstance(schedule, NoiseSchedule):
         raise TypeError(f"schedule: expected a NoiseSchedule, got {type(schedule).__name__}")
     total = schedule.num_train_timesteps
-    check_integer("skip", skip, 1)
+    skip = check_integer("skip", skip, 1)
     if skip >= total:
         raise ValueError(f"skip: expected 1 to {total - 1}, less than the schedule's timesteps, got {skip}")
-    if not 0 <= check_number("tau", tau) <= 1:
-        raise ValueError(f"tau: expected a number in [0, 1], got {tau!r}")
+    tau = check_share("tau", tau)
     check_choice("target", target, TARGETS)
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     if dtype not in (torch.float32, torch.float64):
@@ -73,7 +72,7 @@ def training_coefficients(
 
     alphas = schedule.alphas_cumprod
     signal, noise = square_root(alphas), square_root(1 - alphas)
-    rows = torch.zeros(total, len(TrainingColumn), dtype=torch.float64)
+    rows = torch.zeros(total, len(TrainingColumn), dtype=torch.float64, device="cpu")
     rows[:, TrainingColumn.SIGNAL] = signal
     rows[:, TrainingColumn.NOISE] = noise
     if prediction_type == "epsilon":

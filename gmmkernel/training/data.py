@@ -66,7 +66,7 @@ def batches(
         data,  # type: ignore[arg-type]
         batch_sampler=(index.tolist() for index in chosen),
         num_workers=num_workers,
-        generator=torch.Generator(),  # the global one stays as it is
+        generator=torch.Generator("cpu"),  # the global one stays as it is
     )
     for batch in loader:
         yield _entries(batch)

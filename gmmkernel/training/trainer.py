@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from gmmkernel._checks import INT64_MAX, check_flag, check_integer, check_number
+from gmmkernel._checks import INT64_MAX, check_flag, check_integer, check_number, check_share
 from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.add_noise import add_noise
 from gmmkernel.ops.skip_step_loss import skip_step_loss
@@ -107,20 +107,18 @@ class Trainer:
         coefficients = training_coefficients(
             schedule, skip=skip, tau=tau, target=target, prediction_type=prediction_type, dtype=rows
         )
-        check_integer("batch_size", batch_size, 1)
-        check_number("learning_rate", learning_rate, above=0)
+        batch_size = check_integer("batch_size", batch_size, 1)
+        learning_rate = check_number("learning_rate", learning_rate, above=0)
         if cosine_steps is not None:
-            check_integer("cosine_steps", cosine_steps, 1)
-        check_number("weight_decay", weight_decay, low=0)
+            cosine_steps = check_integer("cosine_steps", cosine_steps, 1)
+        weight_decay = check_number("weight_decay", weight_decay, low=0)
         if max_grad_norm is not None:
-            check_number("max_grad_norm", max_grad_norm, above=0)
-        if not 0 <= check_number("ema_decay", ema_decay) < 1:
-            raise ValueError(f"ema_decay: expected a number in [0, 1), got {ema_decay!r}")
-        if not 0 <= check_number("conditioning_dropout", conditioning_dropout) <= 1:
-            raise ValueError(
-                f"conditioning_dropout: expected a number in [0, 1], got {conditioning_dropout!r}"
-            )
-        check_integer("seed", seed, 0, INT64_MAX)
+            max_grad_norm = check_number("max_grad_norm", max_grad_norm, above=0)
+        ema_decay = check_share("ema_decay", ema_decay)
+        if ema_decay == 1:
+            raise ValueError("ema_decay: expected a number in [0, 1), got 1")
+        conditioning_dropout = check_share("conditioning_dropout", conditioning_dropout)
+        seed = check_integer("seed", seed, 0, INT64_MAX)
 
         self._share = Share.of(model, batch_size)
         self._network = model
@@ -146,8 +144,8 @@ class Trainer:
         )
         self._configuration: Configuration = {
             "schedule": hashlib.sha256(schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
-            "skip": skip,
-            "tau": tau,
+            "skip": int(skip),
+            "tau": float(tau),
             "target": target,
             "prediction_type": prediction_type,
             "batch_size": batch_size,
@@ -203,11 +201,11 @@ class Trainer:
                 f"null_conditioning: expected {conditioning} entries, one for each of the data's conditioning, "
                 f"got {len(self._null)}"
             )
-        check_integer("steps", steps, 1)
-        check_integer("checkpoint_every", checkpoint_every, 1)
-        check_integer("log_every", log_every, 1)
-        check_integer("num_workers", num_workers, 0)
-        check_flag("progress", progress)
+        steps = check_integer("steps", steps, 1)
+        checkpoint_every = check_integer("checkpoint_every", checkpoint_every, 1)
+        log_every = check_integer("log_every", log_every, 1)
+        num_workers = check_integer("num_workers", num_workers, 0)
+        progress = check_flag("progress", progress)
         configuration = self._configuration | {"samples": count}
         path = None if folder is None else Path(folder) / CHECKPOINT_FILE
         if path is not None and path.exists():

@@ -135,7 +135,7 @@ def test_gradients_pass_through_the_quantile() -> None:
     ("change", "error", "message"),
     [
         ({"ratio": 1.5}, ValueError, "ratio: expected a number from 0 to 1, got 1.5"),
-        ({"ratio": -0.1}, ValueError, "ratio: expected a finite number >= 0, got -0.1"),
+        ({"ratio": -0.1}, ValueError, "ratio: expected a number from 0 to 1, got -0.1"),
         ({"max_value": 0}, ValueError, "max_value: expected a finite number > 0, got 0"),
         ({"max_value": "1"}, TypeError, "max_value: expected a finite number > 0, got '1'"),
         ({"row": 3}, IndexError, "row: expected 0 to 2, got 3"),

@@ -229,7 +229,7 @@ BAD = [
     ({"model": "unet"}, TypeError, "model: expected a torch.nn.Module, got str"),
     ({"model": nn.Identity()}, ValueError, "model: expected parameters that require a gradient, got none"),
     ({"skip": 1000}, ValueError, "skip: expected 1 to 999"),
-    ({"tau": 2}, ValueError, "tau: expected a number in [0, 1], got 2"),
+    ({"tau": 2}, ValueError, "tau: expected a number from 0 to 1, got 2"),
     ({"target": "other"}, ValueError, "target: expected one of"),
     ({"prediction_type": "noise"}, ValueError, "prediction_type: expected one of"),
     ({"batch_size": 0}, ValueError, "batch_size: expected an integer >= 1, got 0"),
@@ -241,7 +241,7 @@ BAD = [
     (
         {"conditioning_dropout": -0.1},
         ValueError,
-        "conditioning_dropout: expected a number in [0, 1], got -0.1",
+        "conditioning_dropout: expected a number from 0 to 1, got -0.1",
     ),
     ({"seed": -1}, ValueError, "seed: expected an integer from 0 to"),
 ]
