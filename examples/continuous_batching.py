@@ -199,8 +199,7 @@ def run_by_kind(
 def _model(
     network: Network, labels: Tensor, guided: bool
 ) -> Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]:
-    def predict(sample: Tensor, timestep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        timesteps = timestep.expand(len(sample))
+    def predict(sample: Tensor, timesteps: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if not guided:
             return network(sample, timesteps, labels)
         no_labels = torch.full_like(labels, NULL_CLASS)

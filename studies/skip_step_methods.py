@@ -98,7 +98,7 @@ def scaled(unet: DigitsUNet, scale: Tensor) -> Model:
 
     def predict(sample: Tensor, timestep: Tensor) -> Tensor:
         labels = torch.arange(sample.shape[0]) % NUM_CLASSES
-        noise: Tensor = unet(sample, timestep, labels) * scale[timestep]
+        noise: Tensor = unet(sample, timestep, labels) * scale[timestep][:, None, None, None]
         return noise
 
     return predict

@@ -28,7 +28,7 @@ def one_thread(set_threads: Callable[[int], None]) -> None:
 def alone(sampler: DDIMSampler, request: Request) -> Tensor:
     def model(sample: Tensor, timestep: Tensor) -> Any:
         output, uncond = (
-            elementwise(sample, timestep[None], torch.tensor([n])) for n in (request.label, NULL_CLASS)
+            elementwise(sample, timestep, torch.tensor([n])) for n in (request.label, NULL_CLASS)
         )
         return (uncond, output) if sampler.guided else output
 

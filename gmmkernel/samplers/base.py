@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,13 +16,13 @@ from gmmkernel._checks import check_flag, check_integer
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.mixtures import Mixture
 from gmmkernel.ops import MixtureTables, gmm_step, standard_normal
-from gmmkernel.ops.checks import SAMPLE_DTYPES, check_seeds
+from gmmkernel.ops.checks import SAMPLE_DTYPES, check_batch_of_seeds, check_seeds
 from gmmkernel.ops.step import PredictionName
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.thresholding import Thresholding
 
-Model = Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
-AnySampler = TypeVar("AnySampler", bound="Sampler")
+Model = Callable[..., Tensor | tuple[Tensor, Tensor]]
+"""model(sample [B, ...], timestep [B], *conditioning) returns the prediction [B, ...], or a guidance pair."""
 
 
 class Sampler:
@@ -29,10 +31,9 @@ class Sampler:
     A sample is addressed by its seed: its noise does not depend on the batch it is in, the device or the backend. A
     network's own bits may depend on the batch size it is run at; for bit-identical samples run it at the same one.
 
+    Timesteps, rows and tables are made together and cannot be set one by one: a table is always that of its rows.
+
     Attributes:
-        timesteps: [S] on the device, descending: what the model is called with, one entry for each call.
-        coefficients: [S, 16] on the device, one row for each call.
-        tables: the mixture bound to the rows, or None.
         guided: whether the model gives a guidance pair.
         learned_variance: whether the model gives twice the channels, of which the second half is dropped.
         thresholding: how the predicted data is thresholded dynamically, or None.
@@ -56,26 +57,92 @@ class Sampler:
         dtype: torch.dtype = torch.float32,
         backend: str | None = None,
     ) -> None:
-        check_flag("learned_variance", learned_variance)
-        self.timesteps = timesteps.to(device)
-        self.coefficients, self.tables = bound(mixture, coefficients.to(device))
+        learned_variance = check_flag("learned_variance", learned_variance)
+        self._bind(timesteps.to(device), coefficients.to(device), mixture)
         self.guided = guided
         self.learned_variance = learned_variance
         self.thresholding = thresholding
         self.dtype = dtype
         self.backend = backend
 
-    def starting_at(self: AnySampler, first_step: int) -> tuple[AnySampler, int]:
+    @property
+    def timesteps(self) -> Tensor:
+        """[S] on the device, descending: what the model is called with, one entry for each call."""
+        return self._timesteps
+
+    @property
+    def coefficients(self) -> Tensor:
+        """[S, 16] on the device, one row for each call, with the scale that the mixture gives them."""
+        return self._coefficients
+
+    @property
+    def tables(self) -> MixtureTables | None:
+        """The mixture bound to the rows, or None."""
+        return self._tables
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The mixture itself, or None."""
+        return self._mixture
+
+    def _bind(self, timesteps: Tensor, coefficients: Tensor, mixture: Mixture | None) -> None:
+        """Set what belongs together, on the device: nothing else sets any of it."""
+        self._timesteps, self._mixture = timesteps, mixture
+        self._coefficients, self._tables = bound(mixture, coefficients)
+
+    def _bound_to(self, timesteps: Tensor, coefficients: Tensor, mixture: Mixture | None) -> Self:
+        """Return a copy with other timesteps, rows and mixture."""
+        changed = copy.copy(self)
+        device = self.coefficients.device
+        changed._bind(timesteps.to(device), coefficients.to(device), mixture)
+        return changed
+
+    def starting_at(self, first_step: int) -> tuple[Self, int]:
         """Return the sampler of a run that skips the steps before `first_step`, and the index of its first call.
 
         A one-step method is its own; a multistep one has to begin again with low orders there.
 
         Raises:
-            TypeError: `first_step` is not an int.
+            TypeError: `first_step` is not an integer.
             ValueError: it is out of range.
         """
-        check_integer("first_step", first_step, 0, self.coefficients.shape[0] - 1)
-        return self, first_step
+        return self, check_integer("first_step", first_step, 0, self.coefficients.shape[0] - 1)
+
+    def add_noise(self, sample: Tensor, first_step: int, seeds: Tensor) -> Tensor:
+        """Return clean samples with the noise of the place where step `first_step` starts: image to image.
+
+            x_t = signal x0 + noise z
+
+        with z the noise that a whole run of these seeds starts with. It is the `initial` of `sample` with the same
+        `first_step` and seeds. One launch draws z, one adds it.
+
+        Args:
+            sample: [N, ...], the clean samples x0, of the sampler's dtype and on its device.
+            first_step: the step that is to start from the result, 0 to S - 1.
+            seeds: int64 [N], on any device; copied to the sampler's.
+
+        Returns:
+            [N, ...], like `sample`.
+
+        Raises:
+            TypeError: an argument has the wrong type.
+            ValueError: an argument is out of range or does not fit.
+        """
+        sampler, index = self.starting_at(first_step)
+        self._check_initial("sample", sample, None)
+        device = self.coefficients.device
+        seeds = check_batch_of_seeds(check_seeds(seeds).to(device), sample.shape[0], device)
+        given = sampler.coefficients[index].double()
+        # The inverse of (x0, eps) as the row predicts them from x and o: x = signal x0 + noise eps.
+        of_x0, of_eps = given[Column.EPS_OUTPUT], -given[Column.X0_OUTPUT]
+        scale = given[Column.X0_SAMPLE] * of_x0 + of_eps * given[Column.EPS_SAMPLE]
+        row = given.new_zeros(1, len(Column))
+        row[0, Column.SAMPLE], row[0, Column.OUTPUT] = of_x0 / scale, of_eps / scale
+        noise = standard_normal(seeds, sample.shape[1:], dtype=row_dtype(self.dtype), backend=self.backend)
+        made = gmm_step(
+            sample, noise, row.to(self.coefficients.dtype), row=0, seeds=seeds, backend=self.backend
+        )
+        return made.prev_sample
 
     def sample(
         self,
@@ -83,6 +150,7 @@ class Sampler:
         seeds: Tensor,
         shape: Sequence[int],
         *,
+        conditioning: Sequence[Tensor] = (),
         initial: Tensor | None = None,
         first_step: int = 0,
         batch_size: int | None = None,
@@ -93,15 +161,21 @@ class Sampler:
         """Draw one sample for each seed.
 
         Args:
-            model: called as `model(sample, timestep)` with the samples [B, ...] and an entry [] of `timesteps`; returns
-                the prediction [B, ...]. With `guidance_scale` it returns a pair (unconditional, conditional), or both
-                in one tensor [2 B, ...]; with `learned_variance` each has twice the channels.
+            model: called as `model(sample, timestep, *conditioning)` with the samples [B, ...], an entry of
+                `timesteps` for each, [B], and their entries of `conditioning`, as `Trainer` calls it; returns the
+                prediction [B, ...]. With `guidance_scale` it returns a pair (unconditional, conditional), or both in
+                one tensor [2 B, ...]; with `learned_variance` each has twice the channels.
             seeds: int64 [N], on any device; copied to the sampler's.
             shape: shape of one sample.
-            initial: [N, *shape] of the sampler's dtype, where to start; None: standard normal noise from the seeds.
+            conditioning: tensors [N, ...] with what each sample is conditioned on (class labels, embeddings of a
+                prompt), on the device where the model wants them.
+            initial: [N, *shape] of the sampler's dtype, where to start: samples with the noise of step `first_step`,
+                which `add_noise` gives clean ones; None: standard normal noise from the seeds.
             first_step: index of the first step to do; later than 0 needs `initial` (image to image). The noise of a
                 step is that of its index in the whole schedule.
-            batch_size: how many samples are carried together; None: all.
+            batch_size: how many samples the model is called with, at every call: the last ones are filled up with
+                copies of the last sample, which are dropped, so that a network's bits do not depend on how many seeds
+                there are. None: all at once.
             progress: show a progress bar.
             callback: called after every step of every batch with a `StepState`.
             return_trajectory: also return the samples after, and the data predicted in, every step.
@@ -115,22 +189,26 @@ class Sampler:
         """
         seeds = check_seeds(seeds).to(self.coefficients.device)
         sampler, first = self.starting_at(first_step)
-        self._check_shape(shape)
-        self._check_initial(initial, (seeds.shape[0], *shape), first_step)
-        size = max(seeds.shape[0], 1) if batch_size is None else check_integer("batch_size", batch_size, 1)
+        shape = self._check_shape(shape)
+        conditioning = check_conditioning(conditioning, seeds.shape[0])
+        if initial is not None:
+            self._check_initial("initial", initial, (seeds.shape[0], *shape))
+        elif first_step:
+            raise ValueError(f"initial: needed to start at step {first_step}, got None")
+        progress = check_flag("progress", progress)
+        size = seeds.shape[0] if batch_size is None else check_integer("batch_size", batch_size, 1)
 
         finished = []
-        batches = list(seeds.split(size))
-        calls = sampler.coefficients.shape[0] - first
-        with tqdm(total=len(batches) * calls, disable=not progress, unit="step") as bar:
-            for number, batch in enumerate(batches):
-                if initial is None:
+        chunks = list(_chunks(seeds, initial, conditioning, size))
+        total = len(chunks) * (sampler.coefficients.shape[0] - first)
+        with tqdm(total=total, unit="step") if progress else nullcontext() as bar:
+            for chunk in chunks:
+                start = chunk.initial
+                if start is None:
                     start = standard_normal(
-                        batch, shape, stream=Stream.INITIAL, dtype=self.dtype, backend=self.backend
+                        chunk.seeds, shape, stream=Stream.INITIAL, dtype=self.dtype, backend=self.backend
                     )
-                else:
-                    start = initial[number * size : number * size + batch.shape[0]]
-                finished.append(sampler._run(model, batch, start, first, bar, callback, return_trajectory))
+                finished.append(sampler._run(model, chunk, start, first, bar, callback, return_trajectory))
         sample = torch.cat([result.sample for result in finished])
         if not return_trajectory:
             return SampleResult(sample, None, None)
@@ -228,29 +306,31 @@ class Sampler:
     def _run(
         self,
         model: Model,
-        seeds: Tensor,
+        chunk: _Chunk,
         sample: Tensor,
         first: int,
-        bar: tqdm[None],
+        bar: tqdm[None] | None,
         callback: Callable[[StepState], None] | None,
         keep: bool,
     ) -> SampleResult:
-        trajectory, predicted = [sample], []
+        wanted, seeds = chunk.wanted, chunk.seeds
+        trajectory, predicted = [sample[:wanted]], []
         history: tuple[Tensor, ...] = ()
         watched = keep or callback is not None
         for index in range(first, self.coefficients.shape[0]):
             timestep = self.timesteps[index]
-            output = model(sample, timestep)
+            output = model(sample, timestep.expand(sample.shape[0]), *chunk.conditioning)
             sample, x0, history = self.step(output, index, sample, seeds, history=history, return_x0=watched)
-            bar.update()
+            if bar is not None:
+                bar.update()
             if x0 is not None:
                 if callback is not None:
-                    callback(StepState(index, timestep.item(), seeds, sample, x0))
-                trajectory.append(sample)
-                predicted.append(x0)
+                    callback(StepState(index, timestep.item(), seeds[:wanted], sample[:wanted], x0[:wanted]))
+                trajectory.append(sample[:wanted])
+                predicted.append(x0[:wanted])
         if not keep:
-            return SampleResult(sample, None, None)
-        return SampleResult(sample, torch.stack(trajectory), torch.stack(predicted))
+            return SampleResult(sample[:wanted], None, None)
+        return SampleResult(sample[:wanted], torch.stack(trajectory), torch.stack(predicted))
 
     def _split(
         self, model_output: Tensor | tuple[Tensor, Tensor], sample: Tensor
@@ -283,30 +363,90 @@ class Sampler:
             )
         return output[:, : sample.shape[1]]
 
-    def _check_shape(self, shape: Sequence[int]) -> None:
+    def _check_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a sample, as Python's integers."""
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
-        if self.tables is not None and math.prod(shape) != self.tables.offsets.shape[2]:
+        sizes = tuple(check_integer(f"shape[{place}]", size, 0) for place, size in enumerate(shape))
+        if self.tables is not None and math.prod(sizes) != self.tables.offsets.shape[2]:
             raise ValueError(
                 f"mixture: made for D = {self.tables.offsets.shape[2]} elements, but a sample of shape "
-                f"{tuple(shape)} has D = {math.prod(shape)}"
+                f"{sizes} has D = {math.prod(sizes)}"
             )
+        return sizes
 
-    def _check_initial(self, initial: Tensor | None, shape: tuple[int, ...], first_step: int) -> None:
-        if initial is None:
-            if first_step > 0:
-                raise ValueError(f"initial: needed to start at step {first_step}, got None")
-            return
+    def _check_initial(self, name: str, initial: Tensor, shape: tuple[int, ...] | None) -> None:
+        """Check samples that come from outside; `shape` None: whatever theirs is."""
         if not isinstance(initial, Tensor):
-            raise TypeError(f"initial: expected a torch.Tensor, got {type(initial).__name__}")
+            raise TypeError(f"{name}: expected a torch.Tensor, got {type(initial).__name__}")
         if initial.dtype != self.dtype:
-            raise TypeError(f"initial: expected {self.dtype}, got {initial.dtype}")
-        if tuple(initial.shape) != shape:
-            raise ValueError(f"initial: expected shape {shape}, got {tuple(initial.shape)}")
+            raise TypeError(f"{name}: expected {self.dtype}, got {initial.dtype}")
+        if shape is not None and tuple(initial.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {tuple(initial.shape)}")
         if initial.device != self.coefficients.device:
             raise ValueError(
-                f"initial: expected a tensor on {self.coefficients.device}, got one on {initial.device}"
+                f"{name}: expected a tensor on {self.coefficients.device}, got one on {initial.device}"
             )
+
+
+class _Chunk(NamedTuple):
+    """Samples that the model is called with together.
+
+    Attributes:
+        wanted: how many there are; those behind are copies of the last one.
+        seeds: int64 [B].
+        initial: [B, ...], or None.
+        conditioning: [B, ...] each.
+    """
+
+    wanted: int
+    seeds: Tensor
+    initial: Tensor | None
+    conditioning: tuple[Tensor, ...]
+
+
+def _chunks(
+    seeds: Tensor, initial: Tensor | None, conditioning: Sequence[Tensor], size: int
+) -> Iterator[_Chunk]:
+    """Give the samples in chunks of `size`, the last one filled up; one without samples where there are none."""
+    total = seeds.shape[0]
+    for start in range(0, max(total, 1), max(size, 1)):
+        wanted = min(size, total - start)
+        yield _Chunk(
+            wanted,
+            _filled(seeds[start : start + wanted], size),
+            None if initial is None else _filled(initial[start : start + wanted], size),
+            tuple(_filled(entries[start : start + wanted], size) for entries in conditioning),
+        )
+
+
+def _filled(entries: Tensor, size: int) -> Tensor:
+    """Return entries with copies of the last one behind them, `size` in all; none where there are none."""
+    count = entries.shape[0]
+    if count in (0, size):
+        return entries
+    return torch.cat([entries, entries[-1:].expand(size - count, *entries.shape[1:])])
+
+
+def check_conditioning(conditioning: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
+    """Return what samples are conditioned on as a tuple.
+
+    Raises:
+        TypeError: it is no sequence of tensors.
+        ValueError: a tensor has not one entry for each of `count` samples.
+    """
+    if isinstance(conditioning, Tensor) or not isinstance(conditioning, Sequence):
+        got = "one tensor" if isinstance(conditioning, Tensor) else type(conditioning).__name__
+        raise TypeError(f"conditioning: expected a sequence of tensors, got {got}")
+    for place, entries in enumerate(conditioning):
+        if not isinstance(entries, Tensor):
+            raise TypeError(f"conditioning[{place}]: expected a torch.Tensor, got {type(entries).__name__}")
+        if entries.dim() < 1 or entries.shape[0] != count:
+            raise ValueError(
+                f"conditioning[{place}]: expected shape [{count}, ...], one entry for each sample, "
+                f"got {list(entries.shape)}"
+            )
+    return tuple(conditioning)
 
 
 def bound(mixture: Mixture | None, coefficients: Tensor) -> tuple[Tensor, MixtureTables | None]:

@@ -37,11 +37,6 @@ class DDIMSampler(Sampler):
         dtype: dtype of the samples: float32, bfloat16, float16 or float64.
         backend: a backend's name; None chooses by device.
 
-    Attributes:
-        timesteps: int64 [S] on the device, descending.
-        coefficients: [S, 16] on the device, one row a step.
-        tables: the mixture bound to the rows, or None.
-
     Raises:
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range, unknown, or the mixture was made for another number of steps.
@@ -114,9 +109,6 @@ class DDIMSampler(Sampler):
             raise ValueError(f"sigma: expected shape [{steps}], got {list(sigma.shape)}")
         if not bool(((sigma >= 0) & sigma.isfinite()).all()):
             raise ValueError(f"sigma: expected finite numbers >= 0, got {sigma.tolist()}")
-        changed = object.__new__(DDIMSampler)
-        changed.__dict__.update(self.__dict__)
-        changed.coefficients = self.coefficients.clone()
-        changed.coefficients[:, Column.SIGMA] = sigma.to(self.coefficients)
-        changed.tables = None
-        return changed
+        rows = self.coefficients.clone()
+        rows[:, Column.SIGMA] = sigma.to(rows)
+        return self._bound_to(self.timesteps, rows, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from gmmkernel.samplers.base import row_dtype
@@ -55,20 +57,18 @@ class DEISSampler(MultistepSampler):
     ) -> None:
         columns = row_dtype(dtype)
         visited = timesteps_of(schedule, num_inference_steps, spacing=spacing, steps_offset=steps_offset)
-
-        def rows(first_step: int) -> torch.Tensor:
-            return deis_coefficients(
-                schedule,
-                visited,
-                solver_order=solver_order,
-                interpolation=interpolation,
-                lower_order_final=lower_order_final,
-                first_step=first_step,
-                prediction_type=prediction_type,
-                set_alpha_to_one=set_alpha_to_one,
-                guidance_scale=1.0 if guidance_scale is None else guidance_scale,
-                dtype=columns,
-            )
+        rows = partial(
+            deis_coefficients,
+            schedule,
+            visited,
+            solver_order=solver_order,
+            interpolation=interpolation,
+            lower_order_final=lower_order_final,
+            prediction_type=prediction_type,
+            set_alpha_to_one=set_alpha_to_one,
+            guidance_scale=1.0 if guidance_scale is None else guidance_scale,
+            dtype=columns,
+        )
 
         super().__init__(
             visited,

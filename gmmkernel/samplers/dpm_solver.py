@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from gmmkernel.mixtures import Mixture
@@ -67,21 +69,19 @@ class DPMSolverSampler(MultistepSampler):
     ) -> None:
         columns = row_dtype(dtype)
         visited = timesteps_of(schedule, num_inference_steps, spacing=spacing, steps_offset=steps_offset)
-
-        def rows(first_step: int) -> torch.Tensor:
-            return dpm_solver_coefficients(
-                schedule,
-                visited,
-                algorithm_type=algorithm_type,
-                solver_order=solver_order,
-                lower_order_final=lower_order_final,
-                first_step=first_step,
-                prediction_type=prediction_type,
-                clip_sample_range=clip_sample_range,
-                set_alpha_to_one=set_alpha_to_one,
-                guidance_scale=1.0 if guidance_scale is None else guidance_scale,
-                dtype=columns,
-            )
+        rows = partial(
+            dpm_solver_coefficients,
+            schedule,
+            visited,
+            algorithm_type=algorithm_type,
+            solver_order=solver_order,
+            lower_order_final=lower_order_final,
+            prediction_type=prediction_type,
+            clip_sample_range=clip_sample_range,
+            set_alpha_to_one=set_alpha_to_one,
+            guidance_scale=1.0 if guidance_scale is None else guidance_scale,
+            dtype=columns,
+        )
 
         if mixture is not None and algorithm_type == "dpmsolver++":
             raise ValueError(

@@ -13,6 +13,8 @@ from gmmkernel.schedules import flow_coefficients, flow_times
 class FlowSampler(Sampler):
     """Sample a rectified flow (Liu et al. 2022, arXiv 2209.03003); `flow_coefficients` has the equations.
 
+    The model is called with t times `num_train_timesteps`, float32 (float64 beside float64 samples).
+
     Args:
         num_inference_steps: number of steps S.
         shift: spends more of the steps near the noise where it is above 1.
@@ -25,9 +27,6 @@ class FlowSampler(Sampler):
         device: where the samples are.
         dtype: dtype of the samples: float32, bfloat16, float16 or float64.
         backend: a backend's name; None chooses by device.
-
-    Attributes:
-        timesteps: float32 [S] on the device (float64 beside float64 samples), t times `num_train_timesteps`.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -50,7 +49,7 @@ class FlowSampler(Sampler):
         backend: str | None = None,
     ) -> None:
         columns = row_dtype(dtype)
-        check_integer("num_train_timesteps", num_train_timesteps, 1)
+        num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
         times = flow_times(num_inference_steps, shift=shift)
         rows = flow_coefficients(
             times,

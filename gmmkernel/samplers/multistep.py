@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from gmmkernel.ops.step import PredictionName
-from gmmkernel.samplers.base import AnySampler, Sampler
+from gmmkernel.samplers.base import Sampler
 
 
 class MultistepSampler(Sampler):
@@ -22,25 +21,26 @@ class MultistepSampler(Sampler):
     def __init__(
         self,
         timesteps: Tensor,
-        rows: Callable[[int], Tensor],
+        rows: Callable[..., Tensor],
         *,
         stored_prediction: PredictionName,
         depth: int,
         **options: Any,
     ) -> None:
-        """Make one whose rows are `rows(first_step)`; the other options are those of `Sampler`."""
-        super().__init__(timesteps, rows(0), **options)
+        """Make one whose rows are `rows(first_step=...)`; the other options are those of `Sampler`."""
+        super().__init__(timesteps, rows(first_step=0), **options)
         self.stored_prediction = stored_prediction if depth else None
-        self.depth = depth
+        self.depth = int(depth)
         self._rows = rows
         self._first = 0
 
-    def starting_at(self: AnySampler, first_step: int) -> tuple[AnySampler, int]:
+    def starting_at(self, first_step: int) -> tuple[Self, int]:
         """Return the sampler of a run that begins, with order 1, at `first_step`; and `first_step`."""
-        super().starting_at(first_step)
-        changed: Any = copy.copy(self)
+        _, first_step = super().starting_at(first_step)
+        if first_step == self._first:
+            return self, first_step
+        changed = self._bound_to(self.timesteps, self._rows(first_step=first_step), self.mixture)
         changed._first = first_step
-        changed.coefficients = changed._rows(first_step).to(self.coefficients.device)
         return changed, first_step
 
     def _read(self, index: int, history: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

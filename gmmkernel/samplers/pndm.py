@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from gmmkernel._checks import check_integer
 from gmmkernel.ops.step import PredictionName
-from gmmkernel.samplers.base import AnySampler, Sampler, row_dtype
+from gmmkernel.samplers.base import Sampler, row_dtype
 from gmmkernel.samplers.multistep import check_length
 from gmmkernel.schedules import NoiseSchedule, pndm_coefficients, timesteps_of
 from gmmkernel.schedules.pndm import RUNGE_KUTTA_STEPS
@@ -66,37 +66,34 @@ class PNDMSampler(Sampler):
         columns = row_dtype(dtype)
         visited = timesteps_of(schedule, num_inference_steps, spacing=spacing, steps_offset=steps_offset)
 
-        def evaluations(first_step: int) -> tuple[Tensor, Tensor]:
-            return pndm_coefficients(
-                schedule,
-                visited[first_step:],
-                skip_prk_steps=skip_prk_steps,
-                prediction_type=prediction_type,
-                set_alpha_to_one=set_alpha_to_one,
-                guidance_scale=1.0 if guidance_scale is None else guidance_scale,
-                dtype=columns,
-            )
-
+        evaluations = partial(
+            pndm_coefficients,
+            schedule,
+            skip_prk_steps=skip_prk_steps,
+            prediction_type=prediction_type,
+            set_alpha_to_one=set_alpha_to_one,
+            guidance_scale=1.0 if guidance_scale is None else guidance_scale,
+            dtype=columns,
+        )
         super().__init__(
-            *evaluations(0),
+            *evaluations(visited),
             guided=guidance_scale is not None,
             learned_variance=learned_variance,
             device=device,
             dtype=dtype,
             backend=backend,
         )
-        self._evaluations = evaluations
-        self._steps = num_inference_steps
+        self._evaluations, self._visited = evaluations, visited
         self._runge_kutta_calls = 0 if skip_prk_steps else _CALLS * RUNGE_KUTTA_STEPS
 
-    def starting_at(self: AnySampler, first_step: int) -> tuple[AnySampler, int]:
+    def starting_at(self, first_step: int) -> tuple[Self, int]:
         """Return the sampler of a run over the steps from `first_step` on, with calls of its own; and 0."""
-        changed: Any = copy.copy(self)
-        check_integer("first_step", first_step, 0, changed._steps - 1)
-        timesteps, rows = changed._evaluations(first_step)
-        device = self.coefficients.device
-        changed.timesteps, changed.coefficients = timesteps.to(device), rows.to(device)
-        changed._steps -= first_step
+        first_step = check_integer("first_step", first_step, 0, len(self._visited) - 1)
+        if first_step == 0:
+            return self, 0
+        visited = self._visited[first_step:]
+        changed = self._bound_to(*self._evaluations(visited), self.mixture)
+        changed._visited = visited
         return changed, 0
 
     def _read(self, index: int, history: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

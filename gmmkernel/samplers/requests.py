@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -88,23 +89,23 @@ def stack_samplers(samplers: Sequence[Sampler]) -> StackedSamplers:
         [*(sampler.coefficients for sampler in samplers), _idle(samplers[0].coefficients)]
     )
     n_steps = tuple(sampler.coefficients.shape[0] for sampler in samplers)
-    ends = torch.tensor(n_steps).cumsum(0).tolist()
+    ends = list(accumulate(n_steps))
     first_rows = tuple(end - steps for end, steps in zip(ends, n_steps, strict=True))
     rows = ends[-1] + 1
-    next_rows = torch.arange(1, rows + 1)
+    device = coefficients.device
+    next_rows = torch.arange(1, rows + 1, device=device)
     next_rows[[*(end - 1 for end in ends), rows - 1]] = rows - 1
-    steps = torch.cat([torch.arange(count) for count in (*n_steps, 1)])
+    steps = torch.cat([torch.arange(count, device=device) for count in (*n_steps, 1)])
     for sampler, first, end in zip(samplers, first_rows, ends, strict=True):
         if sampler.tables is None:
             coefficients[first:end, Column.OFFSET] = 0
         if not sampler.guided and any(other.guided for other in samplers):
             coefficients[first:end, Column.GUIDANCE] = -0.0
-    device = coefficients.device
     timesteps = [sampler.timesteps for sampler in samplers]
     return StackedSamplers(
         timesteps=torch.cat([*timesteps, timesteps[0].new_zeros(1)]),
-        steps=steps.to(device),
-        next_rows=next_rows.to(device),
+        steps=steps,
+        next_rows=next_rows,
         coefficients=coefficients,
         tables=_tables([sampler.tables for sampler in samplers], (*n_steps, 1), coefficients),
         first_rows=first_rows,

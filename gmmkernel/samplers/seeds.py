@@ -26,5 +26,5 @@ def seeds_from_generator(generator: torch.Generator, count: int) -> Tensor:
         raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
     if generator.device.type != "cpu":
         raise ValueError(f"generator: expected one on the CPU, got one on {generator.device}")
-    check_integer("count", count, 0)
-    return torch.randint(0, INT64_MAX, (count,), generator=generator, dtype=torch.int64)
+    count = check_integer("count", count, 0)
+    return torch.randint(0, INT64_MAX, (count,), generator=generator, dtype=torch.int64, device="cpu")

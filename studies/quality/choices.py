@@ -139,7 +139,8 @@ class Losses:
             noisy = (alpha.sqrt() * data + (1 - alpha).sqrt() * noise).float()
             chunks = [
                 self._task.predict(
-                    chunk.to(self._task.device), torch.tensor(timestep, device=self._task.device)
+                    chunk.to(self._task.device),
+                    torch.full((len(chunk),), timestep, device=self._task.device),
                 )
                 for chunk in noisy.split(self._task.chunk)
             ]

@@ -125,8 +125,8 @@ class ClosedForm(Task):
         return found
 
     def predict(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Return the noise that the best denoiser predicts."""
-        alpha = float(self._alphas[timestep])
+        """Return the noise that the best denoiser predicts, at a timestep that is the same for all samples."""
+        (alpha,) = self._alphas[timestep].unique().tolist()
         exact = sample.double()
         noise = (exact - math.sqrt(alpha) * self.denoise(exact, alpha)) / math.sqrt(1 - alpha)
         return noise.to(sample.dtype)

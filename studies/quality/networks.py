@@ -85,7 +85,7 @@ class PatchesUNet(SmallUNet):
         super().__init__(channels=4, classes=0)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Predict the noise in `sample` [B, 1, 16, 16] at `timestep`, [] or [B]."""
+        """Predict the noise in `sample` [B, 1, 16, 16] at `timestep` [B]."""
         labels = torch.zeros(sample.shape[0], dtype=torch.int64, device=sample.device)
         return F.pixel_shuffle(self.predict(F.pixel_unshuffle(sample, 2), timestep, labels), 2)
 

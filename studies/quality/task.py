@@ -35,7 +35,7 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        """Predict the noise in `sample` [B, *shape] at `timestep` []."""
+        """Predict the noise in `sample` [B, *shape] at `timestep` [B]."""
 
     @abstractmethod
     def held_out(self, count: int, seed: int) -> Tensor:

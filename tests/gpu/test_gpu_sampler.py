@@ -29,7 +29,7 @@ SHAPE = (3, 5, 7)
 
 def elementwise(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """One product and one sum for each element, each rounded to the type: the same on every device."""
-    return x * 0.75 + timestep.to(x.dtype) / 4096
+    return x * 0.75 + timestep.to(x.dtype).view(-1, 1, 1, 1) / 4096
 
 
 def pair(x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

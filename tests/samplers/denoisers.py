@@ -17,9 +17,14 @@ SHAPE = (3, 5)
 ELEMENTS = 15
 
 
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """One number for each sample, in a shape that goes with the samples."""
+    return values.view(-1, *[1] * (x.dim() - 1))
+
+
 def elementwise(x: Tensor, timestep: Tensor) -> Tensor:
     """One product and one sum for each element: no bit of a sample depends on the rest of its batch."""
-    return x * 0.75 + timestep.to(x.dtype) / 4096
+    return x * 0.75 + per_sample(timestep, x).to(x.dtype) / 4096
 
 
 def elementwise_pair(x: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +35,7 @@ def mixing(x: Tensor, timestep: Tensor) -> Tensor:
     """A bounded function of all elements of a sample and of the timestep."""
     wave = torch.linspace(-1, 1, x[0].numel(), dtype=torch.float64).view(x.shape[1:]).to(x)
     turned = x.flatten(1).roll(1, dims=1).view(x.shape)
-    return torch.tanh(x - 0.5 * turned + wave * (timestep.to(x.dtype) / 1000))
+    return torch.tanh(x - 0.5 * turned + wave * (per_sample(timestep, x).to(x.dtype) / 1000))
 
 
 def thresholds_of(weights: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -58,7 +63,7 @@ def by_hand(
     x = standard_normal(seeds, shape, stream=Stream.INITIAL, dtype=dtype, backend="reference")
     states = [x]
     for index, timestep in enumerate(sampler.timesteps):
-        output = model(x, timestep)
+        output = model(x, timestep.expand(len(x)))
         uncond, output = output if isinstance(output, tuple) else (None, output)
 
         def wide(tensor: Tensor, b: int) -> np.ndarray[Any, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from denoisers import per_sample
 from torch import Tensor
 
 from gmmkernel import (
@@ -47,8 +48,8 @@ def spread(schedule: NoiseSchedule, timestep: int) -> float:
 
 def denoiser(schedule: NoiseSchedule) -> Callable[[Tensor, Tensor], Tensor]:
     def predict(x: Tensor, timestep: Tensor) -> Tensor:
-        a = float(schedule.alphas_cumprod[timestep])
-        return x * (math.sqrt(1 - a) / (a * VARIANCE + 1 - a))
+        a = per_sample(schedule.alphas_cumprod[timestep], x)
+        return x * ((1 - a).sqrt() / (a * VARIANCE + 1 - a))
 
     return predict
 
@@ -118,7 +119,7 @@ def test_deis_has_its_order_once_its_history_is_there(
 
 def test_euler_of_a_flow_has_order_one() -> None:
     def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-        t = float(timestep) / 1000
+        t = per_sample(timestep, x) / 1000
         return x * ((t - (1 - t) * VARIANCE) / ((1 - t) ** 2 * VARIANCE + t * t))
 
     start = standard_normal(SEEDS, (1,), dtype=torch.float64)
@@ -135,7 +136,7 @@ def test_a_stochastic_flow_keeps_the_marginal(eta: float) -> None:
     data, count = 0.7, 20_000
 
     def velocity(x: Tensor, timestep: Tensor) -> Tensor:
-        return (x - data) / (timestep / 1000)
+        return (x - data) / (per_sample(timestep, x) / 1000)
 
     sampler = FlowSampler(5, eta=eta, dtype=torch.float64)
     result = sampler.sample(velocity, torch.arange(count), (1,), progress=False, return_trajectory=True)

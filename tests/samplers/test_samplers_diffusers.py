@@ -118,7 +118,7 @@ def test_ddim_in_float64(name: str, prediction_type: str, spacing: str, offset: 
 
 
 @pytest.mark.parametrize(
-    ("steps", "spacing"), [(7, "leading"), (30, "trailing"), (63, "linspace"), (1, "leading")]
+    ("steps", "spacing"), [(7, "leading"), (30, "trailing"), (63, "linspace"), (1, "trailing")]
 )
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_ddim_with_other_numbers_of_steps(steps: int, spacing: str, eta: float) -> None:

@@ -11,6 +11,7 @@ import math
 
 import pytest
 import torch
+from denoisers import per_sample
 from torch import Tensor
 
 from gmmkernel import DDIMSampler, NoiseSchedule, gaussian_mixture, noise_schedule, standard_normal
@@ -36,8 +37,8 @@ class ExactDenoiser:
         self.variance = variance
 
     def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        a = float(self.alphas[timestep])
-        return x * (math.sqrt(1 - a) / (a * self.variance + 1 - a))
+        a = per_sample(self.alphas[timestep], x)
+        return x * ((1 - a).sqrt() / (a * self.variance + 1 - a)).to(x.dtype)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 64, 512])

@@ -92,7 +92,7 @@ def test_clipping_holds_what_is_predicted(prediction_type: str) -> None:
     assert float(clipped.x0.abs().max()) == 0.5
 
 
-def test_the_model_gets_samples_and_a_timestep() -> None:
+def test_the_model_gets_samples_and_their_timesteps() -> None:
     calls: list[tuple[tuple[int, ...], Tensor]] = []
 
     def model(x: Tensor, timestep: Tensor) -> Tensor:
@@ -100,9 +100,11 @@ def test_the_model_gets_samples_and_a_timestep() -> None:
         return elementwise(x, timestep)
 
     make().sample(model, SEEDS, SHAPE, batch_size=3, progress=False)
-    assert [shape for shape, _ in calls] == [(3, *SHAPE)] * STEPS + [(2, *SHAPE)] * STEPS
-    assert [int(timestep) for _, timestep in calls] == [750, 500, 250, 0] * 2
-    assert all(timestep.dtype == torch.int64 and timestep.shape == () for _, timestep in calls)
+    assert [shape for shape, _ in calls] == [
+        (3, *SHAPE)
+    ] * 2 * STEPS  # five seeds: the last chunk is filled up
+    assert [timestep.tolist() for _, timestep in calls] == [[t] * 3 for t in (750, 500, 250, 0)] * 2
+    assert all(timestep.dtype == torch.int64 for _, timestep in calls)
 
 
 def test_no_gradient_is_kept_and_the_setting_comes_back() -> None:
@@ -271,7 +273,7 @@ START = torch.zeros(5, *SHAPE)
         ({"seeds": SEEDS[None]}, ValueError, "seeds: expected shape [B], got (1, 5)"),
         ({"seeds": [0, 1]}, TypeError, "seeds: expected a torch.Tensor, got list"),
         ({"shape": 15}, TypeError, "shape: expected a sequence of integers, got 15"),
-        ({"shape": (3, -5)}, ValueError, "shape: expected sizes of at least 0, got (3, -5)"),
+        ({"shape": (3, -5)}, ValueError, "shape[1]: expected an integer >= 0, got -5"),
         ({"model": elementwise_pair}, TypeError, "model_output: expected one tensor, got a tuple of 2"),
         ({"model": lambda x, t: x[:, :1]}, ValueError, "model_output: expected the sample's shape (5, 3, 5), got"),
         ({"model": lambda x, t: x.double()}, TypeError, "beside a torch.float32 sample, got torch.float64"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from denoisers import ELEMENTS, SHAPE, by_hand, elementwise, elementwise_pair
+from denoisers import ELEMENTS, SHAPE, by_hand, elementwise, elementwise_pair, per_sample
 from helpers import DTYPES, assert_same_bits
 from torch import Tensor
 
@@ -170,7 +170,7 @@ def test_the_prediction_type_is_only_a_form(name: str, prediction_type: str) -> 
     """A model that says the same in other words gives the same samples, for every solver that mixes evaluations."""
 
     def other_words(x: Tensor, timestep: Tensor) -> Tensor:
-        a = SCHEDULE.alphas_cumprod[timestep]
+        a = per_sample(SCHEDULE.alphas_cumprod[timestep], x)
         eps = elementwise(x, timestep)
         x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
         return x0 if prediction_type == "sample" else a.sqrt() * eps - (1 - a).sqrt() * x0

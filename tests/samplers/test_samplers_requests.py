@@ -126,7 +126,7 @@ def test_rows_lead_to_the_next_and_then_to_the_idle_one() -> None:
     assert stack.idle_row == 6
     assert stack.steps.tolist() == [0, 1, 2, 0, 0, 1, 0]
     assert stack.next_rows.tolist() == [1, 2, 6, 6, 5, 6, 6]
-    assert stack.timesteps.tolist() == [666, 333, 0, 0, 500, 0, 0]
+    assert stack.timesteps.tolist() == [666, 333, 0, 999, 500, 0, 0]
     assert stack.timesteps.dtype == stack.steps.dtype == stack.next_rows.dtype == torch.int64
 
 

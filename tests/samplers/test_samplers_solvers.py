@@ -18,6 +18,7 @@ from diffusers import (
 from torch import Tensor
 
 from gmmkernel import (
+    DDIMSampler,
     DEISSampler,
     DPMSolverSampler,
     FlowSampler,
@@ -107,6 +108,13 @@ def test_pndm(name: str, skip_prk_steps: bool, steps: int, to_one: bool) -> None
     scheduler = PNDMScheduler(beta_schedule=name, skip_prk_steps=skip_prk_steps, set_alpha_to_one=to_one)
     scheduler.alphas_cumprod = schedule.alphas_cumprod
     scheduler.final_alpha_cumprod = torch.ones(()).double() if to_one else schedule.alphas_cumprod[0]
+    if steps == 1:  # theirs is at timestep 0; the formula for one step is DDIM's
+        ddim = DDIMSampler(schedule, 1, set_alpha_to_one=to_one, dtype=torch.float64)
+        ours = PNDMSampler(schedule, 1, skip_prk_steps=True, set_alpha_to_one=to_one, dtype=torch.float64)
+        torch.testing.assert_close(
+            *(s.sample(mixing, SEEDS, SHAPE, progress=False).sample for s in (ours, ddim))
+        )
+        return
     scheduler.set_timesteps(steps)
     sampler = PNDMSampler(
         schedule, steps, skip_prk_steps=skip_prk_steps, set_alpha_to_one=to_one, dtype=torch.float64

@@ -129,14 +129,14 @@ def test_patches_are_of_different_parts_and_the_model_takes_them(tmp_path: Path)
     assert float(torch.cdist(chosen, trained.flatten(1)).min()) > 0
     unet = PatchesUNet()
     torch.nn.init.normal_(unet.conv_out.weight)
-    at_once = unet(held_out[:4], torch.tensor(7))
+    at_once = unet(held_out[:4], torch.tensor([7] * 4))
     assert at_once.shape == (4, 1, PATCH, PATCH)
     moved = held_out[:4].roll(2, dims=3)
-    assert not torch.equal(unet(moved, torch.tensor(7)), at_once)
+    assert not torch.equal(unet(moved, torch.tensor([7] * 4)), at_once)
     task = Patches(tmp_path, 2, float("inf"), "cpu")
     assert torch.equal(
-        task.predict(held_out[:4], torch.tensor(7)),
-        Patches(tmp_path, 2, 0, "cpu").predict(held_out[:4], torch.tensor(7)),
+        task.predict(held_out[:4], torch.tensor([7] * 4)),
+        Patches(tmp_path, 2, 0, "cpu").predict(held_out[:4], torch.tensor([7] * 4)),
     )
     (tmp_path / "other").mkdir()
     with pytest.raises(quality.OutOfTimeError):
@@ -155,7 +155,10 @@ def test_digits_that_are_held_out_come_in_the_order_asked_for() -> None:
     images = task.held_out(400, 1)
     assert images.shape == (400, 1, 8, 8)
     # Told the right class, the model predicts better than told the next one.
-    timestep, noise = torch.tensor(400), torch.randn(310, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    timestep, noise = (
+        torch.full((310,), 400),
+        torch.randn(310, 1, 8, 8, generator=torch.Generator().manual_seed(1)),
+    )
     noisy = 0.44 * images[:310] + 0.898 * noise
     with torch.no_grad():
         right = (task.predict(noisy, timestep) - noise).square().mean()

@@ -56,7 +56,7 @@ def test_denoiser_of_points_is_their_mean_by_likelihood() -> None:
     squares = (sample[:, None] - math.sqrt(alpha) * task.means).square().sum(2)
     shares = (task.weights.log() - squares / (2 * (1 - alpha))).softmax(1)
     torch.testing.assert_close(task.denoise(sample, alpha), shares @ task.means)
-    timestep = torch.tensor(300)
+    timestep = torch.full((20,), 300)
     a = float(ALPHAS[300])
     noise = (sample - math.sqrt(a) * task.denoise(sample, a)) / math.sqrt(1 - a)
     torch.testing.assert_close(task.predict(sample.float(), timestep), noise.float(), rtol=1e-4, atol=1e-5)
@@ -160,7 +160,7 @@ def test_a_step_loses_the_variance_that_its_loss_says(eta: float) -> None:
         seeds = torch.arange(count)
         noise = standard_normal(seeds, (8,), step=99)
         sample = (math.sqrt(a_t) * task.draw(count, 4) + math.sqrt(1 - a_t) * noise).float()
-        output = task.predict(sample, sampler.timesteps[row])
+        output = task.predict(sample, sampler.timesteps[row].expand(count))
         stepped = gmm_step(sample, output, sampler.coefficients, row=row, seeds=seeds).prev_sample.double()
         truth = a_s * VARIANCE + 1 - a_s
         assert float(stepped.var(0).mean()) + float(lost[row]) == pytest.approx(truth, rel=0.005)
