@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import plain
 from gmmkernel._files import write_whole
 from gmmkernel.samplers import Sampler
 from gmmkernel.sharding.files import digest
 
 Manifest = dict[str, Any]
 
-_FORMAT = "gmmkernel shards, version 1"
+_FORMAT = "gmmkernel shards, version 2"
+
+_NO_PART_OF_A_STEP = ("_mixture", "backend")
+"""Attributes of a sampler that its samples do not depend on: its tables are the mixture as a step reads it, and every
+backend gives the same bits."""
 
 
 def describe(
@@ -26,6 +33,7 @@ def describe(
     seeds: Tensor,
     shape: Sequence[int],
     batch_size: int,
+    conditioning: Sequence[Tensor],
     description: Mapping[str, Any],
 ) -> Manifest:
     """Return the manifest of a run, as `read_manifest` would return it; the arguments have been checked.
@@ -33,21 +41,15 @@ def describe(
     Raises:
         TypeError: `description` has something that JSON does not.
     """
-    tables = sampler.tables
+    own = {name: value for name, value in vars(sampler).items() if name not in _NO_PART_OF_A_STEP}
     made = {
         "format": _FORMAT,
         "count": seeds.shape[0],
         "batch_size": batch_size,
         "shape": list(shape),
-        "dtype": str(sampler.dtype).removeprefix("torch."),
         "seeds": digest(seeds),
-        "sampler": type(sampler).__name__,
-        "guided": sampler.guided,
-        "learned_variance": sampler.learned_variance,
-        "thresholding": sampler.thresholding and sampler.thresholding._asdict(),
-        "timesteps": digest(sampler.timesteps),
-        "coefficients": digest(sampler.coefficients),
-        "mixture": None if tables is None else {n: digest(getattr(tables, n)) for n in _TABLES},
+        "conditioning": [digest(entries) for entries in conditioning],
+        "sampler": {"class": _name(type(sampler)), **_fingerprint(own)},
         "description": dict(description),
         "environment": _environment(sampler.coefficients.device),
     }
@@ -58,7 +60,34 @@ def describe(
     return again
 
 
-_TABLES = ("thresholds", "offsets", "std")
+def _fingerprint(value: Any) -> Any:
+    """Return what JSON can hold and tells values apart: all that a sampler is made of, whatever its attributes are.
+
+    Raises:
+        TypeError: there is something in it that cannot be told apart.
+    """
+    value = plain(value)
+    if isinstance(value, Tensor):
+        return digest(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, partial):
+        return {"function": _name(value.func), "given": _fingerprint([list(value.args), value.keywords])}
+    if isinstance(value, Mapping):
+        return {str(name).lstrip("_"): _fingerprint(entry) for name, entry in value.items()}
+    if hasattr(value, "_asdict"):
+        return _fingerprint(value._asdict())
+    if isinstance(value, Sequence):
+        return [_fingerprint(entry) for entry in value]
+    if is_dataclass(value):
+        return _fingerprint(vars(value))
+    raise TypeError(f"sampler: expected one of tensors and plain values, got a {type(value).__name__} in it")
+
+
+def _name(made: Any) -> str:
+    return f"{made.__module__}.{made.__qualname__}"
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

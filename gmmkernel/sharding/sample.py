@@ -14,6 +14,7 @@ from gmmkernel._checks import check_integer
 from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.checks import check_seeds
 from gmmkernel.samplers import Model, Sampler
+from gmmkernel.samplers.base import check_conditioning
 from gmmkernel.sharding.files import check_shard, shards_in, write_shard
 from gmmkernel.sharding.manifest import (
     Manifest,
@@ -49,6 +50,7 @@ def sample_shards(
     folder: str | PathLike[str],
     *,
     batch_size: int,
+    conditioning: Sequence[Tensor] = (),
     description: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ShardReport:
@@ -70,7 +72,9 @@ def sample_shards(
         seeds: int64 [N], N >= 1, on any device.
         shape: shape of one sample.
         folder: where the shards go; made where there is none, on a file system that all ranks share.
-        batch_size: seeds in a chunk; the last chunk may be smaller.
+        batch_size: seeds in a chunk, and the samples that the model is called with at every call; the last file may
+            hold fewer.
+        conditioning: as in `sampler.sample`: tensors [N, ...], of which the model gets a chunk's entries.
         description: what else the samples depend on, for the manifest: the model's name, a prompt, a digest of the
             weights. Anything that JSON can hold.
         progress: show a progress bar, on rank 0.
@@ -87,7 +91,7 @@ def sample_shards(
     """
     rank, size = rank_and_size()
     place = Path(folder)
-    seeds, manifest = together(lambda: _checked(sampler, seeds, shape, batch_size, description))
+    seeds, manifest = together(lambda: _checked(sampler, seeds, shape, batch_size, conditioning, description))
     for other, its in enumerate(gather(manifest)):
         if its != manifest:
             raise ValueError(
@@ -101,7 +105,14 @@ def sample_shards(
         own = manifest_digest(manifest)
         for shard in tqdm(mine, disable=not progress or rank != 0, unit="shard"):
             chunk = _chunk(seeds, shard, batch_size)
-            made = sampler.sample(model, chunk, shape, progress=False).sample
+            made = sampler.sample(
+                model,
+                chunk,
+                manifest["shape"],
+                conditioning=[_chunk(entries, shard, batch_size) for entries in conditioning],
+                batch_size=batch_size,
+                progress=False,
+            ).sample
             write_shard(place, shard, own, made, chunk)
 
     together(work)
@@ -109,8 +120,8 @@ def sample_shards(
     return ShardReport(count, count - len(missing), tuple(mine))
 
 
-def _chunk(seeds: Tensor, shard: int, batch_size: int) -> Tensor:
-    return seeds[shard * batch_size : (shard + 1) * batch_size]
+def _chunk(entries: Tensor, shard: int, batch_size: int) -> Tensor:
+    return entries[shard * batch_size : (shard + 1) * batch_size]
 
 
 def _checked(
@@ -118,6 +129,7 @@ def _checked(
     seeds: Tensor,
     shape: Sequence[int],
     batch_size: int,
+    conditioning: Sequence[Tensor],
     description: Mapping[str, Any] | None,
 ) -> tuple[Tensor, Manifest]:
     if not isinstance(sampler, Sampler):
@@ -127,12 +139,12 @@ def _checked(
         raise ValueError("seeds: expected at least one, got none")
     if not isinstance(shape, Sequence):
         raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
-    for dimension, length in enumerate(shape):
-        check_integer(f"shape[{dimension}]", length, 1)
-    check_integer("batch_size", batch_size, 1)
+    shape = [check_integer(f"shape[{dimension}]", length, 1) for dimension, length in enumerate(shape)]
+    batch_size = check_integer("batch_size", batch_size, 1)
     if description is not None and not isinstance(description, Mapping):
         raise TypeError(f"description: expected a mapping or None, got {type(description).__name__}")
-    return seeds, describe(sampler, seeds, shape, batch_size, description or {})
+    conditioning = check_conditioning(conditioning, seeds.shape[0])
+    return seeds, describe(sampler, seeds, shape, batch_size, conditioning, description or {})
 
 
 def _prepare(folder: Path, manifest: Manifest, seeds: Tensor) -> list[int]:

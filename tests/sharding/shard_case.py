@@ -18,7 +18,7 @@ SHARDS = 7
 
 def whole_batch(x: Tensor, timestep: Tensor) -> Tensor:
     """A network of which every bit depends on all of its batch, as a real one's may."""
-    return torch.tanh(x * 0.75 + timestep.to(x.dtype) / 4096 + x.mean() / 16)
+    return torch.tanh(x * 0.75 + timestep.to(x.dtype)[:, None, None] / 4096 + x.mean() / 16)
 
 
 def make_sampler(make: Any = DDIMSampler, **options: Any) -> Sampler:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from every_sampler import every_sampler
 from helpers import assert_same_bits
 from shard_case import (
     BATCH_SIZE,
@@ -27,8 +28,20 @@ from shard_case import (
 )
 from torch import Tensor
 
-from gmmkernel import DPMSolverSampler, PNDMSampler, load_shards
+from gmmkernel import (
+    DDIMSampler,
+    DEISSampler,
+    DPMSolverSampler,
+    FlowSampler,
+    MixtureTables,
+    PNDMSampler,
+    Sampler,
+    gaussian_mixture,
+    load_shards,
+    noise_schedule,
+)
 from gmmkernel.sharding import files
+from gmmkernel.sharding.manifest import describe, manifest_digest
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +104,7 @@ def test_missing_shards_are_named_and_made(tmp_path: Path) -> None:
         return whole_batch(x, timestep)
 
     assert run(tmp_path, model=model) == (SHARDS, 5, (1, 6))
-    assert batches == [2, 2, 2, 1, 1, 1]
+    assert batches == [2] * 6  # the last file holds one sample, and the model still gets two
     assert before.items() <= identities(tmp_path).items()
     assert contents(tmp_path) == complete
 
@@ -153,17 +166,102 @@ def test_an_error_while_a_shard_is_written_leaves_nothing(
 
 
 def test_the_tables_of_a_mixture_count(tmp_path: Path) -> None:
-    """Each of them, to the last bit."""
-    run(tmp_path)
-    for name in ("thresholds", "offsets", "std"):
-        sampler = make_sampler()
-        tables = sampler.tables
-        assert tables is not None
-        table = getattr(tables, name).clone()
-        table.view(torch.int64 if name == "thresholds" else torch.int32).flatten()[-1] ^= 1
-        sampler.tables = tables._replace(**{name: table})
-        with pytest.raises(ValueError, match=rf"another: mixture\.{name}: "):
-            run(tmp_path, sampler=sampler)
+    """Each that there is, to the last bit."""
+    exact = gaussian_mixture("exact", elements=15, n_components=4, rho=0.5)
+    for kind, mixture in (("diagonal", make_sampler().mixture), ("exact", exact)):
+        folder = tmp_path / kind
+        run(folder, sampler=make_sampler(mixture=mixture))
+        for name in MixtureTables._fields:
+            sampler = make_sampler(mixture=mixture)
+            assert sampler.tables is not None
+            table = getattr(sampler.tables, name)
+            if table is None or not table.numel():
+                continue
+            bits = torch.int64 if name == "thresholds" else torch.int32
+            table.view(bits).flatten()[-1] ^= 1
+            with pytest.raises(ValueError, match=rf"another: sampler\.tables\.{name}: "):
+                run(folder, sampler=sampler)
+
+
+def different_samplers() -> dict[str, Sampler]:
+    """Every kind of sampler, and one more for each option that a constructor has."""
+    made = every_sampler()
+    of_all: list[dict[str, Any]] = [
+        {"dtype": torch.float64},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 2.0},
+        {"learned_variance": True},
+    ]
+    of_schedule: list[dict[str, Any]] = [
+        {"spacing": "linspace"},
+        {"steps_offset": 1},
+        {"prediction_type": "v_prediction"},
+        {"set_alpha_to_one": False},
+    ]
+    thresholded = {"dynamic_thresholding_ratio": 0.9}
+    own: dict[Any, list[dict[str, Any]]] = {
+        DDIMSampler: [
+            {"eta": 0.5},
+            {"clip_sample_range": 0.5},
+            thresholded,
+            thresholded | {"sample_max_value": 2.0},
+        ],
+        DPMSolverSampler: [
+            {"solver_order": 1},
+            {"lower_order_final": False},
+            {"clip_sample_range": 0.5},
+            thresholded,
+        ],
+        DEISSampler: [{"solver_order": 2}, {"interpolation": "rho"}, {"lower_order_final": False}],
+        PNDMSampler: [{"skip_prk_steps": True}],
+        FlowSampler: [{"shift": 3.0}, {"eta": 0.5}, {"num_train_timesteps": 1}, {"clip_sample_range": 0.5}],
+    }
+    for make, changes in own.items():
+        schedule = () if make is FlowSampler else (noise_schedule("scaled_linear"),)
+        for options in ({}, *of_all, *(() if make is FlowSampler else of_schedule), *changes):
+            made[f"{make.__name__} {options}"] = make(*schedule, 20, **options)
+    made["another schedule"] = DDIMSampler(noise_schedule("linear"), 20)
+    made["a late start"] = DPMSolverSampler(noise_schedule("scaled_linear"), 20).starting_at(1)[0]
+    return made
+
+
+def test_samplers_that_differ_never_share_a_folder() -> None:
+    seen: dict[str, str] = {}
+    samplers = different_samplers()
+    for name, sampler in samplers.items():
+        manifest = describe(sampler, SEEDS, SHAPE, BATCH_SIZE, (), {})
+        other = seen.setdefault(manifest_digest(manifest), name)
+        assert other == name, f"{name} and {other} have one manifest"
+
+
+def test_what_no_bit_depends_on_is_no_difference() -> None:
+    """The backend, whether a mixture has weights for densities to read, and which object it is."""
+    manifests = [
+        describe(make_sampler(backend=backend), SEEDS, SHAPE, BATCH_SIZE, (), {})
+        for backend in (None, "reference", "cpu")
+    ]
+    assert manifests[0] == manifests[1] == manifests[2]
+
+
+def test_conditioning_is_part_of_a_run(tmp_path: Path) -> None:
+    """Each file has the entries of its own samples, and other entries are another run."""
+    labels = torch.arange(len(SEEDS)) / 8
+
+    def model(x: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        return whole_batch(x, timestep) + label[:, None, None]
+
+    run(tmp_path, model=model, conditioning=(labels,))
+    sampler, loaded = make_sampler(), load_shards(tmp_path).sample
+    for start in range(0, len(SEEDS), BATCH_SIZE):
+        part = slice(start, start + BATCH_SIZE)
+        expected = sampler.sample(
+            model, SEEDS[part], SHAPE, conditioning=(labels[part],), batch_size=BATCH_SIZE, progress=False
+        ).sample
+        assert_same_bits(loaded[part], expected)
+    with pytest.raises(ValueError, match=r"another: conditioning: "):
+        run(tmp_path, model=never, conditioning=(labels + 1,))
+    with pytest.raises(ValueError, match=r"conditioning\[0\]: expected shape \[13, \.\.\.\]"):
+        run(tmp_path / "other", model=never, conditioning=(labels[1:],))
 
 
 def test_digests_are_of_type_shape_and_bits() -> None:
@@ -180,11 +278,11 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"seeds": SEEDS[:4]}, "count: 13 there, 4 here; seeds: "),
     ({"batch_size": 3}, "batch_size: 2 there, 3 here"),
     ({"shape": (15,)}, r"shape: \[3, 5\] there, \[15\] here"),
-    ({"sampler": {"dtype": torch.float16}}, 'dtype: "float32" there, "float16" here'),
-    ({"sampler": {"eta": 0.5}}, "coefficients: "),
-    ({"sampler": {"spacing": "trailing"}}, "timesteps: "),
-    ({"sampler": {"mixture": None}}, "mixture: "),
-    ({"sampler": {"guidance_scale": 1.0}}, "guided: false there, true here"),
+    ({"sampler": {"dtype": torch.float16}}, 'sampler.dtype: "float32" there, "float16" here'),
+    ({"sampler": {"eta": 0.5}}, "sampler.coefficients: "),
+    ({"sampler": {"spacing": "trailing"}}, "sampler.timesteps: "),
+    ({"sampler": {"mixture": None}}, "sampler.tables: "),
+    ({"sampler": {"guidance_scale": 1.0}}, "sampler.guided: false there, true here"),
     ({"description": {"prompt": "a dog"}}, 'description.prompt: "a cat" there, "a dog" here'),
     ({"description": {}}, 'description.prompt: "a cat" there, null here'),
 ]
@@ -331,7 +429,9 @@ def test_the_manifest_says_what_the_samples_depend_on(tmp_path: Path) -> None:
     run(tmp_path, description={"model": "small", "classes": (1, 2)})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["count"] == len(SEEDS)
-    assert (manifest["shape"], manifest["dtype"], manifest["sampler"]) == ([3, 5], "float32", "DDIMSampler")
+    assert manifest["shape"] == [3, 5]
+    assert manifest["sampler"]["dtype"] == "float32"
+    assert manifest["sampler"]["class"] == "gmmkernel.samplers.ddim.DDIMSampler"
     assert manifest["description"] == {"model": "small", "classes": [1, 2]}
     assert manifest["environment"]["torch"] == torch.__version__
     run(tmp_path, description={"model": "small", "classes": (1, 2)}, model=never)
