@@ -254,23 +254,6 @@ def test_a_sampler_of_another_process_gives_the_same() -> None:
         assert torch.equal(*runs), name
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["DDIM, rand", "SDE-DPM-Solver++, exact", "F-PNDM", "flow, ortho-vub", "DDIM, guided, thresholding"],
-)
-def test_a_whole_run_is_one_graph(name: str) -> None:
-    torch.compiler.reset()
-    sampler = SAMPLERS[name]
-
-    def run(seeds: Tensor, labels: Tensor) -> Tensor:
-        return sampler.sample(
-            model_of(sampler), seeds, SHAPE, conditioning=(labels,), batch_size=2, progress=False
-        ).sample
-
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert_same_bits(compiled(SEEDS[:3], LABELS[:3]), run(SEEDS[:3], LABELS[:3]))
-
-
 def test_every_mixture_is_used() -> None:
     """The sweep above is over steps that draw: a mixture that changed nothing would prove nothing."""
     plain = SAMPLERS["DDIM, no mixture"].sample(model, SEEDS, SHAPE, progress=False).sample
