@@ -145,7 +145,7 @@ def test_ptx_of_the_lowest_and_the_highest_architecture_goes_with_the_code(
     said = _configure(ROOT, tmp_path, "-DGMM_CUDA=ON", f"-DGMM_CUDA_ARCHITECTURES={architectures}")
     assert f", code for {code}\n" in said
     lines = (tmp_path / "build.ninja").read_text().splitlines()
-    (command,) = (line for line in lines if "COMMAND" in line and "sums.cu" in line)
+    (command,) = (line for line in lines if line.startswith("  COMMAND = ") and "sums.cu" in line)
     asked = [word.replace("arch=", "").split(",code=") for word in shlex.split(command) if "code=" in word]
     assert [real for _, real in asked] == code.split()
     assert all(virtual == real.replace("sm_", "compute_") for virtual, real in asked)
