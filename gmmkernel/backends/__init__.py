@@ -139,6 +139,8 @@ def resolve(device: torch.device | str, backend: str | None = None) -> str:
         ValueError: the name is unknown, or no backend computes on that type of device.
         RuntimeError: the backend asked for is not available here, or none is; the message says why.
     """
+    if backend is None and _requested is None:
+        return _prefer(device)
     device_type = device if isinstance(device, str) else device.type
     wanted = backend
     if backend is None and _requested is not None and _ENTRIES[_requested].device_type == device_type:
