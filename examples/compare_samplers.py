@@ -22,6 +22,7 @@ from gmmkernel import (
     Sampler,
     noise_schedule,
 )
+from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
 
 GROUPS = 5
@@ -93,4 +94,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lasting_output():  # the table, where standard output lacks the sign
+        main()

@@ -35,6 +35,7 @@ from gmmkernel import (
     standard_normal,
     timesteps,
 )
+from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -356,4 +357,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lasting_output():  # the table, where standard output lacks the sign
+        main()
