@@ -22,7 +22,6 @@ from gmmkernel import (
     Sampler,
     noise_schedule,
 )
-from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
 
 GROUPS = 5
@@ -94,5 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with lasting_output():  # the table, where standard output lacks the sign
-        main()
+    main()

@@ -35,7 +35,6 @@ from gmmkernel import (
     standard_normal,
     timesteps,
 )
-from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -357,5 +356,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with lasting_output():  # the table, where standard output lacks the sign
-        main()
+    main()

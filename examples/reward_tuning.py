@@ -34,7 +34,6 @@ from gmmkernel import (
     standard_normal,
     timesteps,
 )
-from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import IMAGE_SHAPE, DigitsClassifier, load_classifier, load_digits, load_unet
 
 N_STEPS = 5
@@ -269,5 +268,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with lasting_output():  # the table, where standard output lacks the sign
-        main()
+    main()

@@ -191,7 +191,7 @@ def _prefer(device: torch.device | str) -> str:
 
 def _choose(device: torch.device) -> str:
     """Return the first backend that is usable on a device; warn where that is the specification."""
-    reasons = {}
+    reasons: dict[str, str] = {}
     for name, entry in _ENTRIES.items():
         if entry.device_type != device.type:
             continue
