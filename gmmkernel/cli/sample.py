@@ -112,7 +112,6 @@ def run(arguments: argparse.Namespace) -> int:
         arrays = io.BytesIO()
         np.savez_compressed(arrays, samples=images.numpy(), seeds=seeds.numpy())
         write_file("--npz", arguments.npz, arrays.getvalue())
-        print(f"arrays: {arguments.npz}")
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
@@ -125,6 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
         panel = Panel("", [Row("", images[:SHOWN])])
         write_panels("--output", arguments.output, title, [panel], panel_columns=1)
         print(f"picture: {arguments.output}")
+    if arguments.npz is not None:
+        print(f"arrays: {arguments.npz}")
     return 0
 
 
