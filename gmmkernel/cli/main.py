@@ -21,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 on success, 1 when a check failed, 2 on bad arguments.
     """
-    with lasting_output():
-        return _run(arguments)
+    try:
+        with lasting_output():
+            return _run(arguments)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -88,25 +88,28 @@ codecs.register_error("gmmkernel.in_ascii", _in_ascii)
 
 
 class _Output:
-    """A stream that is written to as long as somebody reads it, and then not at all."""
+    """A stream that is written to as long as that works, then not at all; `failure` is why, unless its reader left."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.failure: OSError | None = None
 
     def write(self, text: str) -> int:
-        with self._until_it_closes():
+        with self._as_long_as_it_works():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with self._until_it_closes():
+        with self._as_long_as_it_works():
             self._stream.flush()
 
     @contextmanager
-    def _until_it_closes(self) -> Iterator[None]:
+    def _as_long_as_it_works(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                self.failure = error
             # What the stream still holds has to go somewhere, or Python tries again at its end.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -118,7 +121,11 @@ class _Output:
 
 @contextmanager
 def lasting_output() -> Iterator[None]:
-    """Keep a block's printing from ending it: signs that standard output lacks are replaced, and readers may leave."""
+    """Keep a block's printing from ending it: signs that standard output lacks are replaced, and readers may leave.
+
+    Raises:
+        OSError: standard output could not be written, as on a full disk; only when the block has ended.
+    """
     before: Any = sys.stdout
     if before is None:  # closed from the start: nothing is printed
         yield
@@ -126,11 +133,14 @@ def lasting_output() -> Iterator[None]:
     errors = before.errors if isinstance(before, io.TextIOWrapper) else None
     if isinstance(before, io.TextIOWrapper):
         before.reconfigure(errors="gmmkernel.in_ascii")
-    sys.stdout = _Output(before)
+    output = _Output(before)
+    sys.stdout = output
     try:
         yield
     finally:
-        sys.stdout.flush()
+        output.flush()
         sys.stdout = before
         if errors is not None:
             before.reconfigure(errors=errors)
+    if output.failure is not None:
+        raise OSError(f"standard output: {output.failure.strerror}") from output.failure

@@ -145,6 +145,18 @@ def test_a_reader_that_leaves_ends_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert npz.exists()
 
 
+def test_a_full_disk_for_the_text_is_an_error_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: CaptureText
+) -> None:
+    npz = tmp_path / "x.npz"
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["sample", *FEW, "--npz", str(npz)]) == 2
+        monkeypatch.undo()
+    assert npz.exists()
+    assert capsys.readouterr().err.endswith("error: standard output: No space left on device\n")
+
+
 def test_without_any_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     npz = tmp_path / "x.npz"
