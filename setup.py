@@ -1,12 +1,14 @@
 """Build of the compiled parts: setuptools asks CMake, so that C++ users and Python share one build description.
 
 The CUDA kernels are built where nvcc is found: by CUDA_HOME, on PATH, or among pip's nvidia packages. CMAKE_ARGS takes
-more options (-DGMM_CUDA=OFF leaves them out), GMM_CUDA_ARCHITECTURES narrows what they are compiled for ("80;90").
+more options, as a shell takes words (-DGMM_CUDA=OFF leaves the kernels out, -DCMAKE_CXX_FLAGS='-O2 -g' is one option),
+GMM_CUDA_ARCHITECTURES narrows what they are compiled for ("80;90").
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -14,8 +16,20 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import OptionError
 
 ROOT = Path(__file__).resolve().parent
+
+
+def cmake_options() -> list[str]:
+    """Return the options in CMAKE_ARGS."""
+    text = os.environ.get("CMAKE_ARGS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise OptionError(
+            f"CMAKE_ARGS: expected words as a shell takes them, got {text!r}: {error}"
+        ) from error
 
 
 class CMakeBuild(build_ext):
@@ -36,13 +50,14 @@ class CMakeBuild(build_ext):
         packages = Path(sysconfig.get_path("purelib"))
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-UGMM_*",  # an earlier build's, which would prevail over what the environment says now
             "-DGMM_PYTHON=ON",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DPYTHON_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DGMM_NVCC_HINTS={';'.join(str(folder) for folder in packages.glob('nvidia/*/bin'))}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
+            *cmake_options(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)

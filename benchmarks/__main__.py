@@ -28,6 +28,7 @@ from benchmarks.targets import (
     TRAINING_SHAPE,
     judge,
 )
+from gmmkernel.cli.outputs import check_folder, lasting_output
 
 _OUTPUT = Path(__file__).parent / "out"
 _BUSY = 0.5
@@ -97,14 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device: torch finds no CUDA device here")
     threads = list(dict.fromkeys(options.threads))
-    options.output.mkdir(parents=True, exist_ok=True)
-    if options.device == "cuda":
-        shapes = list(dict.fromkeys(options.sizes or DEVICE_SHAPES))
-        plan = DEVICE_QUICK if options.quick else DEVICE_FULL
-        device = torch.device("cuda", torch.cuda.current_device())
-        run_on_device(cases, shapes, plan, options.output, device, _progress, options.minutes)
-        return 0
-    _run_on_cpu(cases, list(dict.fromkeys(options.sizes or _SIZES)), threads, options)
+    try:
+        check_folder("--output", options.output)
+    except OSError as error:
+        parser.error(str(error))
+    with lasting_output():
+        if options.device == "cuda":
+            shapes = list(dict.fromkeys(options.sizes or DEVICE_SHAPES))
+            plan = DEVICE_QUICK if options.quick else DEVICE_FULL
+            device = torch.device("cuda", torch.cuda.current_device())
+            run_on_device(cases, shapes, plan, options.output, device, _progress, options.minutes)
+        else:
+            _run_on_cpu(cases, list(dict.fromkeys(options.sizes or _SIZES)), threads, options)
     return 0
 
 
@@ -132,15 +137,15 @@ def _run_on_cpu(
     table, data, picture = (options.output / f"results.{ending}" for ending in ("txt", "json", "png"))
     written = [table, data]
     problem = plot_available()
-    if problem is None:
-        write_plot(results, f"{used}; {load}", picture)
-        written.append(picture)
-    else:
+    if problem is not None:
         notes.append(problem)
     text = "\n\n".join(section for section in [*sections, "\n".join(notes)] if section)
-    table.write_text(text + "\n")
-    data.write_text(json.dumps(report.as_json(results, environment), indent=1) + "\n")
+    table.write_text(text + "\n", encoding="utf-8")
+    data.write_text(json.dumps(report.as_json(results, environment), indent=1) + "\n", encoding="utf-8")
     print(text)
+    if problem is None:  # last, so that nothing is lost with it
+        write_plot(results, f"{used}; {load}", picture)
+        written.append(picture)
     print("\nwritten: " + ", ".join(map(str, written)))
 
 

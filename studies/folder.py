@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from gmmkernel._files import write_whole
+from gmmkernel.cli.outputs import check_folder
+from gmmkernel.cli.pictures import check_matplotlib
 
 
 class OutOfTimeError(Exception):
@@ -25,6 +27,15 @@ def check_settings(folder: Path, settings: Mapping[str, object]) -> None:
         raise SystemExit(f"{folder}: has a study with {path.read_text().strip()}, not {text.strip()}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, text.encode())
+
+
+def check_report(folder: Path) -> None:
+    """Find out whether the report can be written and plotted: before hours of work, not after."""
+    try:
+        check_folder("--report", folder)
+        check_matplotlib()
+    except (OSError, ImportError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def write_json(path: Path, content: object) -> None:

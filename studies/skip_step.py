@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from gmmkernel import noise_schedule
+from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.digits import (
     IMAGE_SHAPE,
     NUM_CLASSES,
@@ -28,7 +29,7 @@ from gmmkernel.digits import (
     digits_trainer,
     load_digits,
 )
-from studies.folder import OutOfTimeError, check_settings, taken, write_json
+from studies.folder import OutOfTimeError, check_report, check_settings, taken, write_json
 from studies.skip_step_methods import METHODS, SAMPLERS, Method, make_sampler, optimal_scale, scaled
 from studies.skip_step_report import Settings, write_report
 
@@ -153,6 +154,7 @@ def main(words: Sequence[str] | None = None) -> bool:
     )
     folder, end = arguments.output, time.monotonic() + 60 * arguments.minutes
     check_settings(folder, settings._asdict())
+    check_report(arguments.report or folder)
     # Seed by seed, so that a study that is stopped has pairs to compare.
     try:
         for seed in range(settings.seeds):
@@ -163,9 +165,10 @@ def main(words: Sequence[str] | None = None) -> bool:
         pass
     results = read_results(folder, settings)
     complete = len(results) == settings.seeds * len(METHODS)
-    print(write_report(arguments.report or folder, settings, results))
-    if not complete:
-        print("not complete: run it again to go on")
+    with lasting_output():
+        print(write_report(arguments.report or folder, settings, results))
+        if not complete:
+            print("not complete: run it again to go on")
     return complete
 
 

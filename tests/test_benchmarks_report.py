@@ -258,6 +258,27 @@ def test_command_writes_table_json_and_plot(
     assert [t["label"] for t in data["targets"]] == [target.label for target in targets.TARGETS]
 
 
+def test_command_tries_its_folder_before_and_keeps_its_figures_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no fonts")
+
+    (tmp_path / "taken").touch()
+    words = ["--quick", "--cases", "copy/out/float32", "--sizes", "2x3x5", "--threads", "1", "--output"]
+    with monkeypatch.context() as context:
+        context.setattr(command, "measure", fail)
+        with pytest.raises(SystemExit):
+            command.main([*words, str(tmp_path / "taken" / "out")])
+    assert "--output: cannot write in " in capsys.readouterr().err
+    monkeypatch.setattr(command, "QUICK", runner.Plan(1, 0, 0, 1))
+    monkeypatch.setattr(command, "write_plot", fail)
+    with pytest.raises(RuntimeError, match="no fonts"):
+        command.main([*words, str(tmp_path)])
+    assert sorted(path.name for path in tmp_path.glob("results.*")) == ["results.json", "results.txt"]
+    assert (tmp_path / "results.txt").read_text(encoding="utf-8") in capsys.readouterr().out
+
+
 def test_json_keeps_what_could_not_be_measured() -> None:
     missing = runner.Missing("diffusers/K1/new/float32", (1, 2), 1, "not installed")
     results = Results([], [missing])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,8 +74,11 @@ def _ctest(build: Path) -> str:
 
 
 def test_build_test_install_and_use(tmp_path: Path) -> None:
-    build, prefix, consumer = tmp_path / "build", tmp_path / "prefix", tmp_path / "consumer"
-    _configure(ROOT, build)
+    # Spaces in the names of folders: of the sources, of what is made of them, and where it goes.
+    source, build = tmp_path / "a checkout", tmp_path / "a build"
+    prefix, consumer = tmp_path / "a prefix", tmp_path / "a consumer"
+    source.symlink_to(ROOT)
+    _configure(source, build)
     printed = _run(_tool("cmake"), "--build", build)
     assert "warning:" not in printed, printed
     assert "100% tests passed" in _ctest(build)
@@ -88,7 +92,7 @@ def test_build_test_install_and_use(tmp_path: Path) -> None:
             assert str(path) not in text, f"{description} holds an absolute path"
 
     # Moved elsewhere first: an installed package must not depend on where it was installed.
-    moved = tmp_path / "moved"
+    moved = tmp_path / "moved elsewhere"
     prefix.rename(moved)
     consumer.mkdir()
     (consumer / "CMakeLists.txt").write_text(CONSUMER)
@@ -113,15 +117,38 @@ def test_the_cuda_library_can_be_left_out(tmp_path: Path) -> None:
     [
         (("-DGMM_NVCC=/nowhere/nvcc",), "does not run"),
         (("-DGMM_CUDA_ARCHITECTURES=90;12345",), "does not know 12345"),
+        (("-DGMM_CUDA_ARCHITECTURES=90 100",), "does not know 90 100"),
+        (("-DGMM_CUDA_ARCHITECTURES=90;75",), r"expected 80 or more.*got\s75"),
     ],
 )
 def test_cuda_options_that_cannot_be_met_are_errors(
     tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    if "12345" in message and shutil.which("nvcc") is None:
+    if "NVCC" not in options[0] and shutil.which("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    with pytest.raises(AssertionError, match=message):
+    with pytest.raises(AssertionError, match=f"(?s){message}"):
         _configure(ROOT, tmp_path, "-DGMM_CUDA=ON", *options)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "code"),
+    [
+        ("100;80;90;80", "sm_80 sm_90 sm_100 compute_80 compute_100"),  # in whatever order they are named
+        ("90", "sm_90 compute_90"),
+    ],
+)
+def test_ptx_of_the_lowest_and_the_highest_architecture_goes_with_the_code(
+    tmp_path: Path, architectures: str, code: str
+) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    said = _configure(ROOT, tmp_path, "-DGMM_CUDA=ON", f"-DGMM_CUDA_ARCHITECTURES={architectures}")
+    assert f", code for {code}\n" in said
+    lines = (tmp_path / "build.ninja").read_text().splitlines()
+    (command,) = (line for line in lines if line.startswith("  COMMAND = ") and "sums.cu" in line)
+    asked = [word.replace("arch=", "").split(",code=") for word in shlex.split(command) if "code=" in word]
+    assert [real for _, real in asked] == code.split()
+    assert all(virtual == real.replace("sm_", "compute_") for virtual, real in asked)
 
 
 @pytest.mark.slow

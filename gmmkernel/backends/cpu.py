@@ -79,7 +79,7 @@ def orthonormalize(rows: Tensor) -> None:
     )
 
 
-def why_unusable() -> None:
+def why_unusable(device: int | None = None) -> None:
     """Return None: wherever the core was built, it runs."""
 
 

@@ -18,11 +18,29 @@ if find_spec("gmmkernel._cuda") is None:
     )
 from gmmkernel import _cuda
 from gmmkernel.backends.compiled import CompiledKernels, component_arguments
+from gmmkernel.backends.devices import capability_of, runs_code, sm
+
+_has_code: set[int] = set()  # devices that have been found to run the kernels
+
+
+def _why_no_code(device: int) -> str | None:
+    capability = capability_of(device)
+    if runs_code(capability, _cuda.architectures):
+        return None
+    return f"{sm(capability)} runs none of the code that was compiled: {_cuda.architectures}"
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:
-    """Return the device's number and the address of its current stream."""
+    """Return the device's number and the address of its current stream.
+
+    Raises:
+        RuntimeError: the device does not run the kernels, which a program that was exported elsewhere has named.
+    """
     device = tensor.get_device()
+    if device not in _has_code:
+        if reason := _why_no_code(device):
+            raise RuntimeError(f"backend: 'cuda' is not available for cuda:{device}: {reason}")
+        _has_code.add(device)
     return device, torch._C._cuda_getCurrentRawStream(device)
 
 
@@ -45,18 +63,22 @@ def draw_components(
     _cuda.draw_components(*component_arguments(result, seeds, thresholds, row, step), *_place(result))
 
 
-def why_unusable() -> str | None:
-    """Return why no tensor can be given to this backend here, or None; the first call starts the CUDA driver."""
+def why_unusable(device: int | None = None) -> str | None:
+    """Return why no tensor, or none on this CUDA device, can be given to this backend here, or None.
+
+    The first call starts the CUDA driver.
+    """
     try:
         count = _cuda.device_count()
     except RuntimeError as error:
         return str(error)
     if count == 0:
         return "no CUDA device"
-    return None if torch.cuda.is_available() else "this PyTorch cannot use CUDA"
+    if not torch.cuda.is_available():
+        return "this PyTorch cannot use CUDA"
+    return None if device is None else _why_no_code(device)
 
 
 def describe() -> str:
-    """Return one line on what the kernels run on here."""
-    names = ", ".join(torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count()))
-    return f"version {_cuda.version}, compiled for {_cuda.architectures} and PTX; devices: {names}"
+    """Return one line on what was compiled."""
+    return f"version {_cuda.version}, code for {_cuda.architectures}"

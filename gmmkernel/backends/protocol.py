@@ -184,9 +184,9 @@ class Backend(Protocol):
         """Make the rows of a contiguous float64 [K, D] CPU tensor orthonormal in place."""
 
     @staticmethod
-    def why_unusable() -> str | None:
-        """Return why no tensor can be given to this backend here, or None where it can."""
+    def why_unusable(device: int | None = None) -> str | None:
+        """Return why no tensor, or none on the device with this index, can be given to this backend here, or None."""
 
     @staticmethod
     def describe() -> str:
-        """Return one line on what it runs on here; only where it is usable."""
+        """Return one line on what it is and, but for devices that PyTorch numbers, what it runs on here."""

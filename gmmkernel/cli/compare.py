@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture, make_seeds
+from gmmkernel.cli.outputs import check_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.values import integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid_by_group, load_unet
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = [
         (steps, eta, _samplers(arguments, steps, eta)) for steps in arguments.steps for eta in arguments.eta
     ]
+    check_file("--output", arguments.output)
     model = _every_digit(load_unet())
     panels, lines = [], []
     for steps, eta, samplers in settings:
@@ -96,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     scale = f"s = {arguments.scale:g}" if arguments.rho is None else f"rho = {arguments.rho:g}"
     mixture = f"{arguments.variant.upper()} K = {arguments.components}, {scale}"
     write_panels(
+        "--output",
         arguments.output,
         f"Digits by few steps: digit-FID; {mixture}",
         panels,

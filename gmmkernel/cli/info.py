@@ -28,9 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     for status in statuses:
         print(f"{status.name:10s} {'available' if status.available else 'missing':10s} {status.detail}")
     print()
-    for device_type in ("cpu", "cuda"):
-        usable = [
-            status.name for status in statuses if status.available and status.device_type == device_type
-        ]
-        print(f"{device_type} tensors use: {usable[0]}" if usable else f"{device_type} tensors: no backend")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for device in (torch.device("cpu"), *(torch.device("cuda", index) for index in range(found))):
+        usable = [status.name for status in statuses if device in status.devices]
+        print(f"{device} tensors use: {usable[0]}" if usable else f"{device} tensors: no backend")
+    if found == 0:
+        print("cuda tensors: no backend")
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import gmmkernel
 from gmmkernel.cli import compare, info, sample, train, verify
 from gmmkernel.cli.options import OPTION_OF
+from gmmkernel.cli.outputs import lasting_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 on success, 1 when a check failed, 2 on bad arguments.
     """
+    try:
+        with lasting_output():
+            return _run(arguments)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gmmkernel", description=gmmkernel.__doc__)
     parser.add_argument("--version", action="version", version=f"gmmkernel {gmmkernel.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

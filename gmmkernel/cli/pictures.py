@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
+
+from gmmkernel.cli.outputs import write_file
 
 IMAGE_COLUMNS = 10
 
@@ -46,10 +49,11 @@ def check_matplotlib() -> None:
         raise ImportError('pictures need matplotlib: pip install "gmmkernel[plot]"') from error
 
 
-def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_columns: int) -> None:
+def write_panels(option: str, path: Path, title: str, panels: Sequence[Panel], *, panel_columns: int) -> None:
     """Write panels of labelled rows into a PNG file.
 
     Args:
+        option: the one that names the file, for errors.
         path: file to write; its folder is made.
         title: written on top.
         panels: in reading order, all with the same number of rows.
@@ -57,6 +61,7 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
 
     Raises:
         ImportError: matplotlib is missing; the message says which extra has it.
+        OSError: the file could not be written; the message says where the picture is.
     """
     check_matplotlib()
     from matplotlib.figure import Figure
@@ -79,5 +84,6 @@ def write_panels(path: Path, title: str, panels: Sequence[Panel], *, panel_colum
             for spine in axis.spines.values():
                 spine.set_visible(False)
             axis.set_ylabel(row.label, rotation=0, ha="right", va="center", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_file(option, path, picture.getvalue())

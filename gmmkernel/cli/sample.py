@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from gmmkernel.cli.options import (
     make_mixture,
     make_seeds,
 )
+from gmmkernel.cli.outputs import check_file, check_folder, write_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.ranks import Place, process_group
 from gmmkernel.cli.samplers import METHODS, make_sampler
@@ -106,6 +108,10 @@ def run(arguments: argparse.Namespace) -> int:
         images = _sample(arguments, mixture, seeds, place)
     if images is None:
         return 0
+    if arguments.npz is not None:  # first, so that whatever happens to the rest the samples are there
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, samples=images.numpy(), seeds=seeds.numpy())
+        write_file("--npz", arguments.npz, arrays.getvalue())
     if arguments.digit is None:
         print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
     if arguments.output is not None:
@@ -115,11 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if method.has_eta:
             title += f", eta = {arguments.eta:g}"
-        write_panels(arguments.output, title, [Panel("", [Row("", images[:SHOWN])])], panel_columns=1)
+        panel = Panel("", [Row("", images[:SHOWN])])
+        write_panels("--output", arguments.output, title, [panel], panel_columns=1)
         print(f"picture: {arguments.output}")
     if arguments.npz is not None:
-        arguments.npz.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(arguments.npz, samples=images.numpy(), seeds=seeds.numpy())
         print(f"arrays: {arguments.npz}")
     return 0
 
@@ -129,6 +134,10 @@ def _sample(
 ) -> torch.Tensor | None:
     """Draw the samples and print what it took; on other ranks than the first return None."""
     sampler = make_sampler(arguments, mixture, place.device)
+    if place.rank == 0:
+        check_file("--output", arguments.output)
+        check_file("--npz", arguments.npz)
+        check_folder("--shards", arguments.shards)
     if mixture is not None and place.rank == 0:
         print(moment_report(mixture, sampler.coefficients))
         print()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 
 from gmmkernel._checks import INT64_MAX
-from gmmkernel._files import write_whole
+from gmmkernel.cli.outputs import check_folder, write_file
 from gmmkernel.cli.ranks import process_group
 from gmmkernel.cli.values import folder, integer, number
 from gmmkernel.digits import DigitsUNet, denoising_loss, digits_trainer, load_digits
@@ -94,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             device=place.device,
             distributed=place.ranks > 1,
         )
+        check_folder("--output", arguments.output)
         trainer.fit(
             data, arguments.steps, folder=arguments.output, checkpoint_every=arguments.checkpoint_every
         )
@@ -102,7 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
     unet = trainer.average
     assert isinstance(unet, DigitsUNet)
     path = arguments.output / UNET_FILE
-    write_whole(path, save({name: tensor.cpu().contiguous() for name, tensor in unet.state_dict().items()}))
+    weights = save({name: tensor.cpu().contiguous() for name, tensor in unet.state_dict().items()})
+    write_file("--output", path, weights)
     for conditional in (False, True):
         loss = denoising_loss(unet, conditional=conditional)
         print(f"held-out loss {loss:.4f} {'with' if conditional else 'without'} class")

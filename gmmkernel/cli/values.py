@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def file(suffix: str) -> Callable[[str], Path]:
 
     def convert(text: str) -> Path:
         path = Path(text)
-        if path.suffix.lower() != suffix or path.is_dir():
+        if path.suffix.lower() != suffix or os.path.isdir(path):  # unlike Path's, it raises nothing
             raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
         return path
 
@@ -57,6 +58,6 @@ def file(suffix: str) -> Callable[[str], Path]:
 def folder(text: str) -> Path:
     """Convert to the path of a folder to write into, which may not be there yet."""
     path = Path(text)
-    if not text or (path.exists() and not path.is_dir()):
+    if not text or (os.path.exists(path) and not os.path.isdir(path)):
         raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
     return path

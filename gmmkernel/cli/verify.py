@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
             wrong = [
                 f"{label}: {name}"
                 for name, case in tqdm(cases, desc=label, unit="case", leave=False)
-                if golden.digest(case(status.name, status.device_type)) != expected.get(name)
+                if golden.digest(case(status.name, str(status.devices[0]))) != expected.get(name)
             ]
             print(f"{label}: {len(cases) - len(wrong)} of {len(cases)} digests hold")
             failures += wrong

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
+from gmmkernel.cli.outputs import lasting_output
 from gmmkernel.samplers import Sampler
-from studies.folder import OutOfTimeError, check_settings, taken, write_json
+from studies.folder import OutOfTimeError, check_report, check_settings, taken, write_json
 from studies.quality.choices import Choice, Line, Losses, control_of, lines, make_sampler
 from studies.quality.closed_form import ClosedForm
 from studies.quality.networks import PATCH_STEPS, Digits, Patches
@@ -195,6 +196,7 @@ def main(words: Sequence[str] | None = None) -> bool:
     check_settings(
         folder, {**settings._asdict(), "patch_steps": arguments.patch_steps, "device": arguments.device}
     )
+    check_report(arguments.report or folder)
     tasks = make_tasks(folder, arguments.patch_steps, end, arguments.device)
     # What matters most comes first, for every task.
     cells = [cell for stage in zip(*map(settings.cells, arguments.tasks), strict=True) for cell in stage]
@@ -211,9 +213,10 @@ def main(words: Sequence[str] | None = None) -> bool:
     except OutOfTimeError:
         pass
     complete = all(settings.is_done(folder, cell) for cell in cells)
-    print(write_report(arguments.report or folder, folder, settings, arguments.tasks))
-    if not complete:
-        print("not complete: run it again to go on")
+    with lasting_output():
+        print(write_report(arguments.report or folder, folder, settings, arguments.tasks))
+        if not complete:
+            print("not complete: run it again to go on")
     return complete
 
 

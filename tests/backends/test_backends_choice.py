@@ -13,7 +13,7 @@ from helpers import random_case
 
 import gmmkernel
 from gmmkernel import backends, standard_normal
-from gmmkernel.backends import constants, cpu
+from gmmkernel.backends import BackendStatus, SlowBackendWarning, constants, cpu
 from gmmkernel.backends.constants import Column, Prediction, Stream
 
 SEEDS = torch.tensor([1, 2])
@@ -70,22 +70,24 @@ def test_use_ends_with_its_block_whatever_happens_in_it(used: list[str]) -> None
 def test_a_backend_in_use_leaves_tensors_of_other_devices_alone(
     used: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "cuda" not in backends._loaded:
-        pytest.skip("the extension gmmkernel._cuda is missing: built without nvcc")
-    monkeypatch.setattr(backends._loaded["cuda"], "why_unusable", lambda: None)
+    there = BackendStatus("cuda", "cuda", (torch.device("cuda", 0),), "")
+    monkeypatch.setattr(backends, "_status", lambda name: there)
     with backends.use("cuda"):
         standard_normal(SEEDS, (4,))
     assert used == ["cpu"]
+    if "cuda" not in backends._loaded:
+        pytest.skip("the extension gmmkernel._cuda is missing: built without nvcc")
     with pytest.raises(ValueError, match="backend: 'cuda' computes on 'cuda' tensors, got 'cpu'"):
         standard_normal(SEEDS, (4,), backend="cuda")
 
 
 def test_a_backend_that_finds_nothing_to_run_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "why_unusable", lambda: "out of order")
+    monkeypatch.setattr(cpu, "why_unusable", lambda device=None: "out of order")
     with pytest.raises(RuntimeError, match="backend: 'cpu' is not available here: out of order"):
         backends.use("cpu").__enter__()
     monkeypatch.setattr(backends, "_preferred", {})
-    assert backends.resolve("cpu") == "reference"
+    with pytest.warns(SlowBackendWarning, match="cannot be used: out of order. Reinstall gmmkernel"):
+        assert backends.resolve("cpu") == "reference"
 
 
 def test_a_backend_that_a_program_names_is_imported_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,28 +124,44 @@ def test_a_backend_that_is_missing_is_an_error_with_the_reason(monkeypatch: pyte
 
 
 def test_without_the_compiled_core_the_reference_computes(tmp_path: Path) -> None:
+    """It says so when it is first chosen, not when it is asked for, and once."""
     program = """
-import sys
+import sys, warnings
 sys.modules["gmmkernel._core"] = None  # what an import of a missing extension meets
+warnings.simplefilter("always")
+caught = []
+warnings.showwarning = lambda *said: caught.append(said[:2])
 import torch, gmmkernel
 from gmmkernel import backends
 print([(s.name, s.available) for s in backends.available_backends()])
-print(backends.resolve("cpu"))
-print(gmmkernel.standard_normal(torch.tensor([1]), (2,)).tolist())
+asked = [gmmkernel.standard_normal(torch.tensor([1]), (2,), backend="reference")]
+with backends.use("reference"):
+    asked.append(gmmkernel.standard_normal(torch.tensor([1]), (2,)))
 try:
     gmmkernel.standard_normal(torch.tensor([1]), (2,), backend="cpu")
 except RuntimeError as error:
     print(error)
+print(len(caught))
+noise = torch.compile(gmmkernel.standard_normal, fullgraph=True, backend="eager")(torch.tensor([1]), (2,))
+print(noise.tolist(), all(torch.equal(noise, other) for other in asked))
+gmmkernel.draw_components(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.int64))
+print(backends.resolve("cpu"), backends.resolve(torch.device("cpu")))
+ours = [(str(said), kind) for said, kind in caught if kind is backends.SlowBackendWarning]
+print(len(ours), ours[0][0])
 """
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
-    status, chosen, noise, error = result.stdout.splitlines()
+    status, error, before, noise, chosen, warned = result.stdout.splitlines()
     assert status.startswith("[('cpu', False), ('reference', True), ('cuda', False)")
-    assert chosen == "reference"
-    assert noise == str(standard_normal(torch.tensor([1]), (2,)).tolist())
+    assert chosen == "reference reference"
+    assert noise == f"{standard_normal(torch.tensor([1]), (2,)).tolist()} True"
     assert error.startswith("backend: 'cpu' is not available here: ")
     assert "gmmkernel._core" in error
+    assert before == "0"
+    assert re.match(
+        r"1 the NumPy reference computes .* hundred times slower .* cannot be used: .*_core", warned
+    )
 
 
 def test_tensors_on_a_device_that_no_backend_serves_are_refused() -> None:

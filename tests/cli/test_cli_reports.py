@@ -45,7 +45,7 @@ def test_info_names_versions_backends_and_choices(capsys: CaptureText) -> None:
         assert ("available" if status.available else "missing") in line
         assert line.endswith(status.detail)
     usable = [s.name for s in backends.available_backends() if s.available and s.device_type == "cuda"]
-    assert (f"cuda tensors use: {usable[0]}" if usable else "cuda tensors: no backend") in lines
+    assert (f"cuda:0 tensors use: {usable[0]}" if usable else "cuda tensors: no backend") in lines
     assert "cpu tensors use: cpu" in lines
 
 

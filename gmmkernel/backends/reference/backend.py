@@ -406,7 +406,7 @@ def orthonormalize(rows: Tensor) -> None:
     sums.orthonormalize(rows.numpy())
 
 
-def why_unusable() -> None:
+def why_unusable(device: int | None = None) -> None:
     """Return None: NumPy is always there."""
 
 

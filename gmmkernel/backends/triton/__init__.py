@@ -10,13 +10,8 @@ try:
     import triton as _triton  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError("Triton is not installed: pip install gmmkernel[triton]") from error
-from gmmkernel.backends.triton.launch import (
-    describe,
-    draw_components,
-    gmm_step,
-    standard_normal,
-    why_unusable,
-)
+from gmmkernel.backends.triton.availability import describe, why_unusable
+from gmmkernel.backends.triton.launch import draw_components, gmm_step, standard_normal
 from gmmkernel.backends.triton.launch_backward import gmm_step_backward
 from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
 from gmmkernel.backends.triton.launch_training import (

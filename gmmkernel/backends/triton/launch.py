@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
@@ -141,14 +140,3 @@ def draw_components(
         (most(k),),
         result.get_device(),
     )
-
-
-def why_unusable() -> str | None:
-    """Return why no tensor can be given to this backend here, or None."""
-    return None if torch.cuda.is_available() else "this PyTorch finds no CUDA device"
-
-
-def describe() -> str:
-    """Return one line on what the kernels run on here."""
-    names = ", ".join(torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count()))
-    return f"Triton {triton.__version__}; devices: {names}"

@@ -16,6 +16,8 @@ import triton
 from torch import Tensor
 from triton import knobs
 
+from gmmkernel.backends.devices import LEAST_CAPABILITY, sm
+
 WARPS = 4
 
 
@@ -36,6 +38,20 @@ def _is_profiled() -> bool:
     """Return whether something wants to know of every launch, which only Triton's own way tells it all."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
+
+
+def check_target() -> None:
+    """Refuse a current device without the kernels' instructions, in words of more use than the assembler's.
+
+    Raises:
+        RuntimeError: it is of too low a compute capability, which a program that was exported elsewhere does not know.
+    """
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "cuda" and (capability := divmod(target.arch, 10)) < LEAST_CAPABILITY:
+        raise RuntimeError(
+            f"backend: 'triton' is not available on the tensors' device: the kernels' instructions begin with "
+            f"{sm(LEAST_CAPABILITY)}, and this is {sm(capability)}"
+        )
 
 
 class Program:
@@ -67,6 +83,7 @@ class Program:
         key = (device, constants, *types)
         compiled = self.compiled.get(key)
         if compiled is None or _is_profiled():
+            check_target()
             compiled = self.kernel[grid](
                 *tensors, *numbers, *constants, num_warps=WARPS, enable_fp_fusion=False
             )
