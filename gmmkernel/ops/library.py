@@ -374,8 +374,9 @@ def _counting_versions(name: str, implementation: Callable[..., Any]) -> Callabl
 
     def counted(*given: Any) -> Any:
         made = implementation(*given)
-        # Arguments at the end that are left out are not written.
-        increment_version([given[i] for i in written if i < len(given) and given[i] is not None])
+        for i in written:
+            if i < len(given) and given[i] is not None:  # the last ones may be left out
+                increment_version(given[i])
         return made
 
     return counted
