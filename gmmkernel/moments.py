@@ -156,19 +156,19 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
     reductions = mixture.reductions.detach().cpu()
 
     added = [offsets[s % len(offsets)] for s in range(len(levels))]
-    errors = torch.zeros(len(levels), 4, dtype=torch.float64)
+    errors = levels.new_zeros(len(levels), 4)
     for s in range(len(levels)):
         square, offset_square = sigma[s] * sigma[s], weight[s] * weight[s]
         left = square - offset_square * reductions[s % len(reductions)]
         error = offset_square * added[s].variances
         shares = pi if len(left) > 1 else pi.new_ones(1)
         error[: left.shape[1]] += shares @ (left.clamp(min=0) - square)
-        clipped = (left < 0).double().mean() if left.numel() else torch.tensor(0.0)
+        clipped = (left < 0).double().mean() if left.numel() else levels.new_zeros(())
         errors[s] = torch.stack([error.abs().max(), error.abs().mean(), error.mean(), clipped])
     largest, average, excess, clipped = errors.unbind(1)
-    mean_norms = torch.tensor([moments.mean_norm for moments in added], dtype=torch.float64)
+    mean_norms = levels.new_tensor([moments.mean_norm for moments in added])
     mean_norm = weight.abs() * mean_norms
-    off_diagonals = torch.tensor([moments.off_diagonal for moments in added], dtype=torch.float64)
+    off_diagonals = levels.new_tensor([moments.off_diagonal for moments in added])
     off_diagonal = weight * weight * off_diagonals
     return MomentReport(
         variant=mixture.variant,
