@@ -47,7 +47,7 @@ def of_step(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Tensor:
 
 
 def of_density(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Tensor:
-    return gmm_step_log_prob(X, x, x * x, SCALED, row=ROW, mixture=TABLES, **options)
+    return gmm_step_log_prob(X, x, x * x, SCALED, row=1, mixture=TABLES, **options)
 
 
 def of_loss(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Tensor:
