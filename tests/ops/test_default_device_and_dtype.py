@@ -81,7 +81,9 @@ def results(backend: str) -> Iterator[Tensor]:
     yield standard_normal(SEEDS, (3,), dtype=torch.float16, step=ROW, backend=backend)
     yield torch.vmap(lambda seed: standard_normal(seed[None], (3,), backend=backend))(SEEDS)
     yield draw_components(SEEDS, CASE.mixture.thresholds, row=1, backend=backend)
-    yield torch.vmap(lambda t: draw_components(SEEDS, t, row=1, backend=backend))(CASE.mixture.thresholds[None])
+    yield torch.vmap(lambda t: draw_components(SEEDS, t, row=1, backend=backend))(
+        CASE.mixture.thresholds[None]
+    )
     yield orthonormalize(W.double(), backend=backend)
     yield from mixture_moments(TABLES, SCALED, row=1)
     yield from (table for table in TABLES.at(ROW) if table is not None)
