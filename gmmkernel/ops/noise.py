@@ -45,7 +45,7 @@ def standard_normal(
         TypeError: an argument is of a type or dtype that is not allowed.
         ValueError: a shape or device does not fit.
         IndexError: a step is out of range.
-        RuntimeError: the backend asked for is not available, or `out` is given in a function that `torch.func` transforms.
+        RuntimeError: the backend asked for is not available, or `out` is given inside a transform of `torch.func`.
     """
     seeds = checks.check_seeds(seeds)
     if dtype not in checks.SAMPLE_DTYPES:
