@@ -208,7 +208,14 @@ def test_second_derivatives_of_what_has_no_part_are_zero(components: int, how: s
         return list(second[:-1]), second[-1]
 
     double = {"dtype": torch.float64, "output_dtype": torch.float64}
-    options = {"shape": (7,), "batch": 4, "guidance": True, "history": 2, "components": components, "removed": 2}
+    options = {
+        "shape": (7,),
+        "batch": 4,
+        "guidance": True,
+        "history": 2,
+        "components": components,
+        "removed": 2,
+    }
     whole = without_density(random_density(3, **options, **double), how)
     grad = torch.tensor([0.0, 1.5, -0.0, -0.5], dtype=torch.float64)
     odd = torch.tensor([1, 3])
@@ -260,7 +267,12 @@ def test_a_step_masked_out_of_the_loss_leaves_shared_weights_alone() -> None:
             return_log_prob=True,
         )
         again = gmm_step_log_prob(
-            torch.ones(count, 12), x[:count], network(x[:count]), coefficients, row=rows[:count], mixture=tables
+            torch.ones(count, 12),
+            x[:count],
+            network(x[:count]),
+            coefficients,
+            row=rows[:count],
+            mixture=tables,
         )
         loss = torch.where(rows[:count] < 3, made.log_prob + again, 0.0).sum()
         return list(torch.autograd.grad(loss, leaves))
