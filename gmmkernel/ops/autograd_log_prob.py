@@ -131,7 +131,7 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
         primals = [None if tensor is None else next(found) for tensor in DENSITY.primals((*t, *history))]
         sample, output, uncond, coefficients, offsets, std, prev, weights, *more = primals
         penalized, stored = [entries(table) for table in more[:4]], more[4:]
-        whole = (
+        whole: tuple[Any, ...] = (
             by_batch(prev),
             by_batch(sample),
             by_batch(output),

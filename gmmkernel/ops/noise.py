@@ -157,7 +157,8 @@ class _Normal(_Draw):
     def vmap(info: Any, in_dims: tuple[Any, ...], options: NormalOptions, *given: Any) -> tuple[Any, int]:
         size, dims, batch = info.batch_size, in_dims[1:], rows_of(given[0], in_dims[1])
         merged = merge(size, dims, given, (Role.BATCH, Role.STEPS), (False,) * 2, 1, batch, 0)
-        return merged.split(_Normal.apply(options, *merged.tensors)), 0
+        noise = _Normal.apply(options, *merged.tensors)  # type: ignore[no-untyped-call]
+        return merged.split(noise), 0
 
 
 class _Components(_Draw):
@@ -183,7 +184,8 @@ class _Components(_Draw):
             options, given = options._replace(row=0), (*given[:2], None, given[3])
         roles = (Role.BATCH, Role.TABLE, Role.ROWS, Role.STEPS)
         merged = merge(size, dims, given, roles, (False,) * 4, tables, batch, options.row)
-        return merged.split(_Components.apply(options._replace(row=merged.row), *merged.tensors)), 0
+        components = _Components.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
+        return merged.split(components), 0
 
 
 def check_stream(stream: object) -> Stream:
