@@ -10,13 +10,15 @@ import pytest
 import torch
 from poison import poisoned
 from torch._dynamo import trace_rules
+from torch.utils._device import _device_constructors
 
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
 
-# torch.compile lists PyTorch's functions when it is first used, and would list poisoned ones.
+# torch.compile lists PyTorch's functions when it is first used, and would list poisoned ones; so do default devices.
 trace_rules.get_torch_obj_rule_map()
+_device_constructors()
 
 
 @pytest.fixture(autouse=True)

@@ -302,6 +302,26 @@ void log_prob_backward_tile(const SampleDensity<T>& s, const DensityGrad<T>& g, 
   if (sums != nullptr) sum_terms(to, terms, first, count, sums);
 }
 
+// Of a sample that has no part in the loss, whose gradient of the log-density is 0: zeros, though it may be NaN itself.
+template <class T>
+void write_no_gradients(const SampleBackward<T>& to, const Target& grad_prev, int64_t first, int count, T* sums) {
+  using G = Group<T>;
+  typename G::V zero;
+  for (int v = 0; v < G::n; ++v) zero[v] = G::L::splat(0);
+  const auto fill = [&](const Target& target) {
+    if (target.data == nullptr) return;
+    for (int at = 0; at < count; at += G::size) {
+      G::store(target, first + at, count - at < G::size ? count - at : G::size, zero);
+    }
+  };
+  fill(grad_prev);
+  fill(to.grad_x);
+  fill(to.grad_output);
+  fill(to.grad_uncond);
+  for (const Target& target : to.grad_history) fill(target);
+  for (int column = 0; sums != nullptr && column < row_columns; ++column) sums[column] = 0;
+}
+
 template <class T>
 void log_prob_backward(const gmm_log_prob_backward_arguments& b, int64_t first_tile, int64_t last_tile) {
   const int64_t elements = b.of.step.elements, tiles = tiles_of(elements);
@@ -323,7 +343,11 @@ void log_prob_backward(const gmm_log_prob_backward_arguments& b, int64_t first_t
       if (gradients.grad_coefficients != nullptr) {
         sums = static_cast<T*>(gradients.workspace) + (sample * (tiles + 1) + number) * row_columns;
       }
-      log_prob_backward_tile(s, g, to, grad_prev, first, count, sums);
+      if (g.grad == 0) {
+        write_no_gradients(to, grad_prev, first, count, sums);
+      } else {
+        log_prob_backward_tile(s, g, to, grad_prev, first, count, sums);
+      }
     }
   }
 }
@@ -337,6 +361,7 @@ void sum_weights(const gmm_log_prob_backward_arguments& b) {
   for (int64_t sample = 0; sample < b.of.step.batch; ++sample) {
     const SampleDensity<T> s = gather_density<T>(b.of, sample);
     const DensityGrad<T> g = gather_grad<T>(b, sample);
+    if (g.grad == 0) continue;
     T* entry = table + table_row(b.of.weight_rows, s.row_index) * components;
     for (int64_t k = 0; k < components; ++k) {
       entry[k] = L::add(entry[k], L::div(L::mul(g.grad, g.shares[k]), s.weights[k]));
@@ -364,6 +389,7 @@ void log_prob_scatter(const gmm_log_prob_backward_arguments& b, int64_t first_gr
   for (int64_t sample = 0; sample < step.batch; ++sample) {
     const SampleDensity<T> s = gather_density<T>(b.of, sample);
     const DensityGrad<T> g = gather_grad<T>(b, sample);
+    if (g.grad == 0) continue;
     T* offset_rows = offsets + (offsets == nullptr ? 0 : s.offsets - static_cast<const T*>(m.offsets));
     T* std_rows = stds + (stds == nullptr ? 0 : s.std - static_cast<const T*>(m.std));
     for (int64_t i = begin; i < end; i += G::size) {

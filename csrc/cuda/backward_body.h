@@ -225,9 +225,15 @@ GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const Ba
 // ---- a whole tile ----
 
 template <class T>
-GMM_INLINE void fill_with_nan(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread) {
-  const T nan = static_cast<T>(bits_float(0x7FC00000));
-  const T values[4] = {nan, nan, nan, nan};
+GMM_INLINE T not_a_number() {
+  return static_cast<T>(bits_float(0x7FC00000));
+}
+
+// Makes all gradients of the tile one number: NaN where a row or step is out of range.
+template <class T>
+GMM_INLINE void fill_gradients(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread,
+                               T value) {
+  const T values[4] = {value, value, value, value};
   const auto fill = [&](const gmm_output& output) {
     void* data = present_at<any_dtype>(output, tile.sample, tile.first);
     if (data == nullptr) return;
@@ -252,7 +258,7 @@ GMM_INLINE void backward_common(const gmm_step_backward_arguments& b, const Back
       backward_same_vectors<dtype, guided, true>(tile, thread);
       break;
     case FlowKind::invalid:
-      fill_with_nan(b, tile, thread);
+      fill_gradients(b, tile, thread, not_a_number<float>());
       break;
     case FlowKind::nothing:
       break;
@@ -263,7 +269,7 @@ template <class T>
 GMM_INLINE void backward_any(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t thread) {
   if (tile.kind == FlowKind::nothing) return;
   if (tile.kind == FlowKind::invalid) {
-    fill_with_nan(b, tile, thread);
+    fill_gradients(b, tile, thread, not_a_number<T>());
     return;
   }
   for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
@@ -311,8 +317,8 @@ GMM_INLINE void sum_quarters(const BackwardTile<T>& tile, uint32_t thread, Colum
 }
 
 template <class T>
-GMM_INLINE void spoil_quarters(uint32_t thread, Columns<T>& columns) {
-  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = static_cast<T>(bits_float(0x7FC00000));
+GMM_INLINE void fill_quarters(uint32_t thread, Columns<T>& columns, T value) {
+  for (int c = 0; c < row_columns; ++c) columns.quarters[c][thread] = value;
 }
 
 template <class T>
@@ -320,8 +326,8 @@ GMM_INLINE void backward_sums(const gmm_step_backward_arguments& b, const Backwa
                               BackwardSums<T>& sums) {
   using Lanes = typename LanesOf<T>::type;
   if (tile.kind == FlowKind::invalid) {
-    fill_with_nan(b, tile, thread);
-    spoil_quarters(thread, sums.columns);
+    fill_gradients(b, tile, thread, not_a_number<T>());
+    fill_quarters(thread, sums.columns, not_a_number<T>());
     return;
   }
   sum_quarters(tile, thread, sums.columns, [&](uint32_t i, T(&terms)[row_columns]) {

@@ -108,7 +108,7 @@ __device__ __forceinline__ void sum_entries(const gmm_log_prob_backward_argument
   if (part.row >= table.rows) return;
   T sum[entries_together] = {};
   for (int64_t first_sample = 0; first_sample < b.of.step.batch; first_sample += block_threads) {
-    find_row_user(b.of.step, table.rows, part.row, first_sample, place.thread, users);
+    find_row_user<T>(b, table.rows, part.row, first_sample, place.thread, users);
     __syncthreads();
     add_density_users<T, offsets>(b, users, first_sample, first, count, place.thread, part.component, sum);
     __syncthreads();

@@ -86,13 +86,15 @@ template <bool sums, class T>
 GMM_INLINE void density_backward(const gmm_log_prob_backward_arguments& b, const DensityTile<T>& density,
                                  const BackwardTile<T>& tile, uint32_t thread, Columns<T>* columns) {
   void* grad_prev = present_at<any_dtype>(b.grad_prev_sample, tile.sample, tile.first);
-  if (tile.kind == FlowKind::invalid) {
-    fill_with_nan(b.gradients, tile, thread);
-    const T nan = static_cast<T>(bits_float(0x7FC00000));
+  const bool invalid = tile.kind == FlowKind::invalid;
+  if (invalid || grad_of<T>(b, tile.sample) == 0) {
+    // A sample that has no part in the loss gives zeros, though it may be NaN itself.
+    const T value = invalid ? not_a_number<T>() : T(0);
+    fill_gradients(b.gradients, tile, thread, value);
     for (uint32_t i = thread; grad_prev != nullptr && i < tile.count; i += block_threads) {
-      store_element(grad_prev, b.grad_prev_sample.dtype, i, nan);
+      store_element(grad_prev, b.grad_prev_sample.dtype, i, value);
     }
-    if constexpr (sums) spoil_quarters(thread, *columns);
+    if constexpr (sums) fill_quarters(thread, *columns, value);
   } else if constexpr (sums) {
     sum_quarters(tile, thread, *columns, [&](uint32_t i, T(&terms)[row_columns]) {
       density_backward_element<true>(b, density, tile, grad_prev, i, &terms);
@@ -121,8 +123,8 @@ GMM_INLINE void add_shares(const gmm_log_prob_backward_arguments& b, int64_t num
   for (int64_t sample = 0; sample < a.batch; ++sample) {
     const int64_t row = index_at(a.row, sample);
     if (row < 0 || row >= a.coefficient_rows || table_row(b.of.weight_rows, row) != number / components) continue;
-    const T share = shares_of<T>(b, sample)[k];
-    sum = Lanes::add(sum, Lanes::div(Lanes::mul(grad_of<T>(b, sample), share), weight));
+    const T grad = grad_of<T>(b, sample), share = shares_of<T>(b, sample)[k];
+    if (grad != 0) sum = Lanes::add(sum, Lanes::div(Lanes::mul(grad, share), weight));
   }
   static_cast<T*>(b.grad_weights)[number] = sum;
 }
@@ -143,18 +145,20 @@ GMM_INLINE Part part_of(const Table& table, int64_t number, uint32_t together) {
   return {number / parts, number % parts * together};
 }
 
-// The samples of a round whose row is that of a table, a bit each.
+// The samples of a round that have a part in the loss and whose row is that of a table, a bit each.
 struct RowUsers {
   uint32_t bits[block_threads / 32];
 };
 
-GMM_INLINE void find_row_user(const gmm_step_arguments& a, int64_t rows, int64_t table, int64_t first, uint32_t thread,
-                              RowUsers& users) {
+template <class T>
+GMM_INLINE void find_row_user(const gmm_log_prob_backward_arguments& b, int64_t rows, int64_t table, int64_t first,
+                              uint32_t thread, RowUsers& users) {
+  const gmm_step_arguments& a = b.of.step;
   const int64_t sample = first + thread;
   bool uses = false;
   if (sample < a.batch) {
     const int64_t row = index_at(a.row, sample);
-    uses = row >= 0 && row < a.coefficient_rows && table_row(rows, row) == table;
+    uses = row >= 0 && row < a.coefficient_rows && table_row(rows, row) == table && grad_of<T>(b, sample) != 0;
   }
   set_user_bit(users.bits, thread, uses);
 }

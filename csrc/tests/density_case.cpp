@@ -11,6 +11,7 @@ DensityOptions random_density(TestRandom& random, const StepOptions& step) {
   o.weight_per_row = coin();
   o.prev_sample = random.word() % 4 != 0;
   o.weights = coin();
+  o.idle = coin();
   return o;
 }
 
@@ -74,6 +75,7 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
   b.of.responsibilities = shares.data();
   grad = Tensor(table_dtype, o.batch, 1, 0, poison);
   grad.fill(random, o.special);
+  for (int64_t s = 0; options.idle && s < o.batch; s += 2) grad.set(s, 0, s % 4 == 0 ? 0.0 : -0.0);
   b.grad_log_prob = grad.data();
   b.gradients = backward.arguments;
   b.gradients.step = {};

@@ -9,6 +9,7 @@ struct DensityOptions {
   bool responsibilities = true;
   bool weight_per_row = false;
   bool prev_sample = true, weights = false;
+  bool idle = false;  // every other sample has a gradient of 0
 };
 
 DensityOptions random_density(TestRandom& random, const StepOptions& step);

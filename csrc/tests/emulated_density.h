@@ -79,7 +79,7 @@ void emulate_density_entries(const gmm_log_prob_backward_arguments& b, const Tab
     std::vector<Sum> sums(block_threads);
     auto users = uncleared<RowUsers>();
     for (int64_t sample = 0; sample < b.of.step.batch; sample += block_threads) {
-      for_threads([&](uint32_t t) { find_row_user(b.of.step, table.rows, part.row, sample, t, users); });
+      for_threads([&](uint32_t t) { find_row_user<T>(b, table.rows, part.row, sample, t, users); });
       for_threads([&](uint32_t t) {
         add_density_users<T, offsets>(b, users, sample, first, count, t, part.component, sums[t].of);
       });

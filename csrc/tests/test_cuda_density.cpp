@@ -123,6 +123,53 @@ void test_rows_out_of_range() {
   }
 }
 
+// A sample that has no part in the loss, its gradient being 0, gives zeros, and nothing to a table, whatever it is.
+void test_samples_without_a_part() {
+  for (const int32_t dtype : {GMM_FLOAT32, GMM_BFLOAT16, GMM_FLOAT64}) {
+    for (const bool sums : {false, true}) {
+      DensityOptions options;
+      StepOptions& step = options.backward.step;
+      step.batch = 3;
+      step.elements = 1030;
+      step.dtype = step.output_dtype = step.history_dtype = dtype;
+      step.guidance = true;
+      step.history = 2;
+      step.components = 9;
+      step.std_elements = 700;
+      options.idle = options.weights = options.backward.offsets = options.backward.std = true;
+      options.backward.coefficients = sums;
+      DensityCase expected(options, 3, poison);
+      CHECK(expected.run_backward(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
+      for (const bool on_grid : {false, true}) {
+        DensityCase spoilt(options, 3, another);
+        for (const int64_t sample : {0, 2}) {
+          for (Tensor* tensor : {&spoilt.backward.step.sample, &spoilt.backward.step.history[1], &spoilt.prev_sample}) {
+            for (int64_t i = 0; i < step.elements; ++i) tensor->set(sample, i, i % 2 == 0 ? NAN : INFINITY);
+          }
+          for (int64_t k = 0; k < step.components; ++k) spoilt.shares.set(sample, k, NAN);
+        }
+        if (on_grid) {
+          gmmkernel::emulate_log_prob_backward(spoilt.gradients);
+        } else {
+          CHECK(spoilt.run_backward(2, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
+        }
+        CHECK(same_density_gradients(spoilt, expected), "dtype %d, on grid %d", dtype, on_grid);
+        for (const Tensor* tensor : {&spoilt.grad_prev_sample, &spoilt.backward.sample, &spoilt.backward.model_output,
+                                     &spoilt.backward.uncond, &spoilt.backward.history[1]}) {
+          bool zeros = true, some = false;
+          for (int64_t i = 0; i < step.elements; ++i) {
+            for (const int64_t sample : {0, 2}) {
+              zeros = zeros && tensor->get(sample, i) == 0 && !std::signbit(tensor->get(sample, i));
+            }
+            some = some || tensor->get(1, i) != 0;
+          }
+          CHECK(zeros && some, "dtype %d, on grid %d", dtype, on_grid);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -131,6 +178,7 @@ int main() {
   test_many_samples();
   test_two_levels();
   test_rows_out_of_range();
+  test_samples_without_a_part();
   CHECK(densities > 200, "%d densities are numbers", densities);
   return check_report();
 }

@@ -57,6 +57,11 @@ class StepGradients(NamedTuple):
     std: Tensor | None = None
     history: Sequence[Tensor | None] = ()
 
+    @property
+    def elementwise(self) -> tuple[Tensor | None, ...]:
+        """Those of samples."""
+        return self.sample, self.model_output, self.model_output_uncond, *self.history
+
 
 class LogProbGradients(NamedTuple):
     """Where to write the gradients of a log-density; those of the transition's inputs as in `StepGradients`."""
@@ -132,7 +137,7 @@ class Backend(Protocol):
         grad: Tensor,
         gradients: LogProbGradients,
     ) -> None:
-        """Write gradients of a loss, given its gradients [B] of the log-densities."""
+        """Write gradients of a loss, given its gradients [B] of the log-densities; 0 where that is 0."""
 
     @staticmethod
     def add_noise(

@@ -94,10 +94,7 @@ def add_noise(
     name = backends.resolve(device.type, backend)
     noise: Tensor | None
     if checks.wants_gradient("add_noise", (sample, coefficients), ()):
-        if out is not None:
-            raise RuntimeError(
-                "out: expected None where an input requires a gradient; detach the inputs or leave it out"
-            )
+        checks.refuse_out(out)
         options = NoiseOptions(row, step, name, return_noise)
         out, noise = add_noise_with_gradient(options, NoiseTensors(sample, coefficients, seeds, rows, steps))
     else:

@@ -18,6 +18,7 @@ from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
 from gmmkernel.ops.low_rank import offset_weights
+from gmmkernel.ops.noise import ComponentOptions, NormalOptions, new_components, new_noise
 from gmmkernel.ops.tensors import STEP, Layout, StepTensors
 from gmmkernel.ops.vmap import merge_batch
 
@@ -198,14 +199,15 @@ def _dims(made: Sequence[Optional]) -> tuple[int | None, ...]:
 def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outputs: int) -> Any:
     """Return the step as a function of the tensors that have a gradient, in plain PyTorch."""
     batch = t.sample.shape[0]
-    noise = t.coefficients.new_empty(t.sample.shape)
-    library.standard_normal(noise, t.seeds, options.step, Stream.TRANSITION, options.backend, t.steps)
+    of_noise = NormalOptions(
+        t.sample.shape[1:], t.coefficients.dtype, options.step, Stream.TRANSITION, options.backend
+    )
+    noise = new_noise(of_noise, t.seeds, t.steps)
     rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(batch)
     components = torch.zeros_like(t.seeds)
     if t.thresholds is not None:
-        library.draw_components(
-            components, t.seeds, t.thresholds, options.row, options.step, options.backend, t.rows, t.steps
-        )
+        of_components = ComponentOptions(options.row, options.step, options.backend)
+        components = new_components(of_components, t.seeds, t.thresholds, t.rows, t.steps)
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)

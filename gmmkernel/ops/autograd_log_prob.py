@@ -106,7 +106,7 @@ class _LogProbBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, *given = ctx.saved_tensors
-        forward = _eager(ctx.options, LogProbTensors(*given[:FIELDS]), given[FIELDS:])
+        forward = _eager(ctx.options, LogProbTensors(*given[:FIELDS]), given[FIELDS:], grad)
         of_grad, of_primals = second_derivatives(forward, [grad], DENSITY.primals(given), ctx.wanted, grads)
         return None, None, *of_grad, None, None, *DENSITY.among_all(of_primals)
 
@@ -115,8 +115,11 @@ class _LogProbBackward(torch.autograd.Function):
         return vmap_gradients(_LogProbBackward, DENSITY, info.batch_size, in_dims, *arguments, before=3)
 
 
-def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]) -> Any:
-    """Return the log-density as a function of the tensors that have a gradient, in plain PyTorch."""
+def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor], grad: Tensor) -> Any:
+    """Return the log-density as a function of the tensors that have a gradient, in plain PyTorch.
+
+    Where a sample has no density and `grad` [B], the loss's of the log-densities, is 0, it is a constant.
+    """
     like = torch.zeros(t.sample.shape[0], dtype=torch.int64, device=t.sample.device)
     rows = (like + options.row if t.rows is None else t.rows).expand(t.sample.shape[0])
 
@@ -128,7 +131,7 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
         primals = [None if tensor is None else next(found) for tensor in DENSITY.primals((*t, *history))]
         sample, output, uncond, coefficients, offsets, std, prev, weights, *more = primals
         penalized, stored = [entries(table) for table in more[:4]], more[4:]
-        made = eager_log_prob(
+        whole: tuple[Any, ...] = (
             by_batch(prev),
             by_batch(sample),
             by_batch(output),
@@ -138,8 +141,18 @@ def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor]
             entries(weights),
             entries(offsets),
             entries(std),
-            None if penalized[0] is None else penalized,  # type: ignore[arg-type]
+            None if penalized[0] is None else penalized,
         )
+        is_missing = (grad == 0) & ~eager_log_prob(*whole).isfinite()
+        # With ones for all that it reads a sample has one, and what is chosen from has no part in the derivatives.
+        made = eager_log_prob(*(_ones_where(is_missing, value) for value in whole))
         return (made,)
 
     return forward
+
+
+def _ones_where(chosen: Tensor, value: Any) -> Any:
+    """Return what is [B, ...], or a list of such, with ones where `chosen` [B] says so."""
+    if isinstance(value, list):
+        return [_ones_where(chosen, each) for each in value]
+    return None if value is None else torch.where(chosen.view(-1, *[1] * (value.dim() - 1)), 1.0, value)

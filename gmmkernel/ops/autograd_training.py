@@ -20,6 +20,7 @@ from gmmkernel.ops.autograd import (
     with_signature,
 )
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
+from gmmkernel.ops.noise import NormalOptions, new_noise
 from gmmkernel.ops.tensors import LOSS, NOISE, LossTensors, NoiseTensors
 
 
@@ -194,9 +195,10 @@ def _eager(options: LossOptions, t: LossTensors) -> Any:
     """Return the loss as a function of the tensors that have a gradient, in plain PyTorch."""
     noises = []
     for stream in (Stream.TRAINING, Stream.TRAINING_SKIP):
-        noise = t.coefficients.new_empty(t.model_output.shape)
-        library.standard_normal(noise, t.seeds, options.step, stream, options.backend, t.steps)
-        noises.append(by_batch(noise))
+        of_noise = NormalOptions(
+            t.model_output.shape[1:], t.coefficients.dtype, options.step, stream, options.backend
+        )
+        noises.append(by_batch(new_noise(of_noise, t.seeds, t.steps)))
     rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(t.seeds.shape[0])
 
     def forward(model_output: Tensor, sample: Optional = None) -> tuple[Tensor, ...]:

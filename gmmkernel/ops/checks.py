@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -58,6 +60,18 @@ def wants_gradient(function: str, inputs: Sequence[Tensor | None], history: Sequ
 def contiguous(tensor: Tensor) -> Tensor:
     """Return the tensor itself where it is contiguous: asking is cheaper than `Tensor.contiguous`."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def as_integer(value: Any) -> Any:
+    """Return a NumPy integer, or an array of one without dimensions, as an int; anything else as it is."""
+    if isinstance(value, (np.integer, np.ndarray)) and value.ndim == 0 and value.dtype.kind in "iu":
+        return int(value)
+    return value
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is an int, or one that is traced."""
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
 def check_device(tensor: Tensor, name: str, device: torch.device, other: str) -> None:
@@ -175,7 +189,7 @@ def check_index(
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
         check_device(index, name, device, other)
         return 0, contiguous(index if index.dim() == 1 else index.reshape(1))
-    if isinstance(index, bool) or not isinstance(index, (int, torch.SymInt)):
+    if type(index) is not int and not is_integer(index := as_integer(index)):
         kind = f"{type(index).__module__}.{type(index).__name__}"
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
     if not 0 <= index <= last:
@@ -188,6 +202,19 @@ def check_step(
 ) -> tuple[int, Tensor | None]:
     """Return the noise counter's step in the forms of `check_index`."""
     return check_index(step, "step", batch, MAX_STEP, device, other)
+
+
+def check_shape(shape: Sequence[int]) -> list[int]:
+    """Return the shape of a sample as a list."""
+    if not isinstance(shape, (tuple, list, Sequence, np.ndarray)) or isinstance(shape, str):
+        raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
+    sizes = [size if type(size) is int else as_integer(size) for size in shape]
+    for size in sizes:
+        if type(size) is not int and not is_integer(size):
+            raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
+        if size < 0:
+            raise ValueError(f"shape: expected sizes of at least 0, got {tuple(sizes)}")
+    return sizes
 
 
 def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
@@ -306,6 +333,19 @@ def _check_table(table: Tensor, name: str, coefficients: Tensor) -> Tensor:
     if table.dim() != 3:
         raise ValueError(f"{name}: expected three dimensions, got shape {tuple(table.shape)}")
     return contiguous(table)
+
+
+def refuse_out(out: Tensor | None) -> None:
+    """Refuse a tensor to write into, where `wants_gradient` or a transform asks for a new result."""
+    if out is None:
+        return
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "out: expected None in a function that torch.func transforms (vmap, grad, ...); leave it out"
+        )
+    raise RuntimeError(
+        "out: expected None where an input requires a gradient; detach the inputs or leave it out"
+    )
 
 
 def check_out(out: Tensor, expected_shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:

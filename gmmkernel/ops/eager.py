@@ -34,7 +34,10 @@ def predict(
         u = model_output_uncond.to(row.dtype)
         o = u + c[Column.GUIDANCE] * (o - u)
     x0 = c[Column.X0_SAMPLE] * x + c[Column.X0_OUTPUT] * o
-    x0 = torch.clamp(x0, c[Column.CLIP_MIN], c[Column.CLIP_MAX])
+    # Not torch.clamp, whose derivative at a bound is another in every few versions; see docs/gradients.md.
+    low, high = c[Column.CLIP_MIN], c[Column.CLIP_MAX]
+    x0 = torch.where(x0 < low, low, x0)
+    x0 = torch.where(x0 > high, high, x0)
     mean = c[Column.SAMPLE] * x + c[Column.OUTPUT] * o + c[Column.X0] * x0
     for j, stored in enumerate(history):
         mean = mean + c[Column(Column.HISTORY_0 + j)] * stored.to(row.dtype)

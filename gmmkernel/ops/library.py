@@ -8,12 +8,13 @@ What is not needed comes last and is left out of a call, since every argument co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import library as torch_library
+from torch.autograd.graph import increment_version
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Stream
@@ -358,6 +359,29 @@ def _write_nothing(*arguments: object, **named: object) -> None:
     return None
 
 
+def _counting_versions(name: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an implementation that lets autograd know what it writes into: whatever the schema says.
+
+    As an operator of PyTorch's own does, so that a tensor saved for a backward pass and overwritten since is an error
+    there. A kernel writes past PyTorch, which counts by itself only for operators that return what they wrote.
+    """
+    arguments = getattr(torch.ops.gmmkernel, name).default._schema.arguments
+    written = [
+        i for i, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write
+    ]
+    if not written:
+        return implementation
+
+    def counted(*given: Any) -> Any:
+        made = implementation(*given)
+        for i in written:
+            if i < len(given) and given[i] is not None:  # the last ones may be left out
+                increment_version(given[i])
+        return made
+
+    return counted
+
+
 for _schema, _implementation, _fake in (
     (
         "gmm_step(Tensor(a!) out, Tensor sample, Tensor model_output, Tensor coefficients, Tensor seeds, "
@@ -435,7 +459,7 @@ for _schema, _implementation, _fake in (
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    _library.impl(_name, _counting_versions(_name, _implementation), "CompositeExplicitAutograd")
     torch_library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
 
 gmm_step = torch.ops.gmmkernel.gmm_step.default

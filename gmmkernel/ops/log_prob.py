@@ -39,7 +39,8 @@ def gmm_step_log_prob(
     the mixture's offsets, std and weights (as if their sum were not fixed).
 
     Where a standard deviation is 0 the transition has no density, and the result is NaN: at steps without noise
-    (eta = 0, or the last one) and where a mixture removes all of the variance.
+    (eta = 0, or the last one) and where a mixture removes all of the variance. A sample whose result a loss does not
+    depend on (its gradient is 0, as `torch.where` has it) has gradient 0 all the same, and gives nothing to tables.
 
     Args:
         prev_sample: [B, ...] the sample at the next (less noisy) step, like `sample`.

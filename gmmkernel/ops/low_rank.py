@@ -49,12 +49,13 @@ def tree_sum(values: Tensor) -> Tensor:
 
 
 class _Row:
-    """Where one sample's entries of tables are; one that is out of range has none."""
+    """Where one sample's entries of tables are; one that is out of range, or has no `part`, adds nothing to them."""
 
-    def __init__(self, rows: Tensor, sample: int, coefficients: Tensor) -> None:
+    def __init__(self, rows: Tensor, sample: int, coefficients: Tensor, part: Tensor | None = None) -> None:
         index = rows[sample : sample + 1]
-        self.is_valid = (index >= 0) & (index < coefficients.shape[0])
-        self._index = torch.where(self.is_valid, index, 0)
+        is_valid = (index >= 0) & (index < coefficients.shape[0])
+        self._index = torch.where(is_valid, index, 0)
+        self._adds = is_valid if part is None else is_valid & part
         self.coefficients = coefficients.index_select(0, self._index)[0]
 
     def of(self, table: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ class _Row:
         """Add to the sample's entry of a table [S or 1, ...], or of one that components share [S or 1, 1, ...]."""
         if table.dim() > 1 and table.shape[1] < value.shape[0]:
             value = tree_sum(value.movedim(0, -1))[None]
-        value = torch.where(self.is_valid.view(-1, *[1] * value.dim()), value, 0)
+        value = torch.where(self._adds.view(-1, *[1] * value.dim()), value, 0)
         if table.shape[0] == 1:
             table += value
         else:
@@ -151,7 +152,7 @@ def density_gradients(
     made = DensityTables(*map(torch.zeros_like, tables))
     shares = torch.empty_like(responsibilities)
     for b in range(grad.shape[0]):
-        row = _Row(rows, b, coefficients)
+        row = _Row(rows, b, coefficients, grad[b] != 0)
         weights, basis, slopes, shifts, _ = map(row.of, tables)
         share, energy = responsibilities[b], energies[b] - energies[b, 0]
         is_active = row.coefficients[Column.OFFSET] != 0

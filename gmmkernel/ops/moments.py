@@ -49,7 +49,8 @@ def mixture_moments(mixture: MixtureTables, coefficients: Tensor, *, row: int) -
     coefficients = checks.check_coefficients(coefficients, like)
     tables = checks.check_mixture(mixture, coefficients, like)
     weights = checks.check_weights(tables, coefficients)
-    if not isinstance(row, int) or isinstance(row, bool):
+    row = checks.as_integer(row)
+    if not checks.is_integer(row):
         raise TypeError(f"row: expected an int, got {type(row).__name__}")
     if not 0 <= row < coefficients.shape[0]:
         raise IndexError(f"row: expected 0 to {coefficients.shape[0] - 1}, got {row}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from gmmkernel import backends
 from gmmkernel.backends.constants import MAX_STEP, Stream
 from gmmkernel.ops import checks, library
 from gmmkernel.ops.memory import check_overlap
+from gmmkernel.ops.vmap import Role, merge, rows_of
 
 
 def standard_normal(
@@ -43,22 +45,21 @@ def standard_normal(
         TypeError: an argument is of a type or dtype that is not allowed.
         ValueError: a shape or device does not fit.
         IndexError: a step is out of range.
-        RuntimeError: the backend asked for is not available.
+        RuntimeError: the backend asked for is not available, or `out` is given inside a transform of `torch.func`.
     """
     seeds = checks.check_seeds(seeds)
     if dtype not in checks.SAMPLE_DTYPES:
         raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
-    sizes = list(shape)
-    if any(size < 0 for size in sizes):
-        raise ValueError(f"shape: expected sizes of at least 0, got {tuple(sizes)}")
+    sizes = checks.check_shape(shape)
     step, steps = checks.check_step(step, seeds.shape[0], seeds.device)
     purpose = int(check_stream(stream))
     name = backends.resolve(seeds.device.type, backend)
     if out is None:
-        out = torch.empty((seeds.shape[0], *sizes), dtype=dtype, device=seeds.device)
-    else:
-        checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
-        check_overlap(out, in_place={}, tables={"seeds": seeds, "step": steps})
+        return new_noise(NormalOptions(sizes, dtype, step, purpose, name), seeds, steps)
+    if torch._C._are_functorch_transforms_active():
+        checks.refuse_out(out)
+    checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
+    check_overlap(out, in_place={}, tables={"seeds": seeds, "step": steps})
     library.standard_normal(out, seeds, step, purpose, name, steps)
     return out
 
@@ -99,13 +100,97 @@ def draw_components(
     row, rows = checks.check_index(row, "row", batch, last, seeds.device)
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, seeds.device)
     name = backends.resolve(seeds.device.type, backend)
-    result = torch.empty_like(seeds, memory_format=torch.contiguous_format)
-    library.draw_components(result, seeds, thresholds, row, step, name, rows, steps)
-    return result
+    return new_components(ComponentOptions(row, step, name), seeds, thresholds, rows, steps)
+
+
+class NormalOptions(NamedTuple):
+    """What noise takes besides tensors; `shape` is that of a sample."""
+
+    shape: Sequence[int]
+    dtype: torch.dtype
+    step: int
+    stream: int
+    backend: str
+
+
+class ComponentOptions(NamedTuple):
+    """What components take besides tensors."""
+
+    row: int
+    step: int
+    backend: str
+
+
+def new_noise(options: NormalOptions, seeds: Tensor, steps: Tensor | None) -> Tensor:
+    """Return the noise of arguments that have been checked, inside a transform of `torch.func` as well."""
+    draw = _Normal.apply if torch._C._are_functorch_transforms_active() else _Normal.forward
+    noise: Tensor = draw(options, seeds, steps)
+    return noise
+
+
+def new_components(
+    options: ComponentOptions, seeds: Tensor, thresholds: Tensor, rows: Tensor | None, steps: Tensor | None
+) -> Tensor:
+    """Return the components of such arguments."""
+    draw = _Components.apply if torch._C._are_functorch_transforms_active() else _Components.forward
+    components: Tensor = draw(options, seeds, thresholds, rows, steps)
+    return components
+
+
+class _Draw(torch.autograd.Function):
+    """A draw, which has no gradient: for the sake of `vmap`, whose mapped dimension joins the batch."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+
+class _Normal(_Draw):
+    @staticmethod
+    def forward(options: NormalOptions, seeds: Tensor, steps: Tensor | None) -> Tensor:
+        shape, dtype, step, stream, backend = options
+        noise = torch.empty((seeds.shape[0], *shape), dtype=dtype, device=seeds.device)
+        library.standard_normal(noise, seeds, step, stream, backend, steps)
+        return noise
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: NormalOptions, *given: Any) -> tuple[Any, int]:
+        size, dims, batch = info.batch_size, in_dims[1:], rows_of(given[0], in_dims[1])
+        merged = merge(size, dims, given, (Role.BATCH, Role.STEPS), (False,) * 2, 1, batch, 0)
+        noise = _Normal.apply(options, *merged.tensors)  # type: ignore[no-untyped-call]
+        return merged.split(noise), 0
+
+
+class _Components(_Draw):
+    @staticmethod
+    def forward(
+        options: ComponentOptions,
+        seeds: Tensor,
+        thresholds: Tensor,
+        rows: Tensor | None,
+        steps: Tensor | None,
+    ) -> Tensor:
+        components = torch.empty_like(seeds, memory_format=torch.contiguous_format)
+        library.draw_components(
+            components, seeds, thresholds, options.row, options.step, options.backend, rows, steps
+        )
+        return components
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: ComponentOptions, *given: Any) -> tuple[Any, int]:
+        size, dims = info.batch_size, in_dims[1:]
+        batch, tables = (rows_of(given[i], dims[i]) for i in (0, 1))
+        if tables == 1:  # which serves every row
+            options, given = options._replace(row=0), (*given[:2], None, given[3])
+        roles = (Role.BATCH, Role.TABLE, Role.ROWS, Role.STEPS)
+        merged = merge(size, dims, given, roles, (False,) * 4, tables, batch, options.row)
+        components = _Components.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
+        return merged.split(components), 0
 
 
 def check_stream(stream: object) -> Stream:
     """Return `stream` as a Stream."""
+    stream = checks.as_integer(stream)
     if isinstance(stream, bool) or not isinstance(stream, int) or stream not in list(Stream):
         raise ValueError(f"stream: expected one of {[s.name for s in Stream]}, got {stream!r}")
     return Stream(stream)

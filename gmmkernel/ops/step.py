@@ -135,10 +135,7 @@ def gmm_step(
     )
     name = backends.resolve(device.type, backend)
     if wants_gradient:
-        if out is not None:
-            raise RuntimeError(
-                "out: expected None where an input requires a gradient; detach the inputs or leave it out"
-            )
+        checks.refuse_out(out)
         options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
         given = StepTensors(
             sample,

@@ -124,6 +124,32 @@ def test_gradients_have_the_same_bits(kind: dict[str, Any], dtype: torch.dtype) 
             assert_same_bits(one, other)
 
 
+@by_kind
+def test_a_sample_without_density_that_has_no_part_in_the_loss_gives_nothing(kind: dict[str, Any]) -> None:
+    """The last one, whose row has no noise: gradients are those of the others alone, and so are the second ones."""
+    given, tables = arguments(kind, DENSITY_TABLES, 3)
+    with torch.no_grad():
+        given[3][2, [Column.SIGMA, Column.OFFSET]] = torch.tensor([0.0, 0.7], dtype=torch.float64)
+        given[0][3] = given[1][2]
+    found = []
+    for count in (4, 3):
+        leaves = [tensor.detach()[:count].clone().requires_grad_() for tensor in given[:3]]
+        leaves += [tensor.detach().clone().requires_grad_() for tensor in given[3:]]
+        made = density_of(tables, row=ROW[:count])(*leaves)
+        assert made.isfinite().tolist() == [True, True, True, False][:count]
+        loss = torch.where(torch.arange(count) < 3, made * torch.arange(1, count + 1), 0).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), leaves)
+        found.append((first, second))
+    (first, second), (first_alone, second_alone) = found
+    for whole, alone in zip(first, first_alone, strict=True):
+        assert not whole[len(alone) :].any()
+        assert_same_bits(whole[: len(alone)], alone)
+    for whole, alone in zip(second, second_alone, strict=True):
+        assert not whole[len(alone) :].any()
+        torch.testing.assert_close(whole[: len(alone)], alone)
+
+
 def test_vmap_and_compile_give_the_same() -> None:
     given, tables = arguments(KINDS[1], STEP_TABLES, 2)
     step = step_of(tables)

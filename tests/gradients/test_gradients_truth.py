@@ -1,4 +1,4 @@
-"""Gradients against independent ones: differences, PyTorch's own of the equations, and its clamp at the bounds."""
+"""Gradients against independent ones: differences, PyTorch's own of the equations, the clip's by its definition."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from gmmkernel import Column, MixtureTables, draw_components, gmm_step, standard_normal
 from gmmkernel.backends.constants import Stream
+from gmmkernel.ops.eager import predict
 
 OPTIONS = every_option()
 
@@ -117,50 +118,43 @@ def test_pytorch_gives_the_same_gradients(pair: tuple[torch.dtype, torch.dtype])
             torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)
 
 
-def clipped(x0: list[float], low: float, high: float, backend: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of samples that are x0, and of the bounds."""
-    row = coefficient_row(x0_sample=1.0, x0=2.0, clip_min=low, clip_max=high).requires_grad_()
-    sample = torch.tensor([x0], requires_grad=True)
-    made = gmm_step(sample, torch.zeros(1, len(x0)), row, row=0, seeds=torch.tensor([1]), backend=backend)
-    made.prev_sample.sum().backward()
-    return sample.grad[0], row.grad[0, Column.CLIP_MIN], row.grad[0, Column.CLIP_MAX]
+def clipped(
+    x0: list[float], low: float, high: float, backend: str, plainly: bool
+) -> tuple[list[float], list[float], list[float]]:
+    """Return the derivatives of a step, 2 x0, with respect to x0 before clipping and to each bound, by elements.
 
-
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-math.inf, math.inf), (0.0, 0.0), (1.0, -1.0)])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_clipping_has_the_derivative_of_clamp(low: float, high: float, backend: str) -> None:
-    values = [
-        -3.0,
-        -1.0,
-        math.nextafter(-1.0, -2.0),
-        -0.5,
-        -0.0,
-        0.0,
-        0.7,
-        1.0,
-        1.0000001,
-        5.0,
-        math.inf,
-        -math.inf,
-    ]
-    x = torch.tensor(values, requires_grad=True)
-    bounds = [torch.tensor(bound, requires_grad=True) for bound in (low, high)]
-    (2 * x.clamp(*bounds)).sum().backward()
-    sample, of_low, of_high = clipped(values, low, high, backend)
-    assert torch.equal(sample, x.grad)
-    if low != high:  # then clamp gives the derivative below them to neither, the step to the lower
-        assert torch.equal(of_low, bounds[0].grad)
-        assert torch.equal(of_high, bounds[1].grad)
+    The kernels', or those of the plain PyTorch that second derivatives are made of.
+    """
+    row = coefficient_row(x0_sample=1.0, x0=2.0, clip_min=low, clip_max=high).expand(len(x0), -1)
+    sample, row = torch.tensor(x0)[:, None].requires_grad_(), row.clone().requires_grad_()
+    nothing, each = torch.zeros(len(x0), 1), torch.arange(len(x0))
+    if plainly:
+        result = 2 * predict(sample, nothing, None, (), row)[2]
     else:
-        assert (of_low, of_high) == (10.0, 10.0)
+        result = gmm_step(sample, nothing, row, row=each, seeds=each, step=0, backend=backend).prev_sample
+    of_sample, of_row = torch.autograd.grad(result, (sample, row), torch.ones_like(result))
+    derivatives = of_sample[:, 0], of_row[:, Column.CLIP_MIN], of_row[:, Column.CLIP_MAX]
+    of_x0, of_low, of_high = (derivative.tolist() for derivative in derivatives)
+    return of_x0, of_low, of_high
 
 
-def test_a_nan_lets_gradients_through() -> None:
-    """It is neither above nor below a bound, whether the row has bounds or not."""
-    for bound in (1.0, math.inf):
-        gradient, low, high = clipped([math.nan, 0.5], -bound, bound)
-        assert gradient.tolist() == [2.0, 2.0]
-        assert (low, high) == (0.0, 0.0)
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(-1.0, 1.0), (-math.inf, math.inf), (0.0, 0.0), (1.0, -1.0), (-math.inf, 0.5), (-0.0, math.inf)],
+)
+@pytest.mark.parametrize("plainly", [False, True], ids=["kernel", "plain"])
+def test_the_clip_s_derivative_is_that_of_a_choice(
+    low: float, high: float, plainly: bool, backend: str
+) -> None:
+    """Of the lower bound below it, then of the upper one above it, else of x0: on a bound too, and for NaN."""
+    values = [-3.0, -1.0, math.nextafter(-1.0, -2.0), -0.5, -0.0, 0.0, 1e-45, 0.5, 0.7, 1.0, 1.0000001, 5.0]
+    values += [math.inf, -math.inf, math.nan]
+    expected: list[tuple[float, float, float]] = []
+    for value in torch.tensor(values).tolist():
+        below = value < low
+        above = (low if below else value) > high
+        expected.append((2.0 * (not below and not above), 2.0 * (below and not above), 2.0 * above))
+    assert list(zip(*clipped(values, low, high, backend, plainly), strict=True)) == expected
 
 
 def test_what_a_row_switches_off_has_gradients_all_the_same() -> None:

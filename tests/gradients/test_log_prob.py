@@ -149,6 +149,140 @@ def test_without_variance_there_is_no_density(dtype: torch.dtype) -> None:
     assert Density(gaussian, case.sample).log_prob().isnan().all()
 
 
+def without_density(density: Density, how: str) -> Density:
+    """Return the log-densities of four samples with rows of their own, the first and third of which have none."""
+    case = replace(density.case, row=torch.arange(4))
+    sample, output, coefficients = (
+        tensor.clone() for tensor in (case.sample, case.model_output, case.coefficients)
+    )
+    if how == "no noise":
+        coefficients[::2, Column.SIGMA] = 0
+    elif how == "bad rows":
+        coefficients[0], coefficients[2] = math.inf, math.nan
+    else:
+        sample[::2, 1], output[::2, 2] = math.inf, math.nan
+    mixture = case.mixture
+    if mixture is not None and how == "no noise":
+        std = mixture.std.expand(4, -1, -1).clone()
+        std[::2] = 0
+        mixture = mixture._replace(std=std)
+    return replace(
+        density,
+        case=replace(case, sample=sample, model_output=output, coefficients=coefficients, mixture=mixture),
+    )
+
+
+@pytest.mark.parametrize("how", ["no noise", "bad rows", "bad samples"])
+@pytest.mark.parametrize("components", [0, 1, 3])
+@pytest.mark.parametrize("pair", [DTYPE_PAIRS[0], DTYPE_PAIRS[3], DTYPE_PAIRS[8]], ids="{0[0]}-{0[1]}".format)
+def test_a_sample_that_has_no_part_in_the_loss_has_none_in_the_gradients(
+    pair: tuple[torch.dtype, torch.dtype], components: int, how: str, backend: str
+) -> None:
+    """Though it has no density: what it shares with others gets what it does without it, to the bit."""
+    options = {"shape": (70,), "batch": 4, "guidance": True, "history": 2, "components": components}
+    whole = random_density(3, dtype=pair[0], output_dtype=pair[1], removed=20, **options)
+    whole = without_density(whole, how)
+    assert whole.log_prob(backend=backend).isfinite().tolist() == [False, True, False, True]
+    grad = torch.tensor([0.0, 1.5, -0.0, -0.5], dtype=whole.case.coefficients.dtype)
+    made = whole.gradients(grad, backend=backend)
+    odd = torch.tensor([1, 3])
+    alone = Density(whole.case.take(odd), whole.prev_sample[odd]).gradients(grad[odd], backend=backend)
+    for name in set(made) - {"log_prob"}:
+        if name in ("coefficients", "offsets", "std", "weights"):
+            assert_same_bits(made[name], alone[name])
+        else:
+            assert_same_bits(made[name][odd], alone[name])
+            assert_same_bits(made[name][::2], torch.zeros_like(made[name][::2]))
+
+
+@pytest.mark.parametrize("how", ["no noise", "bad rows", "bad samples"])
+@pytest.mark.parametrize("components", [0, 3])
+def test_second_derivatives_of_what_has_no_part_are_zero(components: int, how: str) -> None:
+    def derivatives(density: Density, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in density.leaves().items()}
+        grad = grad.clone().requires_grad_()
+        made = density.with_leaves(leaves).log_prob()
+        first = torch.autograd.grad(made, list(leaves.values()), grad, create_graph=True)
+        squares = sum(gradient.square().sum() for gradient in first)
+        second = torch.autograd.grad(squares, [*leaves.values(), grad], materialize_grads=True)
+        return list(second[:-1]), second[-1]
+
+    double = {"dtype": torch.float64, "output_dtype": torch.float64}
+    options = {
+        "shape": (7,),
+        "batch": 4,
+        "guidance": True,
+        "history": 2,
+        "components": components,
+        "removed": 2,
+    }
+    whole = without_density(random_density(3, **options, **double), how)
+    grad = torch.tensor([0.0, 1.5, -0.0, -0.5], dtype=torch.float64)
+    odd = torch.tensor([1, 3])
+    made, of_grad = derivatives(whole, grad)
+    alone, of_grad_alone = derivatives(Density(whole.case.take(odd), whole.prev_sample[odd]), grad[odd])
+    assert of_grad[::2].tolist() == [0, 0]
+    torch.testing.assert_close(of_grad[odd], of_grad_alone)
+    for tensor, expected, name in zip(made, alone, whole.leaves(), strict=True):
+        if name in ("coefficients", "offsets", "std", "weights"):
+            torch.testing.assert_close(tensor, expected)
+        else:
+            torch.testing.assert_close(tensor[odd], expected)
+            assert not tensor[::2].any()
+            assert tensor[odd].any()
+
+
+def test_a_gradient_of_zero_has_a_derivative_where_there_is_a_density() -> None:
+    """With respect to the gradient itself: the log-density's own."""
+    density = random_density(4, batch=2, shape=(5,), components=2, dtype=torch.float64)
+    leaf = density.case.sample.clone().requires_grad_()
+    grad = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    made = density.with_leaves({"sample": leaf}).log_prob()
+    (first,) = torch.autograd.grad(made, leaf, grad, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), grad)
+    (slope,) = torch.autograd.grad(density.with_leaves({"sample": leaf}).log_prob().sum(), leaf)
+    torch.testing.assert_close(second, slope.sum(1))
+    assert not first.any()
+
+
+def test_a_step_masked_out_of_the_loss_leaves_shared_weights_alone() -> None:
+    """As one trains a policy: the last step, without noise, is left out by `where`, with `return_log_prob` as well."""
+    torch.manual_seed(0)
+    network, x, rows = torch.nn.Linear(12, 12), torch.randn(3, 12), torch.tensor([0, 1, 3])
+    coefficients = ddim_coefficients(noise_schedule("linear"), timesteps(4), eta=1.0)
+    mixture = gaussian_mixture("ortho", elements=12, n_components=3, n_steps=4).bind(coefficients)
+    offsets = mixture.offsets.detach().clone().requires_grad_()
+    weights = mixture.weights.detach().clone().requires_grad_()
+    tables = mixture._replace(offsets=offsets, weights=weights)
+    leaves = [*network.parameters(), offsets, weights]
+
+    def gradients(count: int) -> list[Tensor]:
+        made = gmm_step(
+            x[:count],
+            network(x[:count]),
+            coefficients,
+            row=rows[:count],
+            seeds=torch.arange(count),
+            mixture=tables,
+            return_log_prob=True,
+        )
+        again = gmm_step_log_prob(
+            torch.ones(count, 12),
+            x[:count],
+            network(x[:count]),
+            coefficients,
+            row=rows[:count],
+            mixture=tables,
+        )
+        loss = torch.where(rows[:count] < 3, made.log_prob + again, 0.0).sum()
+        return list(torch.autograd.grad(loss, leaves))
+
+    for masked, left_out in zip(gradients(3), gradients(2), strict=True):
+        assert masked.isfinite().all()
+        assert masked.any()
+        torch.testing.assert_close(masked, left_out)
+
+
 def test_steps_without_noise_have_none() -> None:
     rows = ddim_coefficients(noise_schedule("linear"), timesteps(4), eta=1.0)
     mixture = gaussian_mixture("ortho", elements=6, scale=1e-3, n_components=3, n_steps=4).bind(rows)

@@ -47,6 +47,7 @@ def gradients_by(
     of_samples = [inputs.sample, inputs.model_output, inputs.model_output_uncond, density.prev_sample]
     tables = [inputs.coefficients, inputs.offsets, inputs.std, weights]
     grad = torch.randn(len(inputs.sample), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grad[1::3] = 0  # samples that have no part in the loss, whatever their density is
     made = [
         None if tensor is None else torch.full(tensor.shape, 9, dtype=tensor.dtype)
         for tensor in (*of_samples, *(tables if wanted else [None] * 4), *inputs.history)
@@ -134,3 +135,18 @@ def test_an_offset_that_the_row_switches_off() -> None:
     density.case.mixture.offsets[:] = float(np.inf)
     made = assert_same(density)
     assert bool(made[0].isfinite().all())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("components", [0, 3])
+def test_a_sample_without_a_part_in_the_loss_gives_nothing(components: int) -> None:
+    """The second, whose gradient is 0: the third's row is the same, and so are entries of tables."""
+    density = random_density(
+        10, batch=3, shape=(70,), dtype=torch.float32, components=components, removed=30, history=2
+    )
+    density.case.sample[1], density.prev_sample[1] = float("nan"), float("inf")
+    density = replace(density, case=replace(density.case, row=torch.tensor([0, 1, 1])))
+    made = assert_same(density)
+    assert made[0] is not None
+    assert made[0].isfinite().tolist() == [True, False, True]
+    for gradient in gradients_by(triton, density, made[1]):
+        assert gradient is None or bool(gradient.isfinite().all())

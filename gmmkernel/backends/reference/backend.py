@@ -235,9 +235,19 @@ def log_prob_backward(
     grad: Tensor,
     gradients: LogProbGradients,
 ) -> None:
-    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
+    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`.
+
+    Where that is 0 a sample has no part in the loss: its gradients are 0, and tables get nothing, not even the NaN of
+    a step without a density.
+    """
     tables = _TableGradients(gradients.step, gradients.weights)
+    elementwise = (gradients.prev_sample, *gradients.step.elementwise)
     for b, s in enumerate(_samples(inputs)):
+        if grad[b] == 0:
+            for target in elementwise:
+                if target is not None:
+                    target[b] = 0
+            continue
         _, _, mean = predict(*s.read, s.coefficients)
         a = _read(prev_sample[b], s.x.dtype) - mean
         shares = np.empty(0, a.dtype) if responsibilities is None else responsibilities[b].numpy()
@@ -268,12 +278,8 @@ def _mixture_of(inputs: StepInputs, weights: Tensor | None, row: int) -> tuple[A
 
 
 def _write_gradients(gradients: StepGradients, b: int, made: SampleGradients) -> None:
-    for target, array in (
-        (gradients.sample, made.sample),
-        (gradients.model_output, made.model_output),
-        (gradients.model_output_uncond, made.model_output_uncond),
-        *zip(gradients.history, made.history, strict=False),
-    ):
+    arrays = (made.sample, made.model_output, made.model_output_uncond, *made.history)
+    for target, array in zip(gradients.elementwise, arrays, strict=False):
         if target is not None:
             _write(target[b], array)
 

@@ -40,8 +40,9 @@ def transition_backward(
 ) -> SampleGradients:
     """Return the gradients of one flattened sample.
 
-    Clipping passes on what `torch.clamp` does: everything within the bounds and on them, nothing outside, where the
-    bound takes it. A NaN is taken to lie within.
+    Clipping is a choice: of CLIP_MIN where x0 < CLIP_MIN, then of CLIP_MAX where what that gives > CLIP_MAX, else of
+    x0; what is chosen gets all of the derivative. So a value that meets a bound passes it on, as a NaN does, equal
+    bounds share out what lies below and above them, and where CLIP_MIN > CLIP_MAX the latter takes everything.
 
     Args:
         grad: [D] derivative of the loss with respect to the next sample; float32 or float64, like every array here.

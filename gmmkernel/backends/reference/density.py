@@ -12,7 +12,8 @@ of D, and decide on the components' shares.
 Where moments are matched exactly, s_k is sigma and each component has a penalty C_k besides (`low_rank`), which is
 subtracted like E_k.
 
-Where a standard deviation is 0 there is no density, and all of this is NaN.
+Where a standard deviation is 0 there is no density, and all of this is NaN. A sample whose density a loss does not
+depend on, the derivative with respect to it being 0, has gradients of 0 all the same: they are not computed.
 """
 
 from __future__ import annotations

@@ -47,15 +47,23 @@ def flow_back(c, x, o, grad, more, PREDICTION: tl.constexpr):
 
 @triton.jit
 def store_history_gradient(
-    target, coefficient, place, element, inside, grad, PTX: tl.constexpr, WHOLE: tl.constexpr
+    target, coefficient, place, element, inside, grad, none, PTX: tl.constexpr, WHOLE: tl.constexpr
 ):
     """Write the gradient of a stored prediction, where it is wanted."""
     if target is not None:
-        store(target + place, element, inside, tl.load(coefficient) * grad, PTX, WHOLE)
+        store(target + place, element, inside, unless(none, tl.load(coefficient) * grad), PTX, WHOLE)
+
+
+@triton.jit
+def unless(none, gradient):
+    """Return a gradient, or 0 where the sample has no part in the loss, though it may be NaN itself."""
+    if none is not None:
+        gradient = tl.where(none, 0.0, gradient)
+    return gradient
 
 
 # Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(15), do_not_specialize=range(15, 27))
+@triton.jit(do_not_specialize_on_alignment=range(16), do_not_specialize=range(16, 28))
 def step_backward_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     grad, grad_prediction,
@@ -63,6 +71,7 @@ def step_backward_kernel(
     grad_history0, grad_history1, grad_history2, grad_history3,
     coefficients,  # [S, 16]
     rows, steps,  # int64 [B]
+    of_density,  # [B], a loss's gradients of log-densities: where that is 0, the sample has no part in it
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     grad_stride: tl.int64, grad_prediction_stride: tl.int64,
     coefficient_rows: tl.int64,
@@ -100,17 +109,20 @@ def step_backward_kernel(
             o = multiply_add(tl.load(c + 11), o - u, u)
     _, _, _, _, of_x, of_output = flow_back(c, sample_x, o, g, more, PREDICTION)
 
+    none = None
+    if of_density is not None:
+        none = valid & (tl.load(of_density + sample) == 0)
     place = sample * elements
     if grad_x is not None:
-        store(grad_x + place, element, inside, of_x, PTX, WHOLE)
+        store(grad_x + place, element, inside, unless(none, of_x), PTX, WHOLE)
     of_conditional = of_output
     if uncond is not None:
         of_conditional = tl.load(c + 11) * of_output
     if grad_output is not None:
-        store(grad_output + place, element, inside, of_conditional, PTX, WHOLE)
+        store(grad_output + place, element, inside, unless(none, of_conditional), PTX, WHOLE)
     if grad_uncond is not None:
-        store(grad_uncond + place, element, inside, of_output - of_conditional, PTX, WHOLE)
-    store_history_gradient(grad_history0, c + 7, place, element, inside, g, PTX, WHOLE)
-    store_history_gradient(grad_history1, c + 8, place, element, inside, g, PTX, WHOLE)
-    store_history_gradient(grad_history2, c + 9, place, element, inside, g, PTX, WHOLE)
-    store_history_gradient(grad_history3, c + 10, place, element, inside, g, PTX, WHOLE)
+        store(grad_uncond + place, element, inside, unless(none, of_output - of_conditional), PTX, WHOLE)
+    store_history_gradient(grad_history0, c + 7, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history1, c + 8, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history2, c + 9, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history3, c + 10, place, element, inside, g, none, PTX, WHOLE)

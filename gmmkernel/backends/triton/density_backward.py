@@ -99,7 +99,9 @@ def density_backward_kernel(
     of_mean = g * of_mean
     store(flow + sample * elements, element, inside, of_mean, PTX, False)
     if grad_prev_sample is not None:
-        store(grad_prev_sample + sample * elements, element, inside, of_mean * -1.0, PTX, False)
+        # A sample that has no part in the loss gives zeros, though it may be NaN itself.
+        of_prev = tl.where(valid & (g == 0), 0.0, of_mean * -1.0)
+        store(grad_prev_sample + sample * elements, element, inside, of_prev, PTX, False)
     if sums is not None:
         target = sums + (sample * places + tile) * COLUMNS
         put_sum(target + 12, g * of_sigma, inside & (element >= std_elements))
@@ -137,9 +139,10 @@ def add_density_entries_kernel(
     for sample in range(batch):
         row = index_of(rows, rows_stride, row_value, sample)
         own = entry - tl.where(table_rows == 1, 0, row) * table_components
-        if (row >= 0) & (row < coefficient_rows) & (own >= 0) & (own < table_components):
+        g = tl.load(grad + sample)
+        if (row >= 0) & (row < coefficient_rows) & (own >= 0) & (own < table_components) & (g != 0):
             c = coefficients + row * COLUMNS
-            sigma, weight, g = tl.load(c + 12), tl.load(c + 13), tl.load(grad + sample)
+            sigma, weight = tl.load(c + 12), tl.load(c + 13)
             a = load(distance + sample * elements, element, inside, T, False)
             # One entry for all components takes each one's part, in their order.
             first = tl.where(table_components == 1, 0, own)
@@ -182,8 +185,9 @@ def add_weights_kernel(
     for sample in range(batch):
         row = index_of(rows, rows_stride, row_value, sample)
         valid = (row >= 0) & (row < coefficient_rows)
-        is_used = valid & (tl.where(weight_rows == 1, 0, row) == own)
+        g = tl.load(grad + sample)
+        is_used = valid & (tl.where(weight_rows == 1, 0, row) == own) & (g != 0)
         shares = tl.load(responsibilities + sample * K + k, mask=inside, other=0.0)
-        part = divide(tl.load(grad + sample) * shares, weight)
+        part = divide(g * shares, weight)
         total = tl.where(is_used, total + part, total)
     tl.store(table + own * K + k, total, mask=inside)

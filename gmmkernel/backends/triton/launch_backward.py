@@ -57,9 +57,13 @@ def _strides(samples: Sequence[Tensor | None]) -> list[int]:
 
 
 def gradients_of_samples(
-    inputs: StepInputs, samples: Sequence[Tensor | None], kind: int, gradients: StepGradients
+    inputs: StepInputs,
+    samples: Sequence[Tensor | None],
+    kind: int,
+    gradients: StepGradients,
+    of_density: Tensor | None = None,
 ) -> None:
-    """Write the elementwise gradients."""
+    """Write the elementwise gradients: 0 where `of_density` [B], a loss's of log-densities, is."""
     history = (*gradients.history, *ABSENT[len(gradients.history) :])
     targets = (gradients.sample, gradients.model_output, gradients.model_output_uncond, *history)
     if not any(target is not None for target in targets):
@@ -73,7 +77,7 @@ def gradients_of_samples(
         _STEP_BACKWARD,
         tiles_of(elements, SMALL_TILE),
         batch,
-        (*samples, *targets, inputs.coefficients, rows, steps),
+        (*samples, *targets, inputs.coefficients, rows, steps, of_density),
         (*strides, inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
         (SMALL_TILE, kind, whole, PTX),
         inputs.sample.get_device(),
@@ -94,8 +98,8 @@ def _of_tables(
             _add_entries(inputs, grad, entries, table, is_std=table is gradients.std)
 
 
-def entries_of(inputs: StepInputs) -> Tensor:
-    """Return which entries of the tables each sample used."""
+def entries_of(inputs: StepInputs, of_density: Tensor | None = None) -> Tensor:
+    """Return which entries of the tables each sample used: none where `of_density` [B] is 0."""
     entries = inputs.coefficients.new_empty(len(inputs.sample), ENTRIES.value, dtype=torch.int64)
     rows, *row_numbers = sample_index(inputs.row)
     steps, *step_numbers = sample_index(inputs.step)
@@ -108,7 +112,7 @@ def entries_of(inputs: StepInputs) -> Tensor:
         _ENTRIES,
         1,
         len(entries),
-        (entries, rows, steps, inputs.seeds, inputs.thresholds),
+        (entries, rows, steps, inputs.seeds, inputs.thresholds, of_density),
         (*row_numbers, *step_numbers, inputs.coefficients.shape[0], *sizes),
         (most(k),),
         entries.get_device(),

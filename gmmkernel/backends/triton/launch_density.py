@@ -162,9 +162,9 @@ def log_prob_backward(
         device,
     )
     back = (*samples[:3], flow, None)
-    gradients_of_samples(inputs, back, 0, of_step)
+    gradients_of_samples(inputs, back, 0, of_step, grad)
     if sums is not None and of_step.coefficients is not None:
-        add_coefficients(inputs, back, 0, entries_of(inputs), None, sums, of_step.coefficients)
+        add_coefficients(inputs, back, 0, entries_of(inputs, grad), None, sums, of_step.coefficients)
     for table in (of_step.offsets, of_step.std):
         if table is not None and table.numel() > 0:
             launch_grid(

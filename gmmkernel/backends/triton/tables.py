@@ -14,15 +14,16 @@ from gmmkernel.backends.triton.step import COLUMNS, TRANSITION, choose_component
 
 ENTRIES = tl.constexpr(
     3
-)  # of a sample: its row, its offset's, its std's; -1 where row or step is out of range
+)  # of a sample: its row, its offset's, its std's; -1 where row or step is out of range, or it has no part in the loss
 
 
 # Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 16))
+@triton.jit(do_not_specialize_on_alignment=range(6), do_not_specialize=range(6, 17))
 def entries_kernel(
     entries,  # int64 [B, 3]
     rows, steps, seeds,  # int64 [B]
     thresholds,  # int64 [S or 1, K - 1]
+    of_density,  # [B], a loss's gradients of log-densities: where that is 0, the sample has no part in it
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
     coefficient_rows: tl.int64,
@@ -38,6 +39,8 @@ def entries_kernel(
     row = index_of(rows, rows_stride, row_value, sample)
     step = index_of(steps, steps_stride, step_value, sample)
     valid = (row >= 0) & (row < coefficient_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
+    if of_density is not None:
+        valid = valid & (tl.load(of_density + sample) != 0)
     component = tl.zeros([], tl.int64)
     if thresholds is not None:
         if K > 1:
