@@ -62,15 +62,11 @@ DDIM = Rules(
         _SOLVER | {"flow_shift", "time_shift_type"}
     ),  # flow sigmas and their shifts are refused
     neutral={
-        "use_karras_sigmas": (False,),
-        "use_exponential_sigmas": (False,),
-        "use_beta_sigmas": (False,),
+        **dict.fromkeys((f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)),
         "use_lu_lambdas": (False,),
-        "use_flow_sigmas": (False,),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),
         "lambda_min_clipped": (-math.inf,),
-        "predict_epsilon": (True,),
     },
     without={"clip_sample": False},
 )
@@ -146,11 +142,11 @@ def follow(
         followed |= _follow_flow(scheduler, made, given, theirs)
     merged = {**made, **given}
     for name, value in merged.items():
-        if name.startswith("_") or name in followed:
+        if name.startswith("_") or name in followed or name in unknown or not _is_set(value):
             continue
-        neutral = rules.neutral.get(name, (None,))
-        if value not in neutral if name in rules.neutral and value is not None else _is_set(value):
-            raise _unsupported(scheduler, name, neutral[0], value)
+        neutral = rules.neutral.get(name)
+        if neutral is None or value not in neutral:
+            raise _unsupported(scheduler, name, neutral[0] if neutral else None, value)
     for name in rules.needed if foreign is None else ():
         if name not in merged:
             raise ValueError(

@@ -62,7 +62,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         ValueError: an option is out of range, unknown or not supported.
     """
 
-    _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
+    _compatibles: ClassVar[list[str]] = sorted(FLOW.classes)
     _rules = FLOW
     init_noise_sigma = 1.0
     _begin_index: int | None
