@@ -103,9 +103,9 @@ class MixtureOptions:
         )
 
 
-@dataclass(frozen=True, eq=False)
 class Run:
-    """What `set_timesteps` decided on for the steps to come; nobody changes it.
+    """What `set_timesteps` decided on for the steps to come; nobody changes it. (No dataclass: the compiler hashes those
+    by their fields.)
 
     Attributes:
         options: the mixture wanted.
@@ -115,10 +115,17 @@ class Run:
         signature: what `rows` depends on besides its arguments.
     """
 
-    options: MixtureOptions
-    visited: Visited
-    rows: Callable[..., Tensor]
-    signature: tuple[object, ...]
+    def __init__(
+        self,
+        options: MixtureOptions,
+        visited: Visited,
+        rows: Callable[..., Tensor],
+        signature: tuple[object, ...],
+    ) -> None:
+        self.options = options
+        self.visited = visited
+        self.rows = rows
+        self.signature = signature
 
     def __deepcopy__(self, memo: dict[int, object]) -> Run:
         return self
