@@ -199,8 +199,11 @@ def _follow_flow(
         made["shift"] = shift
     if "flow_shift" in made:  # for the way back
         made["flow_shift"] = {**made, **given}["shift"]
-    if merged.get("prediction_type") != "flow_prediction" or merged.get("use_flow_sigmas") is not True:
+    predicts = merged.get("prediction_type")
+    if merged.get("use_flow_sigmas") is not True:
         return {"flow_shift"}
+    if predicts != "flow_prediction":
+        raise _unsupported(scheduler, "prediction_type", "flow_prediction", predicts)
     for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
         if merged.get(name):  # there of sigmas that are not these
             raise _unsupported(scheduler, name, False, merged[name])

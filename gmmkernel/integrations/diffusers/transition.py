@@ -104,8 +104,9 @@ class MixtureOptions:
 
 
 class Run:
-    """What `set_timesteps` decided on for the steps to come; nobody changes it. (No dataclass: the compiler hashes those
-    by their fields.)
+    """What `set_timesteps` decided on for the steps to come; nobody changes it.
+
+    It is no dataclass, since Dynamo hashes those by their fields.
 
     Attributes:
         options: the mixture wanted.
