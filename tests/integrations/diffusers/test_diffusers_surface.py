@@ -143,14 +143,14 @@ def whole_run(kind: type) -> list[Tensor]:
     ):
         scheduler = kind(**options)
         scheduler.set_timesteps(STEPS)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in (1, 2)]
         x = X
         for timestep in scheduler.timesteps:
-            generators = [torch.Generator("cpu").manual_seed(seed) for seed in (1, 2)]
             x = scheduler.step(0.5 * x, timestep, x, generator=generators).prev_sample
         made += [x, scheduler.timesteps]
         if kind is GMMDDIMScheduler:
             each = torch.tensor([500, 501], device="cpu", dtype=torch.int32)
-            made += [scheduler.alphas_cumprod, scheduler.step(x, each, x, eta=0.0).prev_sample]
+            made += [scheduler.alphas_cumprod, scheduler.step(x, each, x, generator=generators).prev_sample]
             scheduler.set_timesteps(1)
             made.append(scheduler.timesteps)
         else:
