@@ -62,7 +62,9 @@ DDIM = Rules(
         _SOLVER | {"flow_shift", "time_shift_type"}
     ),  # flow sigmas and their shifts are refused
     neutral={
-        **dict.fromkeys((f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)),
+        **dict.fromkeys(
+            (f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)
+        ),
         "use_lu_lambdas": (False,),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
@@ -266,7 +266,7 @@ class _Chosen(NamedTuple):
     eta: float
     clipped: bool
     drops_variance: bool
-    thresholding: dict[str, float] | None
+    thresholding: dict[str, Any] | None
 
 
 def _without_variance(model_output: Tensor, sample: Tensor, drops_variance: bool) -> Tensor:

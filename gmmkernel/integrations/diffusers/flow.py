@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -149,7 +150,9 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             )
         config = self.config
         visited = Visited(self.timesteps, device)
-        run = Run(MixtureOptions.of(config), visited, _FlowSteps(times), tuple(times.tolist()))
+        run = Run(
+            MixtureOptions.of(config), visited, partial(flow_coefficients, times), tuple(times.tolist())
+        )
         self._chosen = _Chosen(
             visited, self._transition.begin(run), _eta(config.eta, config.stochastic_sampling)
         )
@@ -243,15 +246,6 @@ class _Chosen(NamedTuple):
     visited: Visited
     run: Run
     eta: float
-
-
-class _FlowSteps(NamedTuple):
-    """Makes the coefficient rows of a run."""
-
-    times: Tensor
-
-    def __call__(self, **options: Any) -> Tensor:
-        return flow_coefficients(self.times, **options)
 
 
 def _eta(eta: float | None, stochastic_sampling: bool) -> float:
