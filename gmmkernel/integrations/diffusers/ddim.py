@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DDIMScheduler
@@ -12,16 +11,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from gmmkernel._checks import check_choice, check_flag
-from gmmkernel.integrations.diffusers.configs import DDIM_UNSUPPORTED
+from gmmkernel._checks import check_choice, check_flag, check_integer, check_number
+from gmmkernel.integrations.diffusers.configs import DDIM
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
-from gmmkernel.integrations.diffusers.transition import MixtureOptions
+from gmmkernel.integrations.diffusers.steps import DDIMSteps, visited_timesteps
+from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
 from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.ops.checks import check_like_sample
 from gmmkernel.samplers.thresholding import dynamic_thresholding
-from gmmkernel.schedules import NoiseSchedule, ddim_coefficients, timesteps
+from gmmkernel.schedules import NoiseSchedule
 from gmmkernel.schedules.noise import NOISE_SCHEDULES
 from gmmkernel.schedules.rows import PREDICTION_TYPES
 
@@ -64,14 +64,19 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         rho: for exact variants, instead of a scale: share (<= 0.999999) of the largest that each step allows.
         learned_variance: the model's output has 2C channels beside samples of C, the second half a variance, which
             is dropped. For models whose pipeline does not drop it.
+        eta: share of the DDPM noise in every step for which a pipeline chooses none; None is 0. `from_config` takes 1
+            from the config of a DDPMScheduler, whose transition that is.
+        use_clipped_model_output: derive the noise from the clipped data where a pipeline does not choose; from the
+            config of a DDPMScheduler True.
 
     Raises:
         TypeError: an option has the wrong type.
         ValueError: an option is out of range or unknown.
     """
 
-    _unsupported = DDIM_UNSUPPORTED
+    _rules = DDIM
     alphas_cumprod: Tensor
+    _chosen: _Chosen | None
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -99,28 +104,35 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         mixture_seed: int = 0,
         rho: float | None = None,
         learned_variance: bool = False,
+        eta: float | None = None,
+        use_clipped_model_output: bool = False,
     ) -> None:
         check_choice("beta_schedule", beta_schedule, NOISE_SCHEDULES)
         check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
         check_choice("timestep_spacing", timestep_spacing, _SPACINGS)
         check_flag("learned_variance", learned_variance)
-        super().__init__(  # type: ignore[no-untyped-call]
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            trained_betas=trained_betas,
-            clip_sample=clip_sample,
-            set_alpha_to_one=set_alpha_to_one,
-            steps_offset=steps_offset,
-            prediction_type=prediction_type,
-            thresholding=thresholding,
-            dynamic_thresholding_ratio=dynamic_thresholding_ratio,
-            clip_sample_range=clip_sample_range,
-            sample_max_value=sample_max_value,
-            timestep_spacing=timestep_spacing,
-            rescale_betas_zero_snr=rescale_betas_zero_snr,
-        )
+        check_flag("use_clipped_model_output", use_clipped_model_output)
+        if eta is not None:
+            check_number("eta", eta, low=0)
+        with torch.device("cpu"):  # whatever the default device is
+            super().__init__(  # type: ignore[no-untyped-call]
+                num_train_timesteps=num_train_timesteps,
+                beta_start=beta_start,
+                beta_end=beta_end,
+                beta_schedule=beta_schedule,
+                trained_betas=trained_betas,
+                clip_sample=clip_sample,
+                set_alpha_to_one=set_alpha_to_one,
+                steps_offset=steps_offset,
+                prediction_type=prediction_type,
+                thresholding=thresholding,
+                dynamic_thresholding_ratio=dynamic_thresholding_ratio,
+                clip_sample_range=clip_sample_range,
+                sample_max_value=sample_max_value,
+                timestep_spacing=timestep_spacing,
+                rescale_betas_zero_snr=rescale_betas_zero_snr,
+            )
+        self._chosen = None
         self._prepare()
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
@@ -136,46 +148,39 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         """
         config = self.config
         total, spacing = config.num_train_timesteps, config.timestep_spacing
-        visited = timesteps(
-            num_inference_steps,
-            num_train_timesteps=total,
-            spacing=spacing,
-            steps_offset=config.steps_offset if spacing == "leading" else 0,
+        count = check_integer("num_inference_steps", num_inference_steps, 1, total)
+        steps = DDIMSteps(
+            # The numbers that the network was trained with and `add_noise` uses, which are diffusers' float32 ones.
+            NoiseSchedule(self.alphas_cumprod.cpu().double()),
+            visited_timesteps(count, total, spacing, config.steps_offset),
+            total // count,
+            config.prediction_type,
+            config.clip_sample_range if config.clip_sample else None,
+            config.set_alpha_to_one,
         )
-        # The numbers that the network was trained with and `add_noise` uses, which are diffusers' float32 ones.
-        schedule = NoiseSchedule(self.alphas_cumprod.cpu().double())
-        options: dict[str, Any] = {
-            "prediction_type": config.prediction_type,
-            "clip_sample_range": config.clip_sample_range if config.clip_sample else None,
-            "set_alpha_to_one": config.set_alpha_to_one,
-        }
-        rows = partial(
-            ddim_coefficients,
-            schedule,
+        visited = Visited(steps.visited, device, total)
+        run = Run(MixtureOptions.of(config), visited, steps, steps.signature())
+        # One attribute, so that a step in another thread takes all of a run or all of the one before it.
+        self._chosen = _Chosen(
             visited,
-            prev_timesteps=(visited - total // num_inference_steps).clamp(min=-1),
-            **options,
-        )
-        signature = (spacing, config.steps_offset, *options.values(), *schedule.alphas_cumprod.tolist())
-        self._transition.begin(MixtureOptions.of(config), num_inference_steps, rows, signature)
-        self._thresholding = (
+            self._transition.begin(run),
+            0.0 if config.eta is None else check_number("eta", config.eta, low=0),
+            config.use_clipped_model_output,
+            config.learned_variance,
             {"ratio": config.dynamic_thresholding_ratio, "max_value": config.sample_max_value}
             if config.thresholding
-            else None
+            else None,
         )
-        self._drops_variance = config.learned_variance
-        self._total = total
-        self._visited = Visited(visited, device)
-        self.num_inference_steps = num_inference_steps
-        self.timesteps = self._visited.timesteps
+        self.num_inference_steps = count
+        self.timesteps = visited.timesteps
 
     def step(
         self,
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
-        eta: float = 0.0,
-        use_clipped_model_output: bool | None = False,
+        eta: float | None = None,
+        use_clipped_model_output: bool | None = None,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
@@ -185,13 +190,16 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         Args:
             model_output: [B, C, ...], the model's prediction; of the sample's type or float32, or bfloat16 or
                 float16 beside a float32 sample.
-            timestep: one of `timesteps`, or an int64 tensor [B] with one for each sample. A tensor that is on a
+            timestep: one of `timesteps`, or a tensor of integers [B] with one for each sample. A timestep that is not
+                in the schedule gets a row of its own, with the mixture of the next one that is. A tensor that is on a
                 device is not read: a value that is not in the schedule fills its sample with NaN there.
             sample: [B, C, ...] float32, bfloat16, float16 or float64.
-            eta: share of the DDPM noise, 0 (DDIM) to 1 (DDPM).
-            use_clipped_model_output: derive the noise from the clipped data; None, which DDIMPipeline passes, is False.
+            eta: share of the DDPM noise, 0 (DDIM) to 1 (DDPM); None: the config's.
+            use_clipped_model_output: derive the noise from the clipped data; None, which DDIMPipeline passes: the
+                config's.
             generator: a CPU generator, or a list with one for each sample; None: PyTorch's default one. One seed a
-                sample is drawn from it at the first step of a run that draws anything; `set_timesteps` begins a run.
+                sample is drawn from it at the first step of a run that draws anything; a timestep that does not come
+                after the last one done with the same generators begins a run.
             variance_noise: like `sample`, standard normal noise to use in place of the package's; only for Gaussian
                 steps, and not together with a generator.
             return_dict: return a DDIMSchedulerOutput, otherwise a tuple.
@@ -201,27 +209,36 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
 
         Raises:
             TypeError: an argument is of a type or dtype that is not allowed.
-            ValueError: an argument does not fit; `set_timesteps` was not called; the timestep is not in the schedule.
+            ValueError: an argument does not fit; `set_timesteps` was not called; the timestep is not one of the T; or
+                the data cannot be told there (alphas_cumprod is 0, and epsilon is predicted).
             MemoryError: the mixture does not fit into memory.
         """
-        visited, transition = self._visited, self._transition
-        if visited is None:
+        chosen, transition = self._chosen, self._transition
+        if chosen is None:
             raise ValueError("set_timesteps: expected a call before the first step, got none")
-        if self._drops_variance or model_output.shape != sample.shape:
-            model_output = self._without_variance(model_output, sample)
-        row = step = visited.row(timestep, sample.device, self._total)
+        if chosen.drops_variance or model_output.shape != sample.shape:
+            model_output = _without_variance(model_output, sample, chosen.drops_variance)
+        eta = chosen.eta if eta is None else check_number("eta", eta, low=0)
+        clipped = chosen.clipped if use_clipped_model_output is None else use_clipped_model_output
+        row, step, done, at = chosen.visited.place(timestep, sample.device)
         noise: tuple[Tensor, ...] = ()
         if variance_noise is not None:
             if generator is not None and eta > 0:
                 raise ValueError("variance_noise: expected None beside a generator, got both")
             check_like_sample(variance_noise, "variance_noise", sample)
             noise = (variance_noise,)
-        clipped = False if use_clipped_model_output is None else use_clipped_model_output
-        plan = transition.plan(sample, eta, bool(noise), use_clipped_model_output=clipped)
-        coefficients, tables, draws = plan
+        run = chosen.run
+        plan = transition.plan(
+            sample=sample, run=run, eta=eta, given_noise=bool(noise), at=at, clipped=clipped
+        )
+        coefficients, tables, draws, refused = plan
+        if refused and done is not None and not refused.isdisjoint(done):
+            run.rows(eta=eta, at=chosen.visited.values_of(done), clipped=clipped)  # raises what is wrong
         batch, device, seeds = sample.shape[0], sample.device, transition.seeds
-        if self._thresholding is not None:
-            coefficients = dynamic_thresholding(coefficients, row, sample, model_output, **self._thresholding)
+        if chosen.thresholding is not None:
+            coefficients = dynamic_thresholding(
+                coefficients, row, sample, model_output, **chosen.thresholding
+            )
             tables = None if tables is None else tables.at(row)
             row = torch.arange(batch, device=device)
         made = gmm_step(
@@ -229,7 +246,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             model_output,
             coefficients,
             row=row,
-            seeds=seeds.of(generator, batch, device) if draws else seeds.nothing(batch, device),
+            seeds=seeds.of(generator, batch, device, run, done) if draws else seeds.nothing(batch, device),
             step=step,
             mixture=tables,
             history=noise,
@@ -240,12 +257,24 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             return DDIMSchedulerOutput(made.prev_sample, made.prediction)
         return made.prev_sample, made.prediction
 
-    def _without_variance(self, model_output: Tensor, sample: Tensor) -> Tensor:
-        """Return the half of the model's output that is no variance: a view, where a step reads it."""
-        shape = sample.shape
-        doubled = len(shape) > 1 and model_output.shape == (shape[0], 2 * shape[1], *shape[2:])
-        if doubled and self._drops_variance:
-            return model_output[:, : shape[1]]
-        hint = " (learned_variance=True drops the second half of the channels)" if doubled else ""
-        expected = f"{shape[0], 2 * shape[1], *shape[2:]}" if self._drops_variance else f"{tuple(shape)}"
-        raise ValueError(f"model_output: expected shape {expected}, got {tuple(model_output.shape)}{hint}")
+
+class _Chosen(NamedTuple):
+    """What `set_timesteps` has read from the config for the steps to come."""
+
+    visited: Visited
+    run: Run
+    eta: float
+    clipped: bool
+    drops_variance: bool
+    thresholding: dict[str, Any] | None
+
+
+def _without_variance(model_output: Tensor, sample: Tensor, drops_variance: bool) -> Tensor:
+    """Return the half of the model's output that is no variance: a view, where a step reads it."""
+    shape = sample.shape
+    doubled = len(shape) > 1 and model_output.shape == (shape[0], 2 * shape[1], *shape[2:])
+    if doubled and drops_variance:
+        return model_output[:, : shape[1]]
+    hint = " (learned_variance=True drops the second half of the channels)" if doubled else ""
+    expected = f"{shape[0], 2 * shape[1], *shape[2:]}" if drops_variance else f"{tuple(shape)}"
+    raise ValueError(f"model_output: expected shape {expected}, got {tuple(model_output.shape)}{hint}")

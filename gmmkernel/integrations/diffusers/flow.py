@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -13,11 +13,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from gmmkernel._checks import check_number
-from gmmkernel.integrations.diffusers.configs import FLOW_UNSUPPORTED
+from gmmkernel._checks import check_integer, check_share
+from gmmkernel.integrations.diffusers.configs import FLOW
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
-from gmmkernel.integrations.diffusers.transition import MixtureOptions
+from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
 from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.schedules import flow_coefficients
@@ -63,11 +63,13 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         ValueError: an option is out of range, unknown or not supported.
     """
 
-    _compatibles: ClassVar[list[str]] = ["FlowMatchEulerDiscreteScheduler"]
-    _unsupported = FLOW_UNSUPPORTED
+    _compatibles: ClassVar[list[str]] = sorted(FLOW.classes)
+    _rules = FLOW
+    init_noise_sigma = 1.0
     _begin_index: int | None
     sigmas: Tensor
     timesteps: Tensor
+    _chosen: _Chosen | None
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -98,22 +100,24 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         if invert_sigmas:
             raise ValueError("invert_sigmas: expected False, steps from noise to data, got True")
         _eta(eta, stochastic_sampling)
-        super().__init__(  # type: ignore[no-untyped-call]
-            num_train_timesteps=num_train_timesteps,
-            shift=shift,
-            use_dynamic_shifting=use_dynamic_shifting,
-            base_shift=base_shift,
-            max_shift=max_shift,
-            base_image_seq_len=base_image_seq_len,
-            max_image_seq_len=max_image_seq_len,
-            invert_sigmas=invert_sigmas,
-            shift_terminal=shift_terminal,
-            use_karras_sigmas=use_karras_sigmas,
-            use_exponential_sigmas=use_exponential_sigmas,
-            use_beta_sigmas=use_beta_sigmas,
-            time_shift_type=time_shift_type,
-            stochastic_sampling=stochastic_sampling,
-        )
+        with torch.device("cpu"):  # whatever the default device is
+            super().__init__(  # type: ignore[no-untyped-call]
+                num_train_timesteps=num_train_timesteps,
+                shift=shift,
+                use_dynamic_shifting=use_dynamic_shifting,
+                base_shift=base_shift,
+                max_shift=max_shift,
+                base_image_seq_len=base_image_seq_len,
+                max_image_seq_len=max_image_seq_len,
+                invert_sigmas=invert_sigmas,
+                shift_terminal=shift_terminal,
+                use_karras_sigmas=use_karras_sigmas,
+                use_exponential_sigmas=use_exponential_sigmas,
+                use_beta_sigmas=use_beta_sigmas,
+                time_shift_type=time_shift_type,
+                stochastic_sampling=stochastic_sampling,
+            )
+        self._chosen = None
         self._prepare()
 
     def set_timesteps(
@@ -136,6 +140,8 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         Raises:
             ValueError: the arguments do not go together, or the sigmas they give do not descend from at most 1.
         """
+        if num_inference_steps is not None:
+            num_inference_steps = check_integer("num_inference_steps", num_inference_steps, 1)
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # type: ignore[misc]
         times = self.sigmas.double()
         if not bool((times[1:] < times[:-1]).all() and times[0] <= 1):
@@ -143,19 +149,26 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
                 f"sigmas: expected strictly descending numbers in (0, 1], got {times[:-1].tolist()} after shifting"
             )
         config = self.config
-        options, steps = MixtureOptions.of(config), len(times) - 1
-        self._transition.begin(options, steps, partial(flow_coefficients, times), tuple(times.tolist()))
-        self._eta = _eta(config.eta, config.stochastic_sampling)
-        self._visited = Visited(self.timesteps, device)
-        self.timesteps = self._visited.timesteps
-        self.sigmas = self.sigmas.to(device)
+        visited = Visited(self.timesteps, device)
+        run = Run(
+            MixtureOptions.of(config), visited, partial(flow_coefficients, times), tuple(times.tolist())
+        )
+        self._chosen = _Chosen(
+            visited, self._transition.begin(run), _eta(config.eta, config.stochastic_sampling)
+        )
+        self.timesteps = visited.timesteps
+        self.sigmas = self.sigmas.to(device, torch.float32)  # also where another dtype is the default
+
+    def scale_model_input(self, sample: Tensor, timestep: object = None) -> Tensor:
+        """Return the sample: for pipelines that scale it, but for an Euler scheduler of exactly diffusers' class."""
+        return sample
 
     def _init_step_index(self, timestep: float | Tensor) -> None:
-        assert self._visited is not None
-        index = self._begin_index
+        assert self._chosen is not None
+        visited, index = self._chosen.visited, self._begin_index
         if index is None:
-            index = self._visited.index(timestep)
-        self._step_index = self._visited.read(timestep) if index is None else index
+            index = visited.index(timestep)
+        self._step_index = visited.read(timestep) if index is None else index
 
     def step(
         self,
@@ -183,7 +196,8 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             s_tmax: only infinity.
             s_noise: only 1.
             generator: a CPU generator, or a list with one for each sample; None: PyTorch's default one. One seed a
-                sample is drawn from it at the first step of a run that draws anything; `set_timesteps` begins a run.
+                sample is drawn from it at the first step of a run that draws anything; a step that does not come
+                after the last one done with the same generators begins a run.
             per_token_timesteps: only None.
             return_dict: return a FlowMatchEulerDiscreteSchedulerOutput, otherwise a tuple.
 
@@ -196,8 +210,10 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             IndexError: the run has no more steps.
             MemoryError: the mixture does not fit into memory.
         """
-        if self._visited is None:
+        if self._chosen is None:
             raise ValueError("set_timesteps: expected a call before the first step, got none")
+        if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
+            raise TypeError("timestep: expected one of scheduler.timesteps, a float, got an integer")
         if s_churn or s_tmin or s_tmax != math.inf or s_noise != 1:
             raise ValueError(
                 "s_churn, s_tmin, s_tmax, s_noise: expected 0, 0, infinity and 1, which have no part in this step, "
@@ -206,19 +222,16 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         if per_token_timesteps is not None:
             raise ValueError("per_token_timesteps: expected None, one time for all of a sample, got a tensor")
         if self._step_index is None:
-            if isinstance(timestep, int) or (
-                isinstance(timestep, Tensor) and not timestep.is_floating_point()
-            ):
-                raise TypeError("timestep: expected one of scheduler.timesteps, a float, got an integer")
             self._init_step_index(timestep)
-        coefficients, tables, draws = self._transition.plan(sample, self._eta)
+        step, (_, run, eta) = self._step_index, self._chosen
+        coefficients, tables, draws, _ = self._transition.plan(run, sample, eta)
         batch, device, seeds = sample.shape[0], sample.device, self._transition.seeds
         made = gmm_step(
             sample,
             model_output,
             coefficients,
-            row=self._step_index,
-            seeds=seeds.of(generator, batch, device) if draws else seeds.nothing(batch, device),
+            row=step,
+            seeds=seeds.of(generator, batch, device, run, (step,)) if draws else seeds.nothing(batch, device),
             mixture=tables,
         ).prev_sample
         self._step_index += 1
@@ -227,14 +240,21 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         return FlowMatchEulerDiscreteSchedulerOutput(made)  # type: ignore[arg-type]
 
 
+class _Chosen(NamedTuple):
+    """What `set_timesteps` has decided on for the steps to come."""
+
+    visited: Visited
+    run: Run
+    eta: float
+
+
 def _eta(eta: float | None, stochastic_sampling: bool) -> float:
     """Return the share of fresh noise that two options of the config ask for."""
     if eta is None:
         return 1.0 if stochastic_sampling else 0.0
-    if check_number("eta", eta, low=0) > 1:
-        raise ValueError(f"eta: expected a number from 0 to 1, got {eta:g}")
-    if stochastic_sampling and eta != 1:
+    share = check_share("eta", eta)
+    if stochastic_sampling and share != 1:
         raise ValueError(
             f"eta: expected 1 or None with stochastic_sampling=True, which is eta = 1, got {eta:g}"
         )
-    return float(eta)
+    return share

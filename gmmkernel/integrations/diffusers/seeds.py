@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,31 +17,84 @@ from gmmkernel.samplers import seeds_from_generator
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
+_KEPT = 64
+"""Runs in flight whose seeds are kept; those of one more are drawn again at its next step."""
+
+
+@dataclass
+class _Drawn:
+    """Seeds of a run, and how far it has come.
+
+    Attributes:
+        owners: the generators they are from. An id alone may belong to another one by now.
+        initial: the seeds that these were given, which change where one is seeded anew.
+        seeds: int64 [B] by device.
+        run: the schedule of the last step.
+        epoch: how many times a run had been begun then.
+        done: the row of each sample in the last step, or one for all.
+    """
+
+    owners: tuple[weakref.ref[torch.Generator], ...]
+    initial: tuple[int, ...]
+    seeds: dict[torch.device, Tensor]
+    run: object
+    epoch: int
+    done: tuple[int, ...]
+
+    def serves(
+        self, generators: tuple[torch.Generator, ...], run: object, epoch: int, rows: tuple[int, ...]
+    ) -> bool:
+        """Return whether these rows go on with the run."""
+        if any(owner() is not one for owner, one in zip(self.owners, generators, strict=True)):
+            return False
+        if self.initial != tuple(one.initial_seed() for one in generators) or len(rows) != len(self.done):
+            return False
+        steps = [row - last for row, last in zip(rows, self.done, strict=True)]
+        if epoch == self.epoch:
+            return min(steps) > 0
+        # set_timesteps was called since: by another request, if this one goes on where it was.
+        return run is self.run and set(steps) == {1}
+
 
 class RunSeeds:
-    """One seed for each sample, drawn once a run, at its first step that has anything to draw.
+    """One seed for each sample, drawn at the first step of a run that has anything to draw.
 
     - one generator: `seeds_from_generator(generator, B)`;
     - a list: one seed from each sample's own generator, so that a sample does not depend on its batch;
     - None: as one generator, PyTorch's default for the CPU.
 
-    The seeds stay the same until the next run; the noise of a step is that of (seed, index of the step in the whole
-    schedule). Another batch size or other generators in the same run draw seeds of their own.
+    The noise of a step is that of (seed, row of the step in the whole schedule), and no pair of seeds drawn and row is
+    used twice: the seeds go with the generators and the batch, and a row that is not after the last one done with them
+    begins a run, which draws anew. Other generators or another batch have runs of their own beside it.
     """
 
     def __init__(self) -> None:
         self._given: Tensor | None = None
-        self._kept: dict[object, Tensor] = {}
+        self._kept: OrderedDict[tuple[int, ...], _Drawn] = OrderedDict()
+        self._placed: dict[object, Tensor] = {}
+        self._epoch = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what goes with generators of this process: a pickled scheduler begins its runs anew."""
+        return {"_given": self._given, "_epoch": self._epoch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
 
     def copy(self) -> RunSeeds:
-        """Return a copy that goes on with the same seeds, of the same generators."""
+        """Return a copy that goes on with the same runs, of the same generators."""
         made = RunSeeds()
-        made._given, made._kept = self._given, dict(self._kept)
+        with self._lock:
+            made.__setstate__(self.__getstate__())
+            made._kept.update((key, replace(drawn)) for key, drawn in self._kept.items())
         return made
 
     def begin(self) -> None:
-        """Begin a run: forget what was drawn."""
-        self._kept.clear()
+        """Begin a run; those in flight go on where they are."""
+        with self._lock:
+            self._epoch += 1
 
     def use(self, seeds: Tensor | None) -> None:
         """Use these seeds in every run from now on, whatever the generators; None: draw again.
@@ -49,37 +107,92 @@ class RunSeeds:
             ValueError: they are not 1-D.
         """
         self._given = None if seeds is None else check_seeds(seeds)
-        self._kept.clear()
+        self._placed = {}
+        with self._lock:
+            self._kept.clear()
+
+    @property
+    def given(self) -> Tensor:
+        """The seeds given.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self._given is None:
+            raise ValueError("set_seeds: expected a call with seeds before, got none")
+        return self._given
 
     def nothing(self, batch: int, device: torch.device) -> Tensor:
         """Return what a step takes that draws nothing: int64 [batch] on `device`."""
-        key = (batch, device)
-        if key not in self._kept:
-            self._kept[key] = torch.zeros(batch, dtype=torch.int64, device=device)
-        return self._kept[key]
+        placed = self._placed.get((batch, device))
+        if placed is None:
+            zeros = torch.zeros(batch, dtype=torch.int64, device=device)
+            placed = self._place((batch, device), zeros, device)
+        return placed
 
-    def of(self, generator: Generators, batch: int, device: torch.device) -> Tensor:
-        """Return the run's seeds, int64 [batch] on `device`.
+    def of(
+        self,
+        generator: Generators,
+        batch: int,
+        device: torch.device,
+        run: object,
+        rows: tuple[int, ...] | None,
+    ) -> Tensor:
+        """Return the seeds of a step, int64 [batch] on `device`.
+
+        Args:
+            generator: what the pipeline passes.
+            batch: B.
+            device: where the samples are.
+            run: the schedule.
+            rows: of each sample in the whole schedule, or one for all; None, where a device has them: seeds of a run
+                cannot be told from used ones then, and are drawn at each step.
 
         Raises:
             TypeError: `generator` is something else.
             ValueError: a generator is not on the CPU, the list has not one for each sample, or the seeds given to
                 `use` are for another number of samples.
         """
+        if self._given is not None:
+            if self._given.shape[0] != batch:
+                raise ValueError(
+                    f"seeds: expected one for each of {batch} samples, got {self._given.shape[0]}"
+                )
+            return self._place(device, self._given, device)
+        if generator is None:
+            generator = torch.default_generator
+        if rows is None:
+            return _draw(generator, batch).to(device, non_blocking=True)
         many = isinstance(generator, (list, tuple))
-        key = (batch, device, tuple(generator) if many else generator)  # type: ignore[arg-type]
-        seeds = self._kept.get(key)
-        if seeds is None:
-            seeds = self._given if self._given is not None else _draw(generator, batch)
-            if seeds.shape[0] != batch:
-                raise ValueError(f"seeds: expected one for each of {batch} samples, got {seeds.shape[0]}")
-            self._kept[key] = seeds = seeds.to(device, non_blocking=True)
-        return seeds
+        generators = tuple(generator) if many else (generator,)  # type: ignore[arg-type]
+        key = (batch, many, *map(id, generators))
+        with self._lock:
+            drawn = self._kept.get(key)
+            if drawn is None or not drawn.serves(generators, run, self._epoch, rows):  # type: ignore[arg-type]
+                seeds = _draw(generator, batch)
+                owners = tuple(map(weakref.ref, generators))
+                initial = tuple(one.initial_seed() for one in generators)  # type: ignore[union-attr]
+                drawn = _Drawn(owners, initial, {seeds.device: seeds}, run, self._epoch, rows)  # type: ignore[arg-type]
+                self._kept[key] = drawn
+            drawn.run, drawn.epoch, drawn.done = run, self._epoch, rows
+            self._kept.move_to_end(key)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+            if device not in drawn.seeds:
+                drawn.seeds[device] = next(iter(drawn.seeds.values())).to(device, non_blocking=True)
+            return drawn.seeds[device]
+
+    def _place(self, key: object, seeds: Tensor, device: torch.device) -> Tensor:
+        """Return seeds on a device; copied once."""
+        placed = self._placed.get(key)
+        if placed is None:
+            if len(self._placed) >= _KEPT:
+                self._placed = {}
+            self._placed[key] = placed = seeds.to(device, non_blocking=True)
+        return placed
 
 
-def _draw(generator: Generators, batch: int) -> Tensor:
-    if generator is None:
-        generator = torch.default_generator
+def _draw(generator: object, batch: int) -> Tensor:
     if not isinstance(generator, (list, tuple)):
         return seeds_from_generator(generator, batch)  # type: ignore[arg-type]
     if len(generator) != batch:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +23,12 @@ from gmmkernel._checks import (
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
 from gmmkernel.integrations.diffusers.memory import check_fits
 from gmmkernel.integrations.diffusers.seeds import RunSeeds
+from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.mixtures import VARIANTS, Mixture, check_rho, gaussian_mixture
 from gmmkernel.ops import MixtureTables
 from gmmkernel.ops.checks import arithmetic_dtype
 
 _KEPT_PLANS = 8
-
-Rows = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,7 @@ class MixtureOptions:
     rho: float | None
 
     def __post_init__(self) -> None:
-        check_integer("n_components", self.n_components, 1, MAX_COMPONENTS)
-        check_number("offset_scale", self.offset_scale, low=0)
         check_choice("variant", self.variant, VARIANTS)
-        check_flag("shared_mixture", self.shared_mixture)
-        check_integer("mixture_seed", self.mixture_seed, INT64_MIN, INT64_MAX)
         if self.rho is not None:
             check_rho(self.rho)
             if not self.variant.endswith("exact"):
@@ -71,10 +67,15 @@ class MixtureOptions:
 
     @classmethod
     def of(cls, config: Any) -> MixtureOptions:
-        """Return those of a scheduler's config."""
+        """Return those of a scheduler's config, with numbers of Python's own."""
         given = {name: config[name] for name in cls.__dataclass_fields__}
+        count = given["n_components"] = check_integer(
+            "n_components", given["n_components"], 1, MAX_COMPONENTS
+        )
+        given["offset_scale"] = check_number("offset_scale", given["offset_scale"], low=0)
+        check_flag("shared_mixture", given["shared_mixture"])
+        given["mixture_seed"] = check_integer("mixture_seed", given["mixture_seed"], INT64_MIN, INT64_MAX)
         if given["weights"] is not None:
-            count = check_integer("n_components", given["n_components"], 1, MAX_COMPONENTS)
             given["weights"] = tuple(check_numbers("weights", given["weights"], count).tolist())
         return cls(**given)
 
@@ -102,6 +103,35 @@ class MixtureOptions:
         )
 
 
+class Run:
+    """What `set_timesteps` decided on for the steps to come; nobody changes it.
+
+    It is no dataclass, since Dynamo hashes those by their fields.
+
+    Attributes:
+        options: the mixture wanted.
+        visited: the timesteps.
+        rows: rows(eta=..., dtype=..., ...) returns coefficients [S, 16] on the CPU, of NaN where a step cannot be done;
+            with at=timesteps, one row for each of those, or the error that says why it cannot be done.
+        signature: what `rows` depends on besides its arguments.
+    """
+
+    def __init__(
+        self,
+        options: MixtureOptions,
+        visited: Visited,
+        rows: Callable[..., Tensor],
+        signature: tuple[object, ...],
+    ) -> None:
+        self.options = options
+        self.visited = visited
+        self.rows = rows
+        self.signature = signature
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Run:
+        return self
+
+
 class Plan(NamedTuple):
     """What the steps of a run share.
 
@@ -109,86 +139,115 @@ class Plan(NamedTuple):
         coefficients: [S, 16] on the samples' device, of the type they are computed in.
         tables: the mixture bound to them, or None.
         draws: whether a step has anything to draw.
+        refused: the rows that cannot be stepped.
     """
 
     coefficients: Tensor
     tables: MixtureTables | None
     draws: bool
+    refused: frozenset[int]
 
 
 class Transition:
     """Makes and keeps what a scheduler's steps take. Copies share what has been made, which nobody changes.
 
     Attributes:
-        seeds: the seeds of the run.
+        seeds: the seeds of the runs.
     """
 
     def __init__(self) -> None:
         self.seeds = RunSeeds()
-        self._run: tuple[object, ...] = ()
-        self._rows: Rows | None = None
-        self._steps = 0
         self._own: Mixture | None = None
+        self._last: Run | None = None
         self._mixtures: dict[tuple[object, ...], Mixture] = {}
         self._plans: dict[tuple[object, ...], Plan] = {}
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be made again."""
+        return {"seeds": self.seeds, "_own": self._own, "_last": self._last}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.__dict__.update(state)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Transition:
         made = Transition()
-        made.__dict__.update(self.__dict__)
-        made.seeds, made._mixtures, made._plans = self.seeds.copy(), dict(self._mixtures), dict(self._plans)
+        with self._lock:
+            made.__setstate__({**self.__getstate__(), "seeds": self.seeds.copy()})
+            made._mixtures, made._plans = dict(self._mixtures), dict(self._plans)
         return made
 
     def use(self, mixture: Mixture | None) -> None:
         """Use a mixture in place of the one that the config describes; None: that one again."""
         if mixture is not None and not isinstance(mixture, Mixture):
             raise TypeError(f"mixture: expected a Mixture or None, got {type(mixture).__name__}")
-        self._own = mixture
-        self._plans.clear()
-
-    def begin(self, options: MixtureOptions, steps: int, rows: Rows, signature: tuple[object, ...]) -> None:
-        """Begin a run; what was made for one like it is kept.
-
-        Args:
-            options: the mixture wanted.
-            steps: S, the number of steps.
-            rows: rows(eta=..., dtype=..., ...) returns coefficients [S, 16] on the CPU.
-            signature: what `rows` depends on besides its arguments.
-        """
-        self.seeds.begin()
-        run = (options, steps, *signature)
-        if run != self._run:
+        with self._lock:
+            self._own = mixture
             self._plans.clear()
-        self._run, self._options, self._steps, self._rows = run, options, steps, rows
 
-    def plan(self, sample: Tensor, eta: float, given_noise: bool = False, **options: bool) -> Plan:
+    def begin(self, run: Run) -> Run:
+        """Begin a run; return the last one where that is alike, for which everything has been made."""
+        self.seeds.begin()
+        with self._lock:
+            last = self._last
+            if last is None or (last.options, last.signature) != (run.options, run.signature):
+                self._last = run
+                return run
+            return last
+
+    def plan(
+        self,
+        run: Run,
+        sample: Tensor,
+        eta: float,
+        given_noise: bool = False,
+        at: tuple[int, ...] | None = None,
+        **options: bool,
+    ) -> Plan:
         """Return what the steps of samples like this one take.
 
         Args:
+            run: the run.
             sample: [B, ...].
             eta: share of the noise that is drawn.
             given_noise: the noise is not drawn but given, as the first history tensor.
+            at: timesteps to make rows for, one for each row; None: those of the run.
             options: the other arguments of the rows.
         """
         elements = math.prod(sample.shape[1:])
-        key = (eta, given_noise, *options.values(), sample.dtype, sample.device, elements)
+        key = (run, at, eta, given_noise, *options.values(), sample.dtype, sample.device, elements)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._make(sample, elements, eta, given_noise, options)
-            while len(self._plans) >= _KEPT_PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = plan
+            with self._lock:
+                plan = self._make(run, sample, elements, eta, given_noise, at, options)
+                while len(self._plans) >= _KEPT_PLANS:
+                    del self._plans[next(iter(self._plans))]
+                self._plans[key] = plan
         return plan
 
     # Tables are constants, also where the loop is differentiated or runs under inference_mode.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _make(
-        self, sample: Tensor, elements: int, eta: float, given_noise: bool, options: dict[str, bool]
+        self,
+        run: Run,
+        sample: Tensor,
+        elements: int,
+        eta: float,
+        given_noise: bool,
+        at: tuple[int, ...] | None,
+        options: dict[str, bool],
     ) -> Plan:
-        assert self._rows is not None
         dtype, device = arithmetic_dtype(sample), sample.device
-        rows = self._rows(eta=eta, dtype=dtype, **options)
-        mixture = self._mixture(sample, elements, dtype)
+        if at is not None:
+            options = {**options, "at": at}  # type: ignore[dict-item]
+        rows = run.rows(eta=eta, dtype=dtype, **options)
+        refused = rows.isnan().any(1)
+        rows[refused] = 0  # which any mixture can be bound to
+        mixture = self._mixture(run, sample, elements, dtype)
+        if mixture is not None and at is not None:
+            mixture = _of_steps(mixture, [run.visited.nearest(timestep) for timestep in at])
         if given_noise:
             if mixture is not None:
                 raise ValueError(
@@ -201,7 +260,10 @@ class Transition:
         draws = tables is not None or (eta > 0 and not given_noise)
         if tables is not None:
             tables = MixtureTables(*(_to(table, device) for table in tables))  # type: ignore[arg-type]
-        return Plan(rows.to(device, non_blocking=True), tables, draws)
+        rows[refused] = math.nan
+        return Plan(
+            rows.to(device, non_blocking=True), tables, draws, frozenset(refused.nonzero()[:, 0].tolist())
+        )
 
     def _bind(self, mixture: Mixture, rows: Tensor) -> MixtureTables:
         try:
@@ -211,14 +273,14 @@ class Transition:
                 raise ValueError(f"offset_{error}") from None
             raise
 
-    def _mixture(self, sample: Tensor, elements: int, dtype: torch.dtype) -> Mixture | None:
+    def _mixture(self, run: Run, sample: Tensor, elements: int, dtype: torch.dtype) -> Mixture | None:
         if self._own is not None:
-            self._check_own(self._own, sample, elements)
+            _check_own(self._own, sample, elements, len(run.visited))
             return self._own
-        options = self._options
+        options = run.options
         if options.gaussian:
             return None
-        steps = 1 if options.shared_mixture else self._steps
+        steps = 1 if options.shared_mixture else len(run.visited)
         key = (options, steps, elements)
         if key not in self._mixtures:
             self._mixtures.clear()  # one at a time: they are large
@@ -232,17 +294,32 @@ class Transition:
             self._mixtures[key] = options.make(elements, steps)
         return self._mixtures[key]
 
-    def _check_own(self, mixture: Mixture, sample: Tensor, elements: int) -> None:
-        if mixture.elements != elements:
-            raise ValueError(
-                f"mixture: expected one made for D = {elements} elements, because the pipeline's samples have the "
-                f"shape {tuple(sample.shape[1:])}, got one made for D = {mixture.elements}"
-            )
-        if mixture.n_steps not in (None, self._steps):
-            raise ValueError(
-                f"mixture: expected one made for the {self._steps} steps of set_timesteps, or shared by all, "
-                f"got one made for {mixture.n_steps}"
-            )
+
+def _check_own(mixture: Mixture, sample: Tensor, elements: int, steps: int) -> None:
+    if mixture.elements != elements:
+        raise ValueError(
+            f"mixture: expected one made for D = {elements} elements, because the pipeline's samples have the "
+            f"shape {tuple(sample.shape[1:])}, got one made for D = {mixture.elements}"
+        )
+    if mixture.n_steps not in (None, steps):
+        raise ValueError(
+            f"mixture: expected one made for the {steps} steps of set_timesteps, or shared by all, "
+            f"got one made for {mixture.n_steps}"
+        )
+
+
+def _of_steps(mixture: Mixture, steps: list[int]) -> Mixture:
+    """Return the mixtures of these steps, where each has its own."""
+
+    def chosen(table: Tensor) -> Tensor:
+        return table if table.shape[0] == 1 else table[steps]
+
+    found = mixture.directions
+    if found is not None:
+        found = replace(found, **{name: chosen(table) for name, table in vars(found).items()})
+    return replace(
+        mixture, offsets=chosen(mixture.offsets), reductions=chosen(mixture.reductions), directions=found
+    )
 
 
 def _to(table: Tensor | None, device: torch.device) -> Tensor | None:

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Place(NamedTuple):
+    """Where in the schedule a step is.
+
+    Attributes:
+        row: which of the coefficient rows each sample takes, one for all or int64 [B].
+        step: step of the noise counter, in the same forms: the row of a timestep that is visited; the others have
+            numbers of their own after those, which grow as timesteps fall.
+        done: the same known here, or None where a device has it.
+        at: where a timestep is not visited, the timesteps to make rows for; None: the rows are the schedule's.
+    """
+
+    row: int | Tensor
+    step: int | Tensor
+    done: tuple[int, ...] | None
+    at: tuple[int, ...] | None = None
 
 
 class Visited:
@@ -12,73 +32,95 @@ class Visited:
     Args:
         values: int64 [S] or float32 [S] on the CPU, without repetition.
         device: where the pipeline will have them.
+        total: for int64 ones T, more than every timestep.
 
     Attributes:
         timesteps: the same on the device: what the pipeline iterates over.
     """
 
-    def __init__(self, values: Tensor, device: torch.device | str | None) -> None:
+    def __init__(self, values: Tensor, device: torch.device | str | None, total: int = 0) -> None:
         # A normal tensor even under torch.inference_mode: one that counts its changes, which `index` relies on.
         with torch.inference_mode(False):
             self.timesteps = values.clone().to(device)
         self._rows = {value: row for row, value in enumerate(values.tolist())}
-        self._count = len(values)
-        self._version = self.timesteps._version
+        self._total = total
+        self._version: int | None = self.timesteps._version
         self._bytes = self.timesteps.element_size()
-        self._lookups: dict[tuple[torch.device, int], Tensor] = {}
+        self._lookups: dict[torch.device, Tensor] = {}
+        if total:
+            self._lookup_on(self.timesteps.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lookups": {}, "_version": 0 if self._unchanged() else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._version is not None:  # that of a copy is not the original's
+            self._version = None if self.timesteps.is_inference() else self.timesteps._version
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _unchanged(self) -> bool:
+        return self._version is not None and self.timesteps._version == self._version
 
     def index(self, timestep: object) -> int | None:
-        """Return the row of a number, or of an element of `timesteps` as iteration or slicing gives it, else None.
+        """Return the row of an element of `timesteps` as iteration or slicing gives it, else None.
 
-        Such an element is a view, so its address tells which one it is and no value is read.
+        Such an element is a view, so its address tells which one it is and no value is read. A function that is being
+        compiled knows no addresses.
         """
-        if not isinstance(timestep, Tensor):
-            return self._rows.get(timestep)
         own = self.timesteps
+        if not isinstance(timestep, Tensor) or torch.compiler.is_compiling():
+            return None
         if timestep.device != own.device or timestep.dtype != own.dtype or timestep.numel() != 1:
             return None
         row = (timestep.data_ptr() - own.data_ptr()) // self._bytes
-        if not 0 <= row < self._count or own._version != self._version or own.is_meta:
+        if not 0 <= row < len(self) or own.is_meta or not self._unchanged():
             return None
         return row
 
-    def row(self, timestep: object, device: torch.device, total: int) -> int | Tensor:
-        """Return the row of an int64 timestep, or of each sample's, int64 on `device`.
+    def place(self, timestep: object, device: torch.device) -> Place:
+        """Return where an integer timestep is, or each sample's.
 
         Args:
-            timestep: a number, or an int64 tensor, [] or [B], on the CPU or on `device`. On a device it is not read:
+            timestep: a number, or an integer tensor, [] or [B], on the CPU or on `device`. On a device it is not read:
                 one that is not visited gets the row -1, for which `gmm_step` fills the sample with NaN.
             device: where the samples are.
-            total: T, more than every timestep.
 
         Raises:
-            TypeError: it is a tensor of another dtype.
-            ValueError: it is not visited, where that can be known; or it is on another device.
+            TypeError: it is something else.
+            ValueError: it is not in 0 .. T - 1, where that can be known; or it is on another device.
         """
         row = self.index(timestep)
         if row is not None:
-            return row
+            return Place(row, row, (row,))
         if not isinstance(timestep, Tensor):
-            raise self._missing(timestep)
-        if timestep.dtype != torch.int64:
-            raise TypeError(f"timestep: expected an int or an int64 tensor, got {timestep.dtype}")
-        if timestep.device.type == "cpu":
-            return self._of_values(timestep, device)
-        if timestep.device != device:
+            return self._of_numbers([timestep], device)
+        if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
+            raise TypeError(f"timestep: expected an int or a tensor of integers, got {timestep.dtype}")
+        cpu = timestep.device.type == "cpu"
+        if not cpu and timestep.device != device:
             raise ValueError(
                 f"timestep: expected it on the CPU or on {device} like sample, got {timestep.device}"
             )
-        return self.lookup(timestep, total)
+        if cpu and not torch.compiler.is_compiling():
+            return self._of_numbers(timestep.reshape(-1).tolist(), device)
+        rows = self.lookup(timestep).to(device, non_blocking=True)
+        return Place(rows, rows, None)
 
-    def lookup(self, timestep: Tensor, total: int) -> Tensor:
-        """Return the rows of int64 timesteps, [1] or [B], from a table beside them; -1 where one is not visited."""
-        key = (timestep.device, total)
-        if key not in self._lookups:
-            table = torch.full((total + 1,), -1)
-            table[list(self._rows)] = torch.arange(len(self._rows))
-            self._lookups[key] = table.to(timestep.device, non_blocking=True)
+    def lookup(self, timestep: Tensor) -> Tensor:
+        """Return the rows of integer timesteps, [1] or [B], from a table beside them; -1 where one is not visited."""
+        table = self._lookup_on(timestep.device)
         # Whatever is outside of the schedule finds the last entry, -1. Indexing by a scalar tensor would read it.
-        return self._lookups[key][timestep.reshape(-1).clamp(-1, total)]
+        return table[timestep.long().reshape(-1).clamp(-1, self._total)]
+
+    def _lookup_on(self, device: torch.device) -> Tensor:
+        if device not in self._lookups:
+            table = torch.full((self._total + 1,), -1, device="cpu")
+            table[list(self._rows)] = torch.arange(len(self), device="cpu")
+            self._lookups[device] = table.to(device, non_blocking=True)
+        return self._lookups[device]
 
     def read(self, timestep: object) -> int:
         """Return the row of a number, or of a tensor [] or [1], which is read wherever it is.
@@ -88,20 +130,36 @@ class Visited:
         """
         value = timestep.item() if isinstance(timestep, Tensor) else timestep
         if value not in self._rows:
-            raise self._missing(value)
+            shown = [str(value) for value in self._rows]
+            if len(shown) > 6:
+                shown[3:-1] = ["..."]
+            raise ValueError(
+                f"timestep: expected one that set_timesteps chose ({', '.join(shown)}), got {value}"
+            )
         return self._rows[value]
 
-    def _missing(self, timestep: object) -> ValueError:
-        """Return the error about a timestep that is not visited."""
-        shown = [str(value) for value in self._rows]
-        if len(shown) > 6:
-            shown[3:-1] = ["..."]
-        return ValueError(
-            f"timestep: expected one that set_timesteps chose ({', '.join(shown)}), got {timestep}"
-        )
+    def nearest(self, timestep: int) -> int:
+        """Return the row of the first timestep that is visited at this one or below; the last row below them all."""
+        return next((row for value, row in self._rows.items() if value <= timestep), len(self) - 1)
 
-    def _of_values(self, timestep: Tensor, device: torch.device) -> int | Tensor:
-        rows = [self.read(value) for value in timestep.reshape(-1).tolist()]
-        if len(rows) == 1:
-            return rows[0]
-        return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+    def values_of(self, rows: tuple[int, ...]) -> list[int]:
+        """Return the timesteps of rows of the schedule."""
+        values = list(self._rows)
+        return [values[row] for row in rows if row < len(values)]
+
+    def _of_numbers(self, given: list[Any], device: torch.device) -> Place:
+        values = []
+        for value in given:
+            try:
+                values.append(operator.index(value))
+            except TypeError:
+                raise TypeError(f"timestep: expected an int or a tensor of integers, got {value!r}") from None
+            if not 0 <= values[-1] < self._total:
+                raise ValueError(f"timestep: expected 0 to {self._total - 1}, got {value}")
+        steps = [self._rows.get(value, len(self) + self._total - 1 - value) for value in values]
+        at = None if max(steps, default=0) < len(self) else tuple(values)
+        rows = steps if at is None else list(range(len(steps)))
+        if len(steps) == 1:
+            return Place(rows[0], steps[0], tuple(steps), at)
+        row, step = (torch.tensor(n, dtype=torch.int64, device="cpu") for n in (rows, steps))
+        return Place(row.to(device, non_blocking=True), step.to(device, non_blocking=True), tuple(steps), at)

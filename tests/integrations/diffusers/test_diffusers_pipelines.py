@@ -37,6 +37,7 @@ DDIM_PIPELINES = [
 PIPELINES = [
     *[pytest.param(*case.values, "ddim", id=case.id, marks=case.marks) for case in DDIM_PIPELINES],
     pytest.param(tiny.stable_diffusion_3, 3, "flow", id="stable-diffusion-3", marks=needs_transformers),
+    pytest.param(tiny.bria, 3, "flow", id="bria", marks=needs_transformers),
 ]
 
 
@@ -100,6 +101,37 @@ def test_samples_of_a_pipeline_do_not_depend_on_their_batch(eta: float) -> None:
     assert np.array_equal(run([3]), whole[3:4])
     assert np.array_equal(run([4, 1]), whole[[4, 1]])
     assert len({picture.tobytes() for picture in whole}) == 5
+
+
+@needs_transformers
+@pytest.mark.parametrize("build", [tiny.text_to_image, tiny.bria], ids=["ddim", "flow"])
+def test_set_seeds_and_initial_noise_make_a_run(build: Callable[..., Any]) -> None:
+    """Whatever the default generator is at, and whichever samples are beside."""
+    seeds, flow_matching = torch.tensor([11, 12]), build is tiny.bria
+    scheduler: Any = GMMFlowMatchScheduler(eta=0.7) if flow_matching else mixture_ddim(**tiny.LATENT, eta=0.7)
+    call, shape = build(scheduler), (16, 16) if flow_matching else (4, 8, 8)
+
+    def run(chosen: torch.Tensor) -> np.ndarray[Any, Any]:
+        scheduler.set_seeds(chosen)
+        latents = scheduler.initial_noise((len(chosen), *shape))
+        alone = {name: one[: len(chosen)] for name, one in tiny.embeddings(2).items()}
+        return np.asarray(call(None, latents=latents, **alone))
+
+    whole, again = run(seeds), run(seeds)
+    assert np.array_equal(whole, again)
+    assert np.abs(run(seeds[:1]) - whole[:1]).max() <= FLOAT32  # a network's own bits go with the batch
+    assert np.abs(run(seeds + 2) - whole).max() > 500 * FLOAT32
+
+
+def test_generators_make_a_run_of_a_pipeline_without_latents() -> None:
+    """DiTPipeline draws its latents from them and gives the step none: seeds of its own do that part."""
+    scheduler = mixture_ddim(**tiny.LATENT)
+    call = tiny.dit(scheduler)
+    scheduler.set_seeds(torch.arange(4))  # its guidance doubles the batch
+    first = call(generators())
+    assert np.array_equal(call(generators()), first)
+    scheduler.set_seeds(torch.arange(4) + 4)
+    assert not np.array_equal(call(generators()), first)
 
 
 @needs_transformers

@@ -73,7 +73,7 @@ def dit(scheduler: Any) -> Callable[..., Any]:
         sample_size=8,
         patch_size=2,
         norm_num_groups=4,
-    )
+    ).eval()  # a model in training drops labels at random
     pipe = _quiet(diffusers.DiTPipeline(transformer, _autoencoder(latent_channels=4), scheduler))
 
     def call(generator: Any) -> Any:
@@ -106,7 +106,8 @@ def stable_diffusion(scheduler: Any) -> Any:
     return _quiet(pipe)
 
 
-def _embeddings(batch: int) -> dict[str, Tensor]:
+def embeddings(batch: int) -> dict[str, Tensor]:
+    """Return what a text encoder would give."""
     generator = torch.Generator().manual_seed(5)
     prompts = torch.randn(2, 5, 8, generator=generator)[:batch]
     return {"prompt_embeds": prompts, "negative_prompt_embeds": torch.zeros_like(prompts)}
@@ -117,7 +118,7 @@ def text_to_image(scheduler: Any) -> Callable[..., Any]:
     pipe = stable_diffusion(scheduler)
 
     def call(generator: Any, **options: Any) -> Any:
-        options = {"num_inference_steps": 3, "output_type": "np", **_embeddings(2), **options}
+        options = {"num_inference_steps": 3, "output_type": "np", **embeddings(2), **options}
         return pipe(generator=generator, **options).images
 
     return call
@@ -133,7 +134,7 @@ def image_to_image(scheduler: Any) -> Callable[..., Any]:
             "strength": 0.5,
             "num_inference_steps": 5,
             "output_type": "np",
-            **_embeddings(2),
+            **embeddings(2),
             **options,
         }
         return pipe(image=image, generator=generator, **options).images
@@ -149,7 +150,7 @@ def inpaint(scheduler: Any) -> Callable[..., Any]:
 
     def call(generator: Any) -> Any:
         options = {"strength": 0.8, "num_inference_steps": 4, "height": 8, "width": 8, "output_type": "np"}
-        return pipe(image=image, mask_image=mask, generator=generator, **_embeddings(1), **options).images
+        return pipe(image=image, mask_image=mask, generator=generator, **embeddings(1), **options).images
 
     return call
 
@@ -185,7 +186,31 @@ def stable_diffusion_3(scheduler: Any) -> Callable[..., Any]:
             num_inference_steps=3,
             generator=generator,
             output_type="np",
-            **_embeddings(2),
+            **embeddings(2),
         ).images
+
+    return call
+
+
+def bria(scheduler: Any) -> Callable[..., Any]:
+    """Return a call of BriaPipeline, which asks whether its scheduler is of exactly diffusers' class."""
+    torch.manual_seed(0)
+    transformer = diffusers.BriaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=None,
+        axes_dims_rope=[0, 4, 4],
+    )
+    vae = _autoencoder(latent_channels=4, shift_factor=0.0)
+    pipe = _quiet(diffusers.BriaPipeline(transformer, scheduler, vae, None, None))
+
+    def call(generator: Any, **options: Any) -> Any:
+        options = {"num_inference_steps": 3, "output_type": "np", **embeddings(2), **options}
+        return pipe(height=8, width=8, generator=generator, **options).images
 
     return call
