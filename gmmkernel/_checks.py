@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,10 @@ INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """Return a NumPy scalar or 0-d array as the Python number it is, and everything else as it came."""
     if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        found: object = value.item()
-        return found
+        return value.item()
     return value
 
 

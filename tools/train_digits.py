@@ -125,13 +125,12 @@ def sample_ddim(
     unet: DigitsUNet, steps: int, count: int, device: str, labels: Tensor | None = None
 ) -> Tensor:
     """Draw digits with deterministic DDIM steps, of any class or of those given, clamped to [-1, 1] at the end."""
-
-    def model(sample: Tensor, timestep: Tensor) -> Tensor:
-        noise: Tensor = unet(sample, timestep, labels)
-        return noise
-
     sampler = DDIMSampler(noise_schedule("linear"), steps, device=device)
-    return sampler.sample(model, torch.arange(count), IMAGE_SHAPE, batch_size=CHUNK).sample.clamp(-1, 1)
+    conditioning = () if labels is None else (labels,)
+    drawn = sampler.sample(
+        unet, torch.arange(count), IMAGE_SHAPE, conditioning=conditioning, batch_size=min(CHUNK, count)
+    )
+    return drawn.sample.clamp(-1, 1)
 
 
 def noise_floor(classifier: DigitsClassifier, device: str) -> list[float]:

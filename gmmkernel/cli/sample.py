@@ -23,9 +23,10 @@ from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, 
 from gmmkernel.cli.ranks import Place, process_group
 from gmmkernel.cli.samplers import METHODS, make_sampler
 from gmmkernel.cli.values import file, folder, integer, number
-from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_unet
+from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid, load_unet
 from gmmkernel.mixtures import Mixture
 from gmmkernel.moments import moment_report
+from gmmkernel.samplers import Model
 from gmmkernel.schedules import SPACINGS
 from gmmkernel.sharding import load_shards, sample_shards
 
@@ -141,16 +142,23 @@ def _sample(
     if mixture is not None and place.rank == 0:
         print(moment_report(mixture, sampler.coefficients))
         print()
-    model = _model(arguments.digit, guided=sampler.guided, device=place.device)
+    unet = load_unet(place.device)
+    model = _guided(unet) if sampler.guided else unet
+    labels = (
+        () if arguments.digit is None else (torch.full(seeds.shape, arguments.digit, device=place.device),)
+    )
     begin = time.perf_counter()
     if arguments.shards is None:
-        images = sampler.sample(model, seeds, IMAGE_SHAPE, batch_size=arguments.batch_size).sample.cpu()
+        images = sampler.sample(
+            model, seeds, IMAGE_SHAPE, conditioning=labels, batch_size=arguments.batch_size
+        ).sample.cpu()
         seconds = time.perf_counter() - begin
         batches = -(-arguments.count // arguments.batch_size)
         each = seconds / (batches * len(sampler.timesteps))
-        carried = min(arguments.batch_size, arguments.count)
         print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
-        print(f"{each:.4f} s per call of the network with {carried} samples, the sampler's step included")
+        print(
+            f"{each:.4f} s per call of the network with {arguments.batch_size} samples, the sampler's step included"
+        )
         return images
     report = sample_shards(
         sampler,
@@ -159,7 +167,8 @@ def _sample(
         IMAGE_SHAPE,
         arguments.shards,
         batch_size=arguments.batch_size,
-        description={"model": "digits", "digit": arguments.digit},
+        conditioning=labels,
+        description={"model": "digits"},
     )
     if place.rank > 0:
         return None
@@ -169,12 +178,10 @@ def _sample(
     return load_shards(arguments.shards).sample
 
 
-def _model(digit: int | None, *, guided: bool, device: torch.device) -> Any:
-    unet = load_unet(device)
-
-    def predict(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
-        labels = None if digit is None else torch.full((sample.shape[0],), digit, device=device)
-        output = unet(sample, timestep, labels)
-        return (unet(sample, timestep), output) if guided else output
+def _guided(unet: DigitsUNet) -> Model:
+    def predict(
+        sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return unet(sample, timestep), unet(sample, timestep, labels)
 
     return predict

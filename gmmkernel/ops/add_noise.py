@@ -91,7 +91,7 @@ def add_noise(
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     if not isinstance(return_noise, bool):
         raise TypeError(f"return_noise: expected True or False, got {return_noise!r}")
-    name = backends.resolve(device.type, backend)
+    name = backends.resolve(device, backend)
     noise: Tensor | None
     if checks.wants_gradient("add_noise", (sample, coefficients), ()):
         checks.refuse_out(out)

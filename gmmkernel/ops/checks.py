@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from gmmkernel._checks import plain
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column, TrainingColumn
 from gmmkernel.ops.tables import MixtureTables
 
@@ -60,13 +60,6 @@ def wants_gradient(function: str, inputs: Sequence[Tensor | None], history: Sequ
 def contiguous(tensor: Tensor) -> Tensor:
     """Return the tensor itself where it is contiguous: asking is cheaper than `Tensor.contiguous`."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()
-
-
-def as_integer(value: Any) -> Any:
-    """Return a NumPy integer, or an array of one without dimensions, as an int; anything else as it is."""
-    if isinstance(value, (np.integer, np.ndarray)) and value.ndim == 0 and value.dtype.kind in "iu":
-        return int(value)
-    return value
 
 
 def is_integer(value: object) -> bool:
@@ -153,6 +146,11 @@ def check_coefficients(
 
 def check_training_rows(coefficients: Tensor, sample: Tensor, other: str = "sample") -> Tensor:
     """Check a table of training rows beside the tensor named `other`; returns it contiguous."""
+    if isinstance(coefficients, Tensor) and coefficients.shape[1:] == (_COLUMNS,):
+        raise ValueError(
+            f"coefficients: expected shape [T, {_TRAINING_COLUMNS}], which training_coefficients makes, got a "
+            f"sampler's rows {tuple(coefficients.shape)}; Sampler.add_noise noises samples for a late start"
+        )
     coefficients = check_coefficients(coefficients, sample, _TRAINING_COLUMNS, other)
     if coefficients.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("coefficients: expected a tensor that requires no gradient; it would not get one")
@@ -189,7 +187,7 @@ def check_index(
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
         check_device(index, name, device, other)
         return 0, contiguous(index if index.dim() == 1 else index.reshape(1))
-    if type(index) is not int and not is_integer(index := as_integer(index)):
+    if type(index) is not int and not is_integer(index := plain(index)):
         kind = f"{type(index).__module__}.{type(index).__name__}"
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
     if not 0 <= index <= last:
@@ -208,7 +206,7 @@ def check_shape(shape: Sequence[int]) -> list[int]:
     """Return the shape of a sample as a list."""
     if not isinstance(shape, (tuple, list, Sequence, np.ndarray)) or isinstance(shape, str):
         raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")
-    sizes = [size if type(size) is int else as_integer(size) for size in shape]
+    sizes = [size if type(size) is int else plain(size) for size in shape]
     for size in sizes:
         if type(size) is not int and not is_integer(size):
             raise TypeError(f"shape: expected a sequence of integers, got {shape!r}")

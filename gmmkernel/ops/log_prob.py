@@ -75,7 +75,7 @@ def gmm_step_log_prob(
         tables = checks.check_mixture(mixture, coefficients, sample)
         _, offsets, std, _, basis, _, slopes, shifts, log_volumes = tables
         weights = checks.check_weights(mixture, coefficients)
-    name = backends.resolve(sample.device.type, backend)
+    name = backends.resolve(sample.device, backend)
     tensors = LogProbTensors(
         sample,
         model_output,

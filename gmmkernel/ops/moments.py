@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import plain
 from gmmkernel.backends.constants import Column
 from gmmkernel.ops import checks
 from gmmkernel.ops.tables import MixtureTables
@@ -49,7 +50,7 @@ def mixture_moments(mixture: MixtureTables, coefficients: Tensor, *, row: int) -
     coefficients = checks.check_coefficients(coefficients, like)
     tables = checks.check_mixture(mixture, coefficients, like)
     weights = checks.check_weights(tables, coefficients)
-    row = checks.as_integer(row)
+    row = plain(row)
     if not checks.is_integer(row):
         raise TypeError(f"row: expected an int, got {type(row).__name__}")
     if not 0 <= row < coefficients.shape[0]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import backends
+from gmmkernel._checks import plain
 from gmmkernel.backends.constants import MAX_STEP, Stream
 from gmmkernel.ops import checks, library
 from gmmkernel.ops.memory import check_overlap
@@ -53,7 +54,7 @@ def standard_normal(
     sizes = checks.check_shape(shape)
     step, steps = checks.check_step(step, seeds.shape[0], seeds.device)
     purpose = int(check_stream(stream))
-    name = backends.resolve(seeds.device.type, backend)
+    name = backends.resolve(seeds.device, backend)
     if out is None:
         return new_noise(NormalOptions(sizes, dtype, step, purpose, name), seeds, steps)
     if torch._C._are_functorch_transforms_active():
@@ -99,7 +100,7 @@ def draw_components(
     last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else MAX_STEP
     row, rows = checks.check_index(row, "row", batch, last, seeds.device)
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, seeds.device)
-    name = backends.resolve(seeds.device.type, backend)
+    name = backends.resolve(seeds.device, backend)
     return new_components(ComponentOptions(row, step, name), seeds, thresholds, rows, steps)
 
 
@@ -190,7 +191,7 @@ class _Components(_Draw):
 
 def check_stream(stream: object) -> Stream:
     """Return `stream` as a Stream."""
-    stream = checks.as_integer(stream)
+    stream = plain(stream)
     if isinstance(stream, bool) or not isinstance(stream, int) or stream not in list(Stream):
         raise ValueError(f"stream: expected one of {[s.name for s in Stream]}, got {stream!r}")
     return Stream(stream)

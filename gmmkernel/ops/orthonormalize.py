@@ -32,7 +32,7 @@ def orthonormalize(rows: Tensor, *, backend: str | None = None) -> Tensor:
         raise ValueError(f"rows: expected shape [K, D] with 1 <= K <= D, got {tuple(rows.shape)}")
     if rows.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("rows: requires a gradient, which this function does not compute; detach it")
-    name = backends.resolve(rows.device.type, backend)
+    name = backends.resolve(rows.device, backend)
     result = rows.detach().clone(memory_format=torch.contiguous_format)
     backends.load(name).orthonormalize(result)
     return result

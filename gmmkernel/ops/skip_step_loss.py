@@ -63,7 +63,7 @@ def skip_step_loss(
     seeds = checks.check_batch_of_seeds(seeds, batch, device, "model_output")
     if sample is not None:
         checks.check_like_sample(sample, "sample", model_output, "model_output")
-    name = backends.resolve(device.type, backend)
+    name = backends.resolve(device, backend)
     tensors = LossTensors(model_output, sample, coefficients, seeds, rows, steps)
     if checks.wants_gradient("skip_step_loss", tensors, ()):
         # What the gradient is made of goes into its memory in the same pass, but for types that would be rounded twice

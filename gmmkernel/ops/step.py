@@ -133,7 +133,7 @@ def gmm_step(
         (sample, model_output, coefficients, offsets, std, basis, shrinkage, model_output_uncond),
         stored or (),
     )
-    name = backends.resolve(device.type, backend)
+    name = backends.resolve(device, backend)
     if wants_gradient:
         checks.refuse_out(out)
         options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
