@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, make_mixture, make_seeds
+from gmmkernel.cli.options import (
+    VARIANTS,
+    add_mixture_options,
+    add_run_options,
+    batch_size,
+    make_mixture,
+    make_seeds,
+)
 from gmmkernel.cli.outputs import check_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.values import integer, number
@@ -77,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
         for name, sampler in samplers.items():
             print(f"{steps} steps, eta {eta:g}: {name}")
             images = sampler.sample(
-                model, seeds, IMAGE_SHAPE, conditioning=(labels,), batch_size=arguments.batch_size
+                model, seeds, IMAGE_SHAPE, conditioning=(labels,), batch_size=batch_size(arguments)
             ).sample
             distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
             baseline = distances if baseline is None else baseline

@@ -16,6 +16,8 @@ from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
 DEFAULT_SCALE = 0.72
 """Offset scale of the digits, s / sqrt(D) = 0.09: what the paper's s = 10 is on its 64x64x3 latents (D = 12,288)."""
 
+_LARGEST_BATCH = 500
+
 ELEMENTS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
 
 OPTION_OF = {"num_inference_steps": "--steps", "n_components": "--components"}
@@ -76,9 +78,19 @@ def add_run_options(parser: argparse.ArgumentParser, *, count: int) -> None:
         help="samples have seeds N, N + 1, ... (default 0)",
     )
     group.add_argument(
-        "--batch-size", type=integer(1), default=500, metavar="B", help="samples at a time (default 500)"
+        "--batch-size",
+        type=integer(1),
+        metavar="B",
+        help="samples at a time; a last batch that is smaller is filled up, so that a sample does not depend on how "
+        "many there are (default: all of them, 500 at most)",
     )
     group.add_argument("--output", type=file(".png"), metavar="FILE", help="picture to write (.png)")
+
+
+def batch_size(arguments: argparse.Namespace) -> int:
+    """Return how many samples the network is run with."""
+    given: int | None = arguments.batch_size
+    return min(arguments.count, _LARGEST_BATCH) if given is None else given
 
 
 def make_seeds(arguments: argparse.Namespace) -> Tensor:

@@ -14,6 +14,7 @@ from gmmkernel.cli.options import (
     VARIANTS,
     add_mixture_options,
     add_run_options,
+    batch_size,
     check_no_mixture_options,
     make_mixture,
     make_seeds,
@@ -150,14 +151,14 @@ def _sample(
     begin = time.perf_counter()
     if arguments.shards is None:
         images = sampler.sample(
-            model, seeds, IMAGE_SHAPE, conditioning=labels, batch_size=arguments.batch_size
+            model, seeds, IMAGE_SHAPE, conditioning=labels, batch_size=batch_size(arguments)
         ).sample.cpu()
         seconds = time.perf_counter() - begin
-        batches = -(-arguments.count // arguments.batch_size)
+        batches = -(-arguments.count // batch_size(arguments))
         each = seconds / (batches * len(sampler.timesteps))
         print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
         print(
-            f"{each:.4f} s per call of the network with {arguments.batch_size} samples, the sampler's step included"
+            f"{each:.4f} s per call of the network with {batch_size(arguments)} samples, the sampler's step included"
         )
         return images
     report = sample_shards(
@@ -166,7 +167,7 @@ def _sample(
         seeds,
         IMAGE_SHAPE,
         arguments.shards,
-        batch_size=arguments.batch_size,
+        batch_size=batch_size(arguments),
         conditioning=labels,
         description={"model": "digits"},
     )

@@ -37,7 +37,7 @@ CaptureText = pytest.CaptureFixture[str]
 SMALL = ("--sampler", "ddim", "--count", "20", "--steps", "3", "--spacing", "trailing")
 
 
-def direct(seeds: Tensor, *, model: Any = None, batch_size: int = 500, **options: Any) -> Tensor:
+def direct(seeds: Tensor, *, model: Any = None, batch_size: int | None = None, **options: Any) -> Tensor:
     """The same samples without the command line."""
     sampler = DDIMSampler(noise_schedule(), 3, **({"spacing": "trailing"} | options))
     return sampler.sample(
