@@ -122,9 +122,11 @@ GMM_INLINE void add_shares(const gmm_log_prob_backward_arguments& b, int64_t num
   GMM_NO_UNROLL
   for (int64_t sample = 0; sample < a.batch; ++sample) {
     const int64_t row = index_at(a.row, sample);
+    const T grad = grad_of<T>(b, sample);
     if (row < 0 || row >= a.coefficient_rows || table_row(b.of.weight_rows, row) != number / components) continue;
-    const T grad = grad_of<T>(b, sample), share = shares_of<T>(b, sample)[k];
-    if (grad != 0) sum = Lanes::add(sum, Lanes::div(Lanes::mul(grad, share), weight));
+    if (grad == 0) continue;
+    const T share = shares_of<T>(b, sample)[k];
+    sum = Lanes::add(sum, Lanes::div(Lanes::mul(grad, share), weight));
   }
   static_cast<T*>(b.grad_weights)[number] = sum;
 }
