@@ -105,7 +105,7 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 def _inputs(dtype: torch.dtype, device: str, count: int) -> list[Tensor]:
     """Return tensors of plausible values; the reference makes them, so that they are the same everywhere."""
-    seeds = torch.tensor(SEEDS)
+    seeds = torch.tensor(SEEDS, device="cpu")
     made = (
         standard_normal(seeds, SHAPE, step=index, stream=Stream.TRAINING, dtype=dtype, backend="reference")
         for index in range(count)
@@ -127,7 +127,7 @@ def _noise(dtype: torch.dtype) -> Case:
 
 def _components(count: int) -> Case:
     def run(backend: str, device: str) -> list[Tensor]:
-        thresholds = (torch.arange(1, count, dtype=torch.int64) * 2**32 // count)[None].to(device)
+        thresholds = (torch.arange(1, count, dtype=torch.int64, device=device) * 2**32 // count)[None]
         return [draw_components(torch.arange(2000, device=device), thresholds, step=3, backend=backend)]
 
     return run
@@ -185,9 +185,7 @@ def _tables(
         dtype=row_dtype,
     )
     if everything:
-        rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = torch.tensor(
-            [0.5, -0.25, 0.0, 0.125], dtype=row_dtype
-        )
+        rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = rows.new_tensor([0.5, -0.25, 0.0, 0.125])
     if variant is None:
         return rows.to(device), None
     mixture = gaussian_mixture(

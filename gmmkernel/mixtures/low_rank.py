@@ -215,7 +215,8 @@ def low_rank_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) 
         is_on = (level != 0).all()
         sigma, weight = torch.where(is_on, level, level.new_tensor([1.0, 0.0]))
         eigenvalues = torch.where(is_on, eigenvalues, 0.0)
-        left = (sigma * sigma - weight * weight * eigenvalues).clamp(min=0)  # below it by rounding alone
+        left = sigma * sigma - weight * weight * eigenvalues
+        left = torch.where(left > 0, left, 0.0)  # below it by rounding alone
         root, half = square_root(left), square_root(eigenvalues / 2)
         ratio = left / (sigma * sigma)
         along = tree_sum_of_tensor(basis * norms) / 2 - overlaps.T

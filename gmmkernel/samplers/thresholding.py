@@ -72,7 +72,9 @@ def dynamic_thresholding(
         uncond = model_output_uncond.to(chosen.dtype)
         output = uncond + guidance * (output - uncond)
     x0 = of_sample * sample.to(chosen.dtype) + of_output * output
-    limit = _quantile(x0.flatten(1).abs(), ratio).clamp(1, max_value).to(chosen.dtype)
+    limit = _quantile(x0.flatten(1).abs(), ratio)
+    limit = torch.where(limit < 1, 1.0, limit)
+    limit = torch.where(limit > max_value, max_value, limit).to(chosen.dtype)
 
     made = chosen.clone()
     made[:, Column.X0_SAMPLE] /= limit
