@@ -258,11 +258,11 @@ def test_what_is_kept_is_bounded_and_belongs_to_living_generators(drawn: Draws) 
     go(scheduler, rows=range(1, 2), generator=last)
     assert drawn[-1][0] == tuple(seeds(1))
     for row in ROWS:  # in the place of the one before, seeded alike, but further on
-        another = generator()
+        another = generator(300)
         for _ in range(row):
             seeds_from_generator(another, 2)
         go(scheduler, rows=range(row, row + 1), generator=another)
-        assert drawn[-1][0] == tuple(seeds(before=row))
+        assert drawn[-1][0] == tuple(seeds(300, before=row))
         del another
 
 
