@@ -28,7 +28,7 @@ class MixtureScheduler:
         """Make a scheduler from the config of another, as diffusers' schedulers do.
 
         Where the two share an option, its value is taken, the default of the other's class included; only
-        `timestep_spacing` is this class's own unless it was chosen.
+        `timestep_spacing` and `set_alpha_to_one` are by default this class's own, unless they were chosen.
 
         Args:
             config: a config, of this or of another scheduler that it can take the place of.

@@ -18,8 +18,8 @@ from torch._dynamo import trace_rules
 from gmmkernel import Stream, standard_normal
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
 
-# torch.compile lists NumPy's functions by their ids when it is first used: not while poisoned ones take their place, whose
-# ids go to others.
+# torch.compile lists NumPy's functions by their ids when it is first used: not while poisoned ones take their place,
+# whose ids go to others.
 trace_rules.is_numpy(None)
 
 PAIRS = [(GMMDDIMScheduler, DDIMScheduler), (GMMFlowMatchScheduler, FlowMatchEulerDiscreteScheduler)]
