@@ -134,10 +134,6 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             )
         self._chosen = None
         self._prepare()
-        # What is a default gets lost in the config of another scheduler: this is to be found there, as `follow` says.
-        unchosen = self.config.get("_use_default_values", [])
-        kept = sorted(name for name in unchosen if name != "use_clipped_model_output")
-        self.register_to_config(_use_default_values=kept)
 
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Choose the timesteps and begin a run.

@@ -50,13 +50,17 @@ class MixtureScheduler:
     def _prepare(self) -> None:
         """Check the options of the mixture; called at the end of `__init__`."""
         # What a config can be saved with: numbers of Python's own, and lists.
-        plain = {}
+        plain: dict[str, Any] = {}
         for name, value in self.config.items():
             if isinstance(value, (np.generic, np.ndarray, Tensor)):
                 plain[name] = value.tolist()
         options = MixtureOptions.of({**self.config, **plain})
         if options.weights is not None:
             plain["weights"] = list(options.weights)
+        if "_use_default_values" in self.config:
+            # A default gets lost in the config of another scheduler, where `follow` is to find this one.
+            unchosen = set(self.config["_use_default_values"]) - {"use_clipped_model_output"}
+            plain["_use_default_values"] = sorted(unchosen)
         self.register_to_config(**plain)  # type: ignore[attr-defined]
         self._transition = Transition()
 
