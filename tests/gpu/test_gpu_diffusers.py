@@ -77,6 +77,17 @@ def test_timesteps_that_are_copies() -> None:
     assert bool(each[2].isnan().all())
 
 
+def test_timesteps_that_are_copies_draw_at_each_step() -> None:
+    """Whether they repeat cannot be told, so no noise is used twice; and a repeated element draws anew."""
+    scheduler = GMMDDIMScheduler(eta=1.0)
+    scheduler.set_timesteps(4, DEVICE)
+    x, used = torch.zeros(SHAPE, device=DEVICE), torch.Generator().manual_seed(1)
+    forms = [scheduler.timesteps[1].clone(), scheduler.timesteps[1].int(), scheduler.timesteps[1]]
+    made = [scheduler.step(x, at, x, generator=used).prev_sample for at in forms for _ in range(2)]
+    noise = torch.stack([step.flatten() for step in made]).cpu()
+    assert float((torch.corrcoef(noise) - torch.eye(6)).abs().max()) < 0.2  # 576 independent pairs
+
+
 def test_generators_on_the_device_are_refused() -> None:
     scheduler = GMMDDIMScheduler(offset_scale=1.0)
     scheduler.set_timesteps(4, DEVICE)

@@ -97,7 +97,10 @@ FLOW = Rules(
 )
 """For rectified flow, which has no betas; schedulers that have them know flow as well."""
 
-_OWN_SPACING = "timestep_spacing"
+_OWN = frozenset({"timestep_spacing", "set_alpha_to_one"})
+"""Options whose default is each class's own: where a solver's run begins and ends."""
+
+_SIGMAS = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule"})
 _FLOW = frozenset({"flow_shift", "use_flow_sigmas", "prediction_type", "beta_schedule"})
 
 
@@ -134,10 +137,10 @@ def follow(
     theirs = {} if foreign is None else _options(foreign)
     made = {**rules.without, **_defaults_of(theirs, known), **config}
     # diffusers drops what a scheduler had by default, for what the next one has by default.
+    unchosen = frozenset(config.get("_use_default_values", ()))
+    shared = _FLOW.union(_options(scheduler.__bases__[-1])) - _OWN
     made["_use_default_values"] = [
-        name
-        for name in config.get("_use_default_values", ())
-        if name == _OWN_SPACING or name not in _FLOW.union(known) or made[name] == known.get(name)
+        name for name in unchosen if name not in shared or made[name] == known.get(name)
     ]
     followed = set(known) | rules.harmless
     if "shift" in known:
@@ -146,6 +149,8 @@ def follow(
     for name, value in merged.items():
         if name.startswith("_") or name in followed or name in unknown or not _is_set(value):
             continue
+        if name in _SIGMAS and name in unchosen and "beta_schedule" in merged:
+            continue  # the way back from a scheduler without betas, of whose sigmas nobody chose any
         neutral = rules.neutral.get(name)
         if neutral is None or value not in neutral:
             raise _unsupported(scheduler, name, neutral[0] if neutral else None, value)
@@ -171,7 +176,7 @@ def _defaults_of(theirs: Mapping[str, Any], known: Mapping[str, Any]) -> dict[st
     return {
         name: default
         for name, default in theirs.items()
-        if name in known and name != _OWN_SPACING and default is not inspect.Parameter.empty
+        if name in known and name not in _OWN and default is not inspect.Parameter.empty
     }
 
 
@@ -226,7 +231,8 @@ def _follow_variance(made: dict[str, Any], config: Mapping[str, Any], merged: Ma
             "learned_variance=True) drops that half of the model's output in every step, learned_variance=False is "
             "for pipelines that drop it themselves, as DiTPipeline does"
         )
-    if "eta" in merged or not _is_ddpm(config):
+    # A config that has been this scheduler's says so by the second option, and keeps what it had.
+    if "eta" in merged or "use_clipped_model_output" in config or not _is_ddpm(config):
         return
     if variance != "fixed_small":
         raise ValueError(

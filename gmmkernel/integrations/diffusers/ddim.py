@@ -218,7 +218,10 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             raise ValueError("set_timesteps: expected a call before the first step, got none")
         if chosen.drops_variance or model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample, chosen.drops_variance)
-        eta = chosen.eta if eta is None else check_number("eta", eta, low=0)
+        if eta is None:
+            eta = chosen.eta
+        elif type(eta) is not float:  # those are checked when their rows are made
+            eta = check_number("eta", eta, low=0)
         clipped = chosen.clipped if use_clipped_model_output is None else use_clipped_model_output
         row, step, done, at = chosen.visited.place(timestep, sample.device)
         noise: tuple[Tensor, ...] = ()

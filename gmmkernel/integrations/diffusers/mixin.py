@@ -28,7 +28,7 @@ class MixtureScheduler:
         """Make a scheduler from the config of another, as diffusers' schedulers do.
 
         Where the two share an option, its value is taken, the default of the other's class included; only
-        `timestep_spacing` is this class's own unless it was chosen.
+        `timestep_spacing` and `set_alpha_to_one` are by default this class's own, unless they were chosen.
 
         Args:
             config: a config, of this or of another scheduler that it can take the place of.
@@ -50,13 +50,17 @@ class MixtureScheduler:
     def _prepare(self) -> None:
         """Check the options of the mixture; called at the end of `__init__`."""
         # What a config can be saved with: numbers of Python's own, and lists.
-        plain = {}
+        plain: dict[str, Any] = {}
         for name, value in self.config.items():
             if isinstance(value, (np.generic, np.ndarray, Tensor)):
                 plain[name] = value.tolist()
         options = MixtureOptions.of({**self.config, **plain})
         if options.weights is not None:
             plain["weights"] = list(options.weights)
+        if "_use_default_values" in self.config:
+            # A default gets lost in the config of another scheduler, where `follow` is to find this one.
+            unchosen = set(self.config["_use_default_values"]) - {"use_clipped_model_output"}
+            plain["_use_default_values"] = sorted(unchosen)
         self.register_to_config(**plain)  # type: ignore[attr-defined]
         self._transition = Transition()
 

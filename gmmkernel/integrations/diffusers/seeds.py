@@ -45,15 +45,19 @@ class _Drawn:
         self, generators: tuple[torch.Generator, ...], run: object, epoch: int, rows: tuple[int, ...]
     ) -> bool:
         """Return whether these rows go on with the run."""
-        if any(owner() is not one for owner, one in zip(self.owners, generators, strict=True)):
+        for owner, one, initial in zip(self.owners, generators, self.initial, strict=True):
+            if owner() is not one or one.initial_seed() != initial:
+                return False
+        if len(rows) != len(self.done):
             return False
-        if self.initial != tuple(one.initial_seed() for one in generators) or len(rows) != len(self.done):
-            return False
-        steps = [row - last for row, last in zip(rows, self.done, strict=True)]
-        if epoch == self.epoch:
-            return min(steps) > 0
         # set_timesteps was called since: by another request, if this one goes on where it was.
-        return run is self.run and set(steps) == {1}
+        following = epoch != self.epoch
+        if following and run is not self.run:
+            return False
+        for row, last in zip(rows, self.done, strict=True):
+            if row <= last or (following and row != last + 1):
+                return False
+        return True
 
 
 class RunSeeds:
@@ -174,13 +178,14 @@ class RunSeeds:
                 initial = tuple(one.initial_seed() for one in generators)  # type: ignore[union-attr]
                 drawn = _Drawn(owners, initial, {seeds.device: seeds}, run, self._epoch, rows)  # type: ignore[arg-type]
                 self._kept[key] = drawn
+                while len(self._kept) > _KEPT:
+                    self._kept.popitem(last=False)
             drawn.run, drawn.epoch, drawn.done = run, self._epoch, rows
             self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            if device not in drawn.seeds:
-                drawn.seeds[device] = next(iter(drawn.seeds.values())).to(device, non_blocking=True)
-            return drawn.seeds[device]
+            seeds = drawn.seeds.get(device)  # type: ignore[assignment]
+            if seeds is None:
+                seeds = drawn.seeds[device] = next(iter(drawn.seeds.values())).to(device, non_blocking=True)
+            return seeds
 
     def _place(self, key: object, seeds: Tensor, device: torch.device) -> Tensor:
         """Return seeds on a device; copied once."""

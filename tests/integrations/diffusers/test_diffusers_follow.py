@@ -99,6 +99,26 @@ def test_every_scheduler_is_followed_or_refused(name: str, ours: type) -> None:
             assert torch.equal(one.timesteps.unique(), theirs.timesteps.unique())
 
 
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_there_and_back(kind: type) -> None:
+    """By way of every scheduler that diffusers calls compatible, EDM with its own sigmas among them."""
+    chosen: dict[str, Any] = {"num_train_timesteps": 900}
+    if kind is GMMDDIMScheduler:
+        chosen |= {"beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": True}
+    for options in (chosen, {**chosen, "n_components": 3, "variant": "exact", "rho": 0.5, "eta": 0.25}):
+        ours = kind(**options)
+        wanted = {name: value for name, value in ours.config.items() if name[0] != "_"}
+        for other in ours.compatibles:
+            flow = kind is GMMFlowMatchScheduler and other is not FlowMatchEulerDiscreteScheduler
+            if getattr(other, "_backends", ()) or flow:
+                continue  # not installed; or it would have to be set to flow sigmas, or does not say enough
+            back = kind.from_config(other.from_config(ours.config).config).config
+            assert {name: back[name] for name in wanted} == wanted, other.__name__
+            assert set(back["_use_default_values"]) == set(ours.config["_use_default_values"])
+    with pytest.raises(ValueError, match=r"^sigma_max: "):
+        GMMDDIMScheduler.from_config({**GMMDDIMScheduler().config, "sigma_max": 700.0})
+
+
 def test_the_classes_that_are_followed_exist() -> None:
     for rules in OURS.values():
         assert rules.classes <= set(EVERY)
@@ -133,7 +153,8 @@ def test_what_was_a_default_is_followed_too() -> None:
     """Diffusers would take DDIM's defaults: a latent model that is clipped, betas of another network."""
     ours = GMMDDIMScheduler.from_config(HeunDiscreteScheduler().config)
     assert (ours.config.beta_start, ours.config.beta_end, ours.config.clip_sample) == (0.00085, 0.012, False)
-    assert GMMDDIMScheduler.from_config(PNDMScheduler().config).config.set_alpha_to_one is False
+    for chosen, ends in (({}, True), ({"set_alpha_to_one": False}, False)):  # PNDM's default is False
+        assert GMMDDIMScheduler.from_config(PNDMScheduler(**chosen).config).config.set_alpha_to_one is ends
     by_hand = {"_class_name": "HeunDiscreteScheduler"}
     assert torch.equal(GMMDDIMScheduler.from_config(by_hand).alphas_cumprod, ours.alphas_cumprod)
     own = GMMDDIMScheduler.from_config(DPMSolverMultistepScheduler().config)

@@ -149,10 +149,14 @@ def test_timesteps_that_cannot_be_read_draw_at_each_step(
 ) -> None:
     scheduler, used = mixture_ddim(), generator()
     scheduler.set_timesteps(STEPS)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # looked up as on a device
+    go(scheduler, rows=range(2), generator=used)
     for timestep in scheduler.timesteps:
-        scheduler.step(X, timestep, X, generator=used)
-    assert [draw[0] for draw in drawn] == [tuple(seeds(before=runs)) for runs in range(STEPS)]
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)  # looked up as on a device
+            scheduler.step(X, timestep, X, generator=used)
+    go(scheduler, rows=range(2, STEPS), generator=used)  # which is still the run of its first two steps
+    unread = [tuple(seeds(before=runs)) for runs in range(1, STEPS + 1)]
+    assert [draw[0] for draw in drawn] == [tuple(seeds())] * 2 + unread + [tuple(seeds())] * 2
 
 
 def request(scheduler: Any, seed: int, between: Callable[[int], object], **options: Any) -> Tensor:
@@ -253,6 +257,13 @@ def test_what_is_kept_is_bounded_and_belongs_to_living_generators(drawn: Draws) 
     assert {draw[0] for draw in drawn} == {tuple(seeds(seed)) for seed in range(200)}
     go(scheduler, rows=range(1, 2), generator=last)
     assert drawn[-1][0] == tuple(seeds(1))
+    for row in ROWS:  # in the place of the one before, seeded alike, but further on
+        another = generator(300)
+        for _ in range(row):
+            seeds_from_generator(another, 2)
+        go(scheduler, rows=range(row, row + 1), generator=another)
+        assert drawn[-1][0] == tuple(seeds(300, before=row))
+        del another
 
 
 def test_seeds_given_are_those_of_every_run() -> None:
