@@ -16,8 +16,11 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
-# torch.compile lists PyTorch's functions when it is first used, and would list poisoned ones; so do default devices.
+# torch.compile lists PyTorch's and NumPy's functions when it is first used, and would list poisoned ones; so do
+# default devices.
 trace_rules.get_torch_obj_rule_map()
+trace_rules.get_tensor_method()
+trace_rules.is_numpy(None)
 _device_constructors()
 
 

@@ -169,7 +169,7 @@ def _sample(
         arguments.shards,
         batch_size=batch_size(arguments),
         conditioning=labels,
-        description={"model": "digits"},
+        description={"model": "digits", "digit": arguments.digit},
     )
     if place.rank > 0:
         return None

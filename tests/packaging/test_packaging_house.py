@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "_files": set(),
     "_sqrt": set(),
     "backends": {"_core", "_cuda"},
-    "ops": {"backends"},
+    "ops": {"_checks", "backends"},
     "schedules": {"_checks", "_sqrt", "backends"},
     "mixtures": {"_checks", "_sqrt", "backends", "ops"},
     "moments": {"backends", "mixtures"},

@@ -16,7 +16,12 @@ INT = torch.zeros(3, 6, dtype=torch.int64)
 
 SHARED = [
     ({"coefficients": None}, TypeError, r"coefficients: expected a torch\.Tensor, got NoneType"),
-    ({"coefficients": torch.zeros(4, 16)}, ValueError, r"coefficients: expected shape \[S, 9\] with S >= 1"),
+    (
+        {"coefficients": torch.zeros(4, 16)},
+        ValueError,
+        r"coefficients: expected shape \[T, 9\], which training_coefficients makes, got a sampler's rows \(4, 16\)",
+    ),
+    ({"coefficients": torch.zeros(4, 8)}, ValueError, r"coefficients: expected shape \[S, 9\] with S >= 1"),
     ({"coefficients": torch.zeros(0, 9)}, ValueError, r"coefficients: expected shape \[S, 9\] with S >= 1"),
     ({"row": 5}, IndexError, "row: expected 0 to 4, got 5"),
     ({"row": -1}, IndexError, "row: expected 0 to 4, got -1"),

@@ -13,14 +13,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from schedulers_beside import inputs
 from torch import Tensor
-from torch._dynamo import trace_rules
 
 from gmmkernel import Stream, standard_normal
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
-
-# torch.compile lists NumPy's functions by their ids when it is first used: not while poisoned ones take their place,
-# whose ids go to others.
-trace_rules.is_numpy(None)
 
 PAIRS = [(GMMDDIMScheduler, DDIMScheduler), (GMMFlowMatchScheduler, FlowMatchEulerDiscreteScheduler)]
 KINDS = [GMMDDIMScheduler, GMMFlowMatchScheduler]
