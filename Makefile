@@ -10,7 +10,7 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 .PHONY: sample test test-slow test-newest gpu-check lint format bench train study golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
-sample: $(VENV)/ready
+sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
 	$(PY) -m gmmkernel compare --output out/comparison.png
 
 # Everything CI checks.
@@ -86,6 +86,12 @@ $(VENV)/tools: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt torch
 	$(PY) -m pip install --quiet --constraint constraints.txt setuptools wheel pybind11 cmake ninja
+	touch $@
+
+# The package and its pictures: the CUDA kernels, the linters and the tests' libraries wait for what needs them.
+$(VENV)/sample: $(VENV)/tools $(CORE)
+	CMAKE_ARGS="-DGMM_CUDA=OFF $$CMAKE_ARGS" $(PY) -m pip install --quiet --constraint constraints.txt \
+	  --no-build-isolation --editable '.[plot,train]'
 	touch $@
 
 $(VENV)/ready: $(VENV)/tools $(CORE)
