@@ -53,7 +53,7 @@ def sample_gmm(
         first_step: count the steps of the noise counter from here, as `DDIMSampler` counts them from 0; two calls with
             the same seeds must not count the same steps. None: a step's number is its noise level's bits in float32.
         eta: share of the ancestral noise, 0 to 1.
-        mixture: a mixture for the transition, shared by all steps or made for S steps.
+        mixture: a mixture for the transition, shared by all steps or made for the S steps of this call.
         backend: a backend's name; None chooses by device.
 
     Returns:

@@ -319,7 +319,7 @@ class Sampler:
         watched = keep or callback is not None
         for index in range(first, self.coefficients.shape[0]):
             timestep = self.timesteps[index]
-            output = model(sample, timestep.expand(sample.shape[0]), *chunk.conditioning)
+            output = model(sample, timestep.repeat(sample.shape[0]), *chunk.conditioning)
             sample, x0, history = self.step(output, index, sample, seeds, history=history, return_x0=watched)
             if bar is not None:
                 bar.update()
@@ -381,6 +381,8 @@ class Sampler:
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(initial).__name__}")
         if initial.dtype != self.dtype:
             raise TypeError(f"{name}: expected {self.dtype}, got {initial.dtype}")
+        if initial.dim() < 1:
+            raise ValueError(f"{name}: expected shape [N, ...], got a scalar")
         if shape is not None and tuple(initial.shape) != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {tuple(initial.shape)}")
         if initial.device != self.coefficients.device:

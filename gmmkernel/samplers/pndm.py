@@ -87,8 +87,12 @@ class PNDMSampler(Sampler):
         self._runge_kutta_calls = 0 if skip_prk_steps else _CALLS * RUNGE_KUTTA_STEPS
 
     def starting_at(self, first_step: int) -> tuple[Self, int]:
-        """Return the sampler of a run over the steps from `first_step` on, with calls of its own; and 0."""
-        first_step = check_integer("first_step", first_step, 0, len(self._visited) - 1)
+        """Return the sampler of a run over the steps from `first_step` on, with calls of its own; and 0.
+
+        F-PNDM begins with its Runge-Kutta steps again, and so not within the last three steps.
+        """
+        last = len(self._visited) - (RUNGE_KUTTA_STEPS + 1 if self._runge_kutta_calls else 1)
+        first_step = check_integer("first_step", first_step, 0, last)
         if first_step == 0:
             return self, 0
         visited = self._visited[first_step:]

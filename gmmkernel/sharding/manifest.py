@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
@@ -69,6 +70,8 @@ def _fingerprint(value: Any) -> Any:
     value = plain(value)
     if isinstance(value, Tensor):
         return digest(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, torch.dtype):

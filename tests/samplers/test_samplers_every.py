@@ -227,6 +227,7 @@ def test_noise_is_added_as_for_training(dtype: torch.dtype) -> None:
             "sample: expected torch.float32, got torch.float64",
         ),
         ({"sample": [0.0]}, TypeError, "sample: expected a torch.Tensor, got list"),
+        ({"sample": torch.tensor(0.0)}, ValueError, r"sample: expected shape \[N, \.\.\.\], got a scalar"),
         (
             {"sample": torch.zeros(5, 3, 4, device="meta")},
             ValueError,
@@ -240,6 +241,29 @@ def test_bad_input_of_add_noise(changes: dict[str, Any], error: type[Exception],
     given = {"sample": torch.zeros(5, *SHAPE), "first_step": 1, "seeds": SEEDS} | changes
     with pytest.raises(error, match=message):
         SAMPLERS["DDIM, no mixture"].add_noise(**given)
+
+
+def test_late_starts_of_a_runge_kutta_method() -> None:
+    """Which needs four steps: what is refused is the step to start from."""
+    sampler = PNDMSampler(noise_schedule(), 10)
+    assert len(sampler.starting_at(6)[0].timesteps) == 4 + 9
+    for first_step in (7, 9):
+        with pytest.raises(
+            ValueError, match=f"first_step: expected an integer from 0 to 6, got {first_step}"
+        ):
+            sampler.add_noise(torch.zeros(5, *SHAPE), first_step, SEEDS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_a_model_may_change_its_timesteps(batch_size: int) -> None:
+    sampler = DDIMSampler(noise_schedule(), STEPS)
+    before = sampler.timesteps.clone()
+
+    def careless(x: Tensor, timestep: Tensor) -> Tensor:
+        return model(x, timestep.add_(1))
+
+    sampler.sample(careless, SEEDS, SHAPE, batch_size=batch_size, progress=False)
+    assert torch.equal(sampler.timesteps, before)
 
 
 def test_a_sampler_of_another_process_gives_the_same() -> None:

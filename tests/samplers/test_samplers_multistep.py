@@ -375,7 +375,7 @@ def test_methods_that_store_nothing_take_no_history() -> None:
         ),
         (
             lambda: PNDMSampler(SCHEDULE, 5).starting_at(2),
-            "timesteps: expected at least 4 without skip_prk_steps",
+            "first_step: expected an integer from 0 to 1, got 2",
         ),
         (
             lambda: DEISSampler(SCHEDULE, 5).starting_at(5),

@@ -161,7 +161,7 @@ def follow(
                 f"{', '.join(name for name in merged if name[0] != '_')}"
             )
     if "learned_variance" in known:
-        _follow_variance(made, config, merged)
+        _follow_variance(made, config, merged, theirs)
     return made
 
 
@@ -218,13 +218,15 @@ def _follow_flow(
     return {"flow_shift", "use_flow_sigmas", "beta_schedule"}
 
 
-def _follow_variance(made: dict[str, Any], config: Mapping[str, Any], merged: Mapping[str, Any]) -> None:
+def _follow_variance(
+    made: dict[str, Any], config: Mapping[str, Any], merged: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> None:
     """Take the transition of DDPM from a config of it, and have a learned variance decided on.
 
     Raises:
         ValueError: the variance is none that DDIM has.
     """
-    variance = merged.get("variance_type")
+    variance = merged.get("variance_type", theirs.get("variance_type"))
     if variance in ("learned", "learned_range") and "learned_variance" not in merged:
         raise ValueError(
             f"variance_type: got {variance!r}, a variance that DDIM has no use for; from_config(config, "
@@ -245,9 +247,9 @@ def _follow_variance(made: dict[str, Any], config: Mapping[str, Any], merged: Ma
 
 def _is_ddpm(config: Mapping[str, Any]) -> bool:
     """Return whether a config is DDPM's own. Its options may also be left over in that of a later class."""
-    if config.get("variance_type") is None:
-        return False
     if isinstance(config.get("_class_name"), str):
         return config["_class_name"] in ("DDPMScheduler", "DDPMParallelScheduler")
+    if config.get("variance_type") is None:
+        return False
     options = {name for name in config if not name.startswith("_")}
     return "variance_type" in config.get("_use_default_values", ()) or options <= set(_options(DDPMScheduler))

@@ -66,8 +66,8 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             is dropped. For models whose pipeline does not drop it.
         eta: share of the DDPM noise in every step for which a pipeline chooses none; None is 0. `from_config` takes 1
             from the config of a DDPMScheduler, whose transition that is.
-        use_clipped_model_output: derive the noise from the clipped data where a pipeline does not choose; from the
-            config of a DDPMScheduler True.
+        use_clipped_model_output: derive the noise from the clipped data where a pipeline does not choose; beside an
+            eta here only in steps that take that, too. From the config of a DDPMScheduler True.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -164,7 +164,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         self._chosen = _Chosen(
             visited,
             self._transition.begin(run),
-            0.0 if config.eta is None else check_number("eta", config.eta, low=0),
+            None if config.eta is None else check_number("eta", config.eta, low=0),
             config.use_clipped_model_output,
             config.learned_variance,
             {"ratio": config.dynamic_thresholding_ratio, "max_value": config.sample_max_value}
@@ -218,11 +218,14 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             raise ValueError("set_timesteps: expected a call before the first step, got none")
         if chosen.drops_variance or model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample, chosen.drops_variance)
+        clipped = use_clipped_model_output
+        if clipped is None:
+            # With an eta the config's is a part of DDPM's transition: a pipeline that chooses another has DDIM's.
+            clipped = chosen.clipped and (eta is None or chosen.eta is None)
         if eta is None:
-            eta = chosen.eta
+            eta = chosen.eta or 0.0
         elif type(eta) is not float:  # those are checked when their rows are made
             eta = check_number("eta", eta, low=0)
-        clipped = chosen.clipped if use_clipped_model_output is None else use_clipped_model_output
         row, step, done, at = chosen.visited.place(timestep, sample.device)
         noise: tuple[Tensor, ...] = ()
         if variance_noise is not None:
@@ -266,7 +269,7 @@ class _Chosen(NamedTuple):
 
     visited: Visited
     run: Run
-    eta: float
+    eta: float | None
     clipped: bool
     drops_variance: bool
     thresholding: dict[str, Any] | None

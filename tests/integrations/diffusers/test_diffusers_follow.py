@@ -277,18 +277,43 @@ def test_the_shift_stays_one_option() -> None:
 
 
 @pytest.mark.parametrize("kind", [DDPMScheduler, DDPMParallelScheduler])
-@pytest.mark.parametrize("how", ["in memory", "chosen", "loaded", "from DDIM"])
+@pytest.mark.parametrize("how", ["in memory", "chosen", "loaded", "from DDIM", "by hand"])
 def test_ddpm_is_known_as_such(kind: type, how: str) -> None:
     config: Any = kind().config
     if how == "chosen":
         config = kind(variance_type="fixed_small", clip_sample=False).config
     elif how == "loaded":
         config = loaded(kind())
+    elif how == "by hand":
+        config = {"_class_name": kind.__name__, "num_train_timesteps": 1000, "beta_schedule": "linear"}
     elif how == "from DDIM":
         config = kind.from_config(DDIMScheduler(set_alpha_to_one=False).config).config
     ours = GMMDDIMScheduler.from_config(config)
     assert (ours.config.eta, ours.config.use_clipped_model_output) == (1.0, True)
     assert GMMDDIMScheduler.from_config(config, eta=None).config.eta is None
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_an_eta_that_a_pipeline_chooses_is_ddim_s(eta: float) -> None:
+    """With a DDPM checkpoint too: the clipped noise belongs to the transition that the config has."""
+    config = DDPMScheduler().config
+    theirs, ours = DDIMScheduler.from_config(config), GMMDDIMScheduler.from_config(config)
+    sample, noise = torch.randn(2, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(5)
+    for t in theirs.timesteps:
+        made, expected = (
+            scheduler.step(
+                torch.tanh(sample),
+                t,
+                sample,
+                eta=eta,
+                use_clipped_model_output=None,
+                variance_noise=noise if eta else None,
+            ).prev_sample
+            for scheduler in (ours, theirs)
+        )
+        torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_left_over_from_ddpm_is_no_ddpm() -> None:
