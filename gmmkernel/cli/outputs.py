@@ -29,12 +29,8 @@ def check_file(option: str, path: Path | None) -> None:
     Raises:
         OSError: it cannot; the message names the option.
     """
-    if path is None:
-        return
-    try:
-        check_writable(path)
-    except OSError as error:
-        raise OSError(f"{option}: cannot write {str(path)!r}: {error.strerror}") from error
+    if path is not None:
+        _try(option, path, f"write {str(path)!r}")
 
 
 def check_folder(option: str, folder: Path | None) -> None:
@@ -43,12 +39,15 @@ def check_folder(option: str, folder: Path | None) -> None:
     Raises:
         OSError: they cannot; the message names the option.
     """
-    if folder is None:
-        return
+    if folder is not None:
+        _try(option, folder / "trial", f"write in {str(folder)!r}")
+
+
+def _try(option: str, path: Path, what: str) -> None:
     try:
-        check_writable(folder / "trial")
+        check_writable(path)
     except OSError as error:
-        raise OSError(f"{option}: cannot write in {str(folder)!r}: {error.strerror}") from error
+        raise OSError(f"{option}: cannot {what}: {error.strerror}") from error
 
 
 def write_file(option: str, path: Path, data: bytes) -> None:
