@@ -1,0 +1,196 @@
+"""What is asked of a backend so that every kernel, and every digit of its constants, shows in some result.
+
+Each case calls ops on the CPU; `calls.recorded` takes down what they ask of the core. Random tensors of many
+sizes and types cover the kernels' branches. They do not show the last bits of what a 16-bit result is computed from;
+the cases in which noise and input cancel do.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from differentiable import Density, random_density, step_gradients
+from directed import directed_case, directed_density, with_directions
+from helpers import (
+    DTYPE_PAIRS,
+    DTYPES,
+    PREDICTIONS,
+    StepCase,
+    coefficient_row,
+    random_case,
+    random_thresholds,
+)
+from losses import random_case as random_training
+
+from gmmkernel import Column, MixtureTables, Stream, draw_components, standard_normal
+
+SHORT = DTYPES[:3]  # those that the CUDA kernels of vectors are for
+ODD = (1, 3, 63, 1027)  # sizes that are no multiple of a vector
+EVEN = (8, 1000, 4104)
+
+
+def steps() -> Iterator[Callable[[], object]]:
+    """Yield steps: of the vector kernels each kind of loop, of the general ones each pair of options."""
+    removed = (0, 8, None)  # no table of deviations, one for some elements, one for all
+    kinds = itertools.product(SHORT, (False, True), ((0, 0), *((8, some) for some in removed)))
+    for seed, (dtype, guidance, (components, some)) in enumerate(kinds):
+        size = (*EVEN, 8 * 4096)[seed % 4]
+        yield random_case(
+            seed, batch=1 + seed % 3, shape=(size,), dtype=dtype, output_dtype=dtype, guidance=guidance,
+            history=0, prediction=None, components=components, removed=size if some is None else some,
+        ).run  # fmt: skip
+    for seed, ((dtype, output_dtype), history) in enumerate(itertools.product(DTYPE_PAIRS, (0, 1, 4))):
+        yield random_case(
+            100 + seed, shape=((*ODD, *EVEN)[seed % 7],), dtype=dtype, output_dtype=output_dtype, history=history,
+            prediction=PREDICTIONS[seed % 4], guidance=seed % 2 > 0, components=(0, 1, 8)[(seed // 3 + seed) % 3],
+        ).run  # fmt: skip
+    for seed, dtype in enumerate(DTYPES):
+        # Between them all numbers of thresholds that are looked for in one turn and in many.
+        many = random_case(
+            200 + seed, batch=40, shape=(8,), dtype=dtype, components=(65, 66, 300, 1024)[seed]
+        )
+        yield many.run
+        yield random_case(210 + seed, shape=(1000,), dtype=dtype, components=8, special=True).run
+        yield unaligned(random_case(220 + seed, shape=(1000,), dtype=dtype, components=8)).run
+        yield from (case.run for case in cancelling(dtype))
+
+
+def unaligned(case: StepCase) -> StepCase:
+    """Return the case with tensors that begin one element after an aligned address."""
+    return case.map_samples(
+        lambda tensor: tensor.new_zeros(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+    )
+
+
+# Among the first 32,768 elements of these seeds is one on which the last bit of every coefficient of the normals'
+# polynomials shows; that of the sine's last one does so once in a hundred thousand.
+TELLING_SEEDS = (12, 31)
+TELLING_SIZE = 32768
+
+
+def cancelling(dtype: torch.dtype) -> Iterator[StepCase]:
+    """Yield steps whose results are what is left of the noise after its leading digits: every bit of it shows."""
+    seeds = torch.tensor(TELLING_SEEDS)
+    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+    sigma = 2.0**12  # the last digits of float16 are normal numbers then
+    row = coefficient_row(arithmetic, sample=-1, output=-1, sigma=sigma, guidance=1)
+    z = standard_normal(seeds, (TELLING_SIZE,), step=0, stream=Stream.TRANSITION, dtype=arithmetic)
+    sample = (sigma * z).to(dtype)
+    output = (sigma * z - sample).to(dtype)
+    case = StepCase(sample, output, row, 0, seeds)
+    yield case
+    yield replace(case, model_output_uncond=output)
+    yield unaligned(case)  # by the kernels of any size and type
+
+
+def noise() -> Iterator[Callable[[], object]]:
+    """Yield draws of noise of every type and purpose."""
+    seeds = torch.tensor([5, -6, 2**63 - 1])
+    for i, (dtype, stream) in enumerate(itertools.product(DTYPES, Stream)):
+        size = (*ODD, *EVEN, 8 * 4096)[(3 * i) % 8]
+        yield partial(standard_normal, seeds, (size,), step=i * 10**8, stream=stream, dtype=dtype)
+    for dtype in DTYPES:
+        for size in (TELLING_SIZE, TELLING_SIZE - 1):
+            tell = partial(standard_normal, torch.tensor(TELLING_SEEDS), (size,), dtype=dtype)
+            yield partial(tell, step=0, stream=Stream.TRANSITION)
+            yield partial(tell, step=2**32 - 1, stream=Stream.INITIAL)
+
+
+def components() -> Iterator[Callable[[], object]]:
+    """Yield draws of components, of few and of as many as there may be."""
+    seeds = torch.arange(-300, 300) * 10**15
+    for number in (1, 2, 64, 65, 66, 1024):
+        thresholds = random_thresholds(np.random.default_rng(number), 3, number)
+        yield partial(draw_components, seeds, thresholds, row=torch.arange(600) % 3, step=number)
+
+
+def backward() -> Iterator[Callable[[], object]]:
+    """Yield gradients of steps, with and without the sums that coefficients and tables need."""
+    for seed, (dtype, guidance) in enumerate(itertools.product(SHORT, (False, True))):
+        for size in (EVEN[seed % 3], 1027):
+            case = random_case(
+                300 + seed, shape=(size,), dtype=dtype, output_dtype=dtype, guidance=guidance, history=0,
+                prediction=None,
+            )  # fmt: skip
+            yield partial(step_gradients, case, without=("coefficients",))
+            yield partial(step_gradients, case)
+    for seed, dtype in enumerate(DTYPES):
+        for size in (3, 1027):
+            case = random_case(400 + seed, shape=(size,), dtype=dtype, history=2, components=8)
+            yield partial(step_gradients, case)
+            yield partial(step_gradients, replace(case, prediction="x0"), without=("coefficients",))
+        # A row and one element for each sample: what is summed keeps its last bits.
+        alone = random_case(420 + seed, batch=128, shape=(1,), rows=128, dtype=dtype, components=8, removed=0)
+        yield partial(step_gradients, replace(alone, row=torch.arange(128), step=torch.arange(128)))
+
+
+def density() -> Iterator[Callable[[], object]]:
+    """Yield log-densities and their gradients, of the sample alone too."""
+    for seed, dtype in enumerate(DTYPES):
+        for size in (5, 1000, 2049):
+            made = random_density(500 + seed, shape=(size,), dtype=dtype, components=(0, 1, 8)[size % 3])
+            yield made.gradients
+            yield partial(sample_gradient, made)
+        yield random_density(510 + seed, batch=64, shape=(1,), dtype=dtype, components=8).gradients
+
+
+def sample_gradient(density: Density) -> None:
+    """Ask for the gradient of the next sample, and for no sums."""
+    leaf = density.prev_sample.detach().clone().requires_grad_()
+    density.with_leaves({"prev_sample": leaf}).log_prob().sum().backward()
+
+
+def low_rank() -> Iterator[Callable[[], object]]:
+    """Yield steps and log-densities of mixtures whose moments are matched exactly."""
+    for seed, (dtype, guidance) in enumerate(itertools.product(SHORT, (False, True))):
+        for size, number in ((EVEN[seed % 3], 8), (2056, 17)):
+            yield directed_case(
+                600 + seed, number, shape=(size,), dtype=dtype, output_dtype=dtype, history=0, prediction=None,
+                guidance=guidance,
+            ).run  # fmt: skip
+    for seed, dtype in enumerate(DTYPES):
+        for case in cancelling(dtype):
+            yield with_directions(with_tables(case), seed, 1).run
+        yield directed_case(700 + seed, (2, 8, 64, 3)[seed], shape=(1027,), dtype=dtype).run
+        yield directed_density(710 + seed, 8, shape=(1027,), dtype=dtype).log_prob
+        yield directed_density(720 + seed, 8, batch=128, shape=(1,), dtype=dtype).log_prob
+
+
+def with_tables(case: StepCase) -> StepCase:
+    """Return the case with a mixture whose offsets are all 0."""
+    like = case.coefficients
+    tables = MixtureTables(
+        torch.full((1, 1), 2**31), like.new_zeros(1, 2, case.sample[0].numel()), like.new_zeros(1, 1, 0)
+    )
+    coefficients = like.clone()
+    coefficients[:, Column.OFFSET] = 1
+    return replace(case, coefficients=coefficients, mixture=tables)
+
+
+def training() -> Iterator[Callable[[], object]]:
+    """Yield training batches: noise added, losses and their gradients."""
+    for seed, (dtype, same, with_sample) in enumerate(
+        itertools.product(DTYPES, (True, False), (True, False))
+    ):
+        for size in (EVEN[seed % 3], ODD[seed % 4]):
+            yield random_training(
+                800 + seed, shape=(size,), dtype=dtype, sample_dtype=dtype if same else None, with_sample=with_sample
+            ).results  # fmt: skip
+    for seed, dtype in enumerate(DTYPES):
+        yield random_training(820 + seed, batch=64, shape=(1,), dtype=dtype).results
+
+
+OPS: dict[str, Callable[[], Iterator[Callable[[], object]]]] = {  # by the group of kernels
+    "step": steps,
+    "noise": noise,
+    "components": components,
+    "backward": backward,
+    "density": density,
+    "low_rank": low_rank,
+    "training": training,
+}

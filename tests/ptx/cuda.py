@@ -1,0 +1,152 @@
+"""The CUDA extension with its kernels' PTX run on the CPU: linked with csrc/tests/cuda_runtime.c as its runtime.
+
+The launches are the extension's own: their grids, their parameters, which kernel they choose. Only
+`cudaLaunchKernel` leads elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sass_compile import find_cuobjdump
+from torch import Tensor
+
+from gmmkernel.backends.compiled import CompiledKernels, component_arguments
+from ptx.machine import Machine
+from ptx.parse import Kernel, PTXError, parse
+from ptx.translate import Program
+
+BUILD = Path(__file__).parents[2] / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+STREAM = 77
+_LAUNCH = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_char_p,
+    *[ctypes.c_uint] * 4,
+    ctypes.POINTER(ctypes.c_void_p),
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+)
+
+
+def extension() -> Path:
+    """Link the extension with `csrc/tests/cuda_runtime.c` and return it.
+
+    Raises:
+        pytest.skip.Exception: the CUDA kernels have not been built.
+    """
+    if not (BUILD / "csrc" / "cuda").is_dir() or importlib.util.find_spec("gmmkernel._cuda") is None:
+        pytest.skip("the CUDA kernels have not been built here")
+    subprocess.run(
+        ["cmake", "--build", BUILD, "--target", "cuda_on_cpu"], check=True, stdout=subprocess.DEVNULL
+    )
+    return BUILD / "ptx" / "_cuda.so"
+
+
+def kernels(made: Path, folder: Path, architecture: str) -> dict[str, Kernel]:
+    """Return the kernels in an extension's PTX for an architecture, by name."""
+    subprocess.run(
+        [find_cuobjdump(), "-xptx", "all", made], cwd=folder, check=True, stdout=subprocess.DEVNULL
+    )
+    texts = [path.read_text("utf-8") for path in sorted(folder.glob(f"*.sm_{architecture}.ptx"))]
+    return {name: kernel for text in texts for name, kernel in parse(text).items()}
+
+
+class CudaOnCpu:
+    """A backend: the functions of `gmmkernel.backends.cuda` for tensors on the CPU."""
+
+    name = "CUDA"
+
+    def __init__(self, made: Path, found: dict[str, Kernel]) -> None:
+        # Under the name of the package's own extension, that one would come again.
+        spec = importlib.util.spec_from_file_location("on_cpu._cuda", made)
+        assert spec is not None
+        assert spec.loader is not None
+        self._extension = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self._extension)
+        self._library = ctypes.CDLL(str(made))
+        self._library.ptx_kernel_name.restype = ctypes.c_char_p
+        self._callback = _LAUNCH(self._launch)
+        self._library.ptx_set_launch(self._callback)
+        names = map(self._library.ptx_kernel_name, range(self._library.ptx_kernel_count()))
+        self.programs = {name.decode(): Program(found[name.decode()]) for name in names}
+        self.machine = Machine()
+        self.launched: Counter[str] = Counter()
+        self._memory: set[tuple[int, int]] = set()
+        self._error: BaseException | None = None
+        self._kernels: Any = CompiledKernels(self._extension, lambda tensor: (0, STREAM))
+
+    def compiler(self) -> str:
+        """Return what made the code."""
+        cache = (BUILD / "CMakeCache.txt").read_text("utf-8")
+        (nvcc,) = re.findall(r"^GMM_NVCC:FILEPATH=(.*)$", cache, re.MULTILINE)
+        said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+        (release,) = re.findall(r"release (\d+\.\d+)", said)
+        return f"nvcc {release}"
+
+    def set_multiprocessors(self, count: int) -> None:
+        """Be a device of another size, on which other grids are chosen."""
+        self._library.ptx_set_multiprocessors(count)
+
+    def __getattr__(self, function: str) -> Any:
+        def call(*arguments: Any, **named: Any) -> None:
+            self._memory.clear()
+            self._error = None
+            with self._seeing_addresses():
+                try:
+                    getattr(self._kernels, function)(*arguments, **named)
+                except RuntimeError:
+                    raise self._error or sys.exception() from None  # type: ignore[misc]
+
+        return call
+
+    def draw_components(self, result: Tensor, seeds: Tensor, thresholds: Tensor, row: Any, step: Any) -> None:
+        """Fill `result` with component numbers."""
+        with self._seeing_addresses():
+            arguments = component_arguments(result, seeds, thresholds, row, step)
+            self._extension.draw_components(*arguments, 0, STREAM)
+
+    @contextmanager
+    def _seeing_addresses(self) -> Iterator[None]:
+        """Allow access to the tensors whose address is asked for, and to nothing else."""
+        data_ptr = Tensor.data_ptr
+
+        def seen(tensor: Tensor) -> int:
+            begin = data_ptr(tensor)
+            if tensor.numel():
+                last = sum(
+                    (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+                )
+                self._memory.add((begin, begin + (last + 1) * tensor.element_size()))
+            return begin
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.Tensor, "data_ptr", seen)
+            yield
+
+    def _launch(
+        self, name: bytes, x: int, y: int, z: int, threads: int, arguments: Any, shared: int, stream: int
+    ) -> int:
+        try:
+            program = self.programs[name.decode()]
+            if stream != STREAM:
+                raise PTXError(f"stream {stream}")
+            values = bytearray(program.kernel.parameter_bytes)
+            for i, (offset, size) in enumerate(program.kernel.parameters.values()):
+                values[offset : offset + size] = ctypes.string_at(arguments[i], size)
+            self.launched[name.decode()] += 1
+            self.machine.launch(program, (x, y, z), threads, bytes(values), shared, self._memory)
+        except BaseException as error:  # raised again where the extension was called
+            self._error = error
+            return 1
+        return 0

@@ -1,0 +1,136 @@
+"""What is asked of executed kernels, CUDA's and Triton's alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from helpers import bits
+
+from gmmkernel.backends.reference import elementary, normal
+from gmmkernel.backends.reference.density import HALF_LOG_2_PI
+from ptx import cases
+from ptx.arithmetic import ReciprocalRoot
+from ptx.calls import Call, Memory, mapped, recorded
+from ptx.parse import Constant, Instruction, Kernel
+from ptx.translate import Program
+
+# Besides the coefficients of the reference: signs, halves and scales, infinities and the NaNs that are written.
+PLAIN_32 = (0.0, -0.0, 0.5, 1.0, -1.0, -0.5, -2.0, 2.0**-32, -(2.0**-31), np.inf, -np.inf)
+PLAIN_64 = (0.0, -0.0, 0.5, 1.0, -1.0, -0.5, -2.0, np.inf, -np.inf)
+NANS = {32: (0x7FC00000, 0x7FFFFFFF), 64: (0x7FF8000000000000,)}
+
+
+def differences(backend: Any, op: str, every: int = 1) -> list[str]:
+    """Return what executed kernels compute otherwise than the CPU core: nothing, it is hoped.
+
+    Half of the warps go first in every fourth call, and the machine's estimates of roots are off by up to 2 ulp in all.
+
+    Args:
+        backend: `CudaOnCpu` or `TritonOnCpu`.
+        op: one of `cases.OPS`.
+        every: of how many cases one is run.
+    """
+    backend.machine.reciprocal_root = ReciprocalRoot(None)
+    found = []
+    for run in list(cases.OPS[op]())[::every]:
+        for number, call in enumerate(recorded(run)):
+            backend.machine.shuffled = number % 4 == 0
+            found += call.differences(call.repeat(backend))
+    backend.machine.shuffled = False
+    return found
+
+
+def known_floats() -> set[tuple[int, int]]:
+    """Return bits and width of each floating-point constant that the mathematics has."""
+    both = (HALF_LOG_2_PI, -HALF_LOG_2_PI)
+    single = [*normal.LOG_Q, *normal.SIN_S, *normal.COS_C, normal.TWO_LN_2, *both, *PLAIN_32]
+    double = [*both, *PLAIN_64]
+    for form, numbers in ((elementary.FLOAT32, single), (elementary.FLOAT64, double)):
+        for field in dataclasses.fields(form):
+            value = getattr(form, field.name)
+            if isinstance(value, float):
+                numbers += [value, -value]
+            elif isinstance(value, tuple):
+                numbers += value
+        # What takes a significand apart and puts it together, folded by the compiler in part.
+        numbers += [2.0**form.fraction_bits, float(form.fraction_bits), -float(form.fraction_bits)]
+        numbers.append(form.to_integer + form.bias)
+    return {
+        *((int(np.float32(number).view(np.uint32)), 32) for number in single),
+        *((int(np.float64(number).view(np.uint64)), 64) for number in double),
+        *((word, width) for width, words in NANS.items() for word in words),
+    }
+
+
+def constants(kernels: Iterable[Kernel]) -> dict[tuple[int, int], str]:
+    """Return bits and width of the kernels' floating-point constants, with an instruction that has each."""
+    return {
+        (operand.bits, operand.width): f"{kernel.name}: {instruction.text}"
+        for kernel in kernels
+        for block in kernel.blocks
+        for instruction in block
+        for operand in operands(instruction)
+        if isinstance(operand, Constant) and operand.width is not None
+    }
+
+
+def operands(instruction: Instruction) -> Iterable[Any]:
+    """Yield all operands, those in braces too."""
+    for operand in instruction.operands:
+        yield from operand if isinstance(operand, tuple) else (operand,)
+
+
+def unshown(backend: Any, program: Program, calls: list[Call]) -> list[str]:
+    """Flip the last bit of each of a kernel's constants once; return those that no call's result shows.
+
+    Of integers, those of random words: what is multiplied, added or combined, with more than 16 bits.
+    """
+    hidden = []
+    for literal, place in program.literals.items():
+        random_word = (
+            literal.role in ("xor", "mul", "mad", "add", "mov") and 2**16 < literal.bits < 2**32 - 2**16
+        )
+        if literal.role != "float" and not random_word:
+            continue
+        value = program.constants[place]
+        program.constants[place] = value ^ value.dtype.type(1)
+        # The call that showed the last one comes first.
+        shown = next((call for call in calls if call.differences(call.repeat(backend))), None)
+        if shown is None:
+            hidden.append(f"{program.kernel.name}: {literal.bits:#x}")
+        else:
+            calls.remove(shown)
+            calls.insert(0, shown)
+        program.constants[place] = value
+    return hidden
+
+
+def spoilt(call: Call, name: str, sample: int, index: int) -> Call:
+    """Return a step's call with an index of one sample changed, and with nines where it writes."""
+    (inputs, *written), named = call.arguments
+    changed = getattr(inputs, name).clone()
+    changed[sample] = index
+    nines = mapped(written, lambda tensor: torch.full_like(tensor, 9))
+    return dataclasses.replace(call, arguments=((inputs._replace(**{name: changed}), *nines), named))
+
+
+def at_fault(call: Call, sound: Call, made: Sequence[torch.Tensor], sample: int) -> list[str]:
+    """Return what is wrong after a step with a bad index: that sample must be NaN, its component -1, others as ever."""
+    memory = Memory()
+    mapped(call.arguments, memory.copy)
+    lines = []
+    for before, after, expected in zip(memory.storages.values(), made, sound.expected, strict=True):
+        if torch.equal(bits(before), bits(after)):
+            continue
+        own, right = (tensor.view(len(call.arguments[0][0].seeds), -1) for tensor in (after, expected))
+        others = [other for other in range(len(own)) if other != sample]
+        if not torch.equal(bits(own[others]), bits(right[others])):
+            lines.append(f"{call.function}: another sample than {sample} differs")
+        wrong = ~own[sample].isnan() if own.is_floating_point() else own[sample] != -1
+        if wrong.any():
+            lines.append(f"{call.function}: sample {sample} is {own[sample][wrong][0].item()}")
+    return lines
