@@ -8,9 +8,11 @@ the cases in which noise and input cancel do.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +60,23 @@ def steps() -> Iterator[Callable[[], object]]:
         yield random_case(210 + seed, shape=(1000,), dtype=dtype, components=8, special=True).run
         yield unaligned(random_case(220 + seed, shape=(1000,), dtype=dtype, components=8)).run
         yield from (case.run for case in cancelling(dtype))
+    plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32, "components": 3}
+    for removed in (8, 1000, 1024, 1028):
+        yield random_case(230, shape=(2048,), removed=removed, **plain).run
+    yield strided(random_case(231, shape=(4, 6, 8), history=2, guidance=True, prediction="x0", **plain)).run
+    for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
+        yield random_case(232, batch=batch, shape=shape, **plain).run
+    in_place = random_case(233, shape=(1500,), **plain)
+    yield partial(in_place.run, out=in_place.sample)
+    nothing = random_case(234, shape=(64,), removed=32, history=0, prediction=None, **plain)
+    nothing.coefficients[:, Column.SIGMA] = -0.0  # stays, where a table has no deviation
+    nothing.coefficients[:, [Column.X0, Column.OUTPUT, Column.SAMPLE, Column.OFFSET]] = -0.0
+    yield nothing.run
+
+
+def strided(case: StepCase) -> StepCase:
+    """Return the case with samples that are not contiguous."""
+    return case.map_samples(lambda tensor: tensor.contiguous(memory_format=torch.channels_last))
 
 
 def unaligned(case: StepCase) -> StepCase:
@@ -127,6 +146,34 @@ def backward() -> Iterator[Callable[[], object]]:
         # A row and one element for each sample: what is summed keeps its last bits.
         alone = random_case(420 + seed, batch=128, shape=(1,), rows=128, dtype=dtype, components=8, removed=0)
         yield partial(step_gradients, replace(alone, row=torch.arange(128), step=torch.arange(128)))
+        yield partial(
+            step_gradients,
+            random_case(
+                430 + seed, shape=(1040,), dtype=dtype, special=True, components=2, rows=2, history=4, guidance=True,
+                prediction=PREDICTIONS[seed],
+            ),
+        )  # fmt: skip
+    plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32, "components": 2}
+    for column, value in itertools.product(Column, (-math.inf, -0.0)):
+        # What is read beyond the last element takes no part in a sum, whatever a coefficient makes of it.
+        case = random_case(440, batch=1, shape=(30,), history=4, guidance=True, prediction="epsilon", **plain)
+        case.coefficients[:, column] = value
+        yield partial(step_gradients, case)
+    for low, high in ((-math.inf, 0.1), (-0.1, math.inf), (0.2, -0.2), (0.0, 0.0)):
+        case = random_case(441, shape=(2048,), prediction="x0", **plain)
+        case.coefficients[:, Column.CLIP_MIN], case.coefficients[:, Column.CLIP_MAX] = low, high
+        case.coefficients[0, :2] = 0  # all on the bound, where that is 0
+        yield partial(step_gradients, case)
+    for seed, removed in enumerate((0, 8, 1024, 1100, 2048)):
+        case = random_case(
+            450 + seed, batch=7, shape=(2048,), rows=2, per_sample=True, removed=removed, **plain
+        )
+        yield partial(step_gradients, case)
+    yield partial(
+        step_gradients, strided(random_case(442, shape=(4, 6, 8), history=2, guidance=True, **plain))
+    )
+    for shape in ((0,), (8, 0)):
+        yield partial(step_gradients, random_case(443, shape=shape, **plain))
 
 
 def density() -> Iterator[Callable[[], object]]:
@@ -137,6 +184,26 @@ def density() -> Iterator[Callable[[], object]]:
             yield made.gradients
             yield partial(sample_gradient, made)
         yield random_density(510 + seed, batch=64, shape=(1,), dtype=dtype, components=8).gradients
+        for special in (False, True):
+            yield random_density(
+                530 + seed, batch=6, shape=(70,), dtype=dtype, components=3 * special, special=special, positive=False
+            ).gradients  # fmt: skip
+    plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32}
+    undefined = random_density(540, shape=(5,), components=200, **plain)
+    undefined.case.mixture.weights[:, 77] = math.nan
+    yield undefined.gradients
+    switched_off = random_density(541, shape=(40,), components=2, **plain)
+    switched_off.case.coefficients[:, Column.OFFSET] = 0
+    switched_off.case.mixture.offsets[:] = math.inf
+    yield switched_off.gradients
+    for components in (0, 3):
+        # The second sample has no part in the loss; the third's row is the same.
+        without = random_density(542, shape=(70,), components=components, removed=30, history=2, **plain)
+        without.case.sample[1], without.prev_sample[1] = math.nan, math.inf
+        without = replace(without, case=replace(without.case, row=torch.tensor([0, 1, 1])))
+        yield partial(without.gradients, grad=torch.tensor([0.5, 0.0, -2.0]))
+    for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
+        yield random_density(543, batch=batch, shape=shape, components=3, **plain).gradients
 
 
 def sample_gradient(density: Density) -> None:
@@ -183,6 +250,12 @@ def training() -> Iterator[Callable[[], object]]:
             ).results  # fmt: skip
     for seed, dtype in enumerate(DTYPES):
         yield random_training(820 + seed, batch=64, shape=(1,), dtype=dtype).results
+        yield random_training(830 + seed, shape=(70,), dtype=dtype, special=True).results
+    like = random_training(840, shape=(4, 6, 8), dtype=torch.float32)
+    yield like.map_samples(lambda tensor: tensor.contiguous(memory_format=torch.channels_last)).results
+    yield partial(like.noised, out=like.data)
+    for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
+        yield random_training(841, batch=batch, shape=shape, dtype=torch.float32).results
 
 
 OPS: dict[str, Callable[[], Iterator[Callable[[], object]]]] = {  # by the group of kernels

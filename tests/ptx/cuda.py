@@ -82,9 +82,10 @@ class CudaOnCpu:
         self.programs = {name.decode(): Program(found[name.decode()]) for name in names}
         self.machine = Machine()
         self.launched: Counter[str] = Counter()
+        self._device = 0
         self._memory: set[tuple[int, int]] = set()
         self._error: BaseException | None = None
-        self._kernels: Any = CompiledKernels(self._extension, lambda tensor: (0, STREAM))
+        self._kernels: Any = CompiledKernels(self._extension, lambda tensor: (self._device, STREAM))
 
     def compiler(self) -> str:
         """Return what made the code."""
@@ -94,9 +95,9 @@ class CudaOnCpu:
         (release,) = re.findall(r"release (\d+\.\d+)", said)
         return f"nvcc {release}"
 
-    def set_multiprocessors(self, count: int) -> None:
-        """Be a device of another size, on which other grids are chosen."""
-        self._library.ptx_set_multiprocessors(count)
+    def set_small(self, small: bool) -> None:
+        """Be a device of 1 multiprocessor, whose grids are those of many samples, rather than of 132."""
+        self._device = int(small)
 
     def __getattr__(self, function: str) -> Any:
         def call(*arguments: Any, **named: Any) -> None:
@@ -114,7 +115,7 @@ class CudaOnCpu:
         """Fill `result` with component numbers."""
         with self._seeing_addresses():
             arguments = component_arguments(result, seeds, thresholds, row, step)
-            self._extension.draw_components(*arguments, 0, STREAM)
+            self._extension.draw_components(*arguments, self._device, STREAM)
 
     @contextmanager
     def _seeing_addresses(self) -> Iterator[None]:

@@ -3,8 +3,8 @@
     PYTHONPATH=.:tests:tools python -m ptx.instructions           # a table
     PYTHONPATH=.:tests:tools python -m ptx.instructions --write    # the budgets, after a deliberate change
 
-PTX instructions of whole launches, prologues and idle threads included, over all elements; the assembler makes fewer
-of them (`tools/sass_report.py` counts those).
+PTX instructions of whole launches, prologues and idle threads included, over all elements, on grids as a large batch
+gets them; "few" is one sample on 132 multiprocessors. The assembler makes fewer of them (`tools/sass_report.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ STEPS: dict[str, dict[str, Any]] = {
         name: {"dtype": dtype}
         for name, dtype in (("float32", FLOAT), ("bfloat16", BFLOAT), ("float16", HALF))
     },
+    "float32 few": {"dtype": FLOAT},
     "float32 mixture": {"dtype": FLOAT, "components": 8},
     "bfloat16 mixture": {"dtype": BFLOAT, "components": 8},
     "float32 guided": {"dtype": FLOAT, "guidance": True},
@@ -48,6 +49,9 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 
+GRADIENTS = ("float32", "bfloat16", "float32 mixture", "float32 guided", "float32 of bfloat16 output")
+
+
 def launches() -> dict[str, Any]:
     """Return the ops that are counted, by name."""
     plain = {
@@ -59,7 +63,7 @@ def launches() -> dict[str, Any]:
         options = {"output_dtype": options["dtype"], "prediction": None, **plain, **options}
         case = random_case(0, **options)
         made[f"step {name}"] = case.run
-        if not options["history"] and options["prediction"] is None:
+        if name in GRADIENTS:
             made[f"gradients {name}"] = partial(
                 step_gradients, case, without=("coefficients", "offsets", "std")
             )
@@ -80,6 +84,7 @@ def counted(backend: Any) -> dict[str, float]:
     found = {}
     for name, run in launches().items():
         call = recorded(run)[-1]
+        backend.set_small(not name.endswith(" few"))
         before = backend.machine.instructions
         call.repeat(backend)
         found[name] = round((backend.machine.instructions - before) / SIZE, 1)

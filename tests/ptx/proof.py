@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from helpers import bits
+from differentiable import random_density, step_gradients
+from helpers import bits, random_case
+from losses import random_case as random_training
 
 from gmmkernel.backends.reference import elementary, normal
 from gmmkernel.backends.reference.density import HALF_LOG_2_PI
@@ -27,7 +30,8 @@ NANS = {32: (0x7FC00000, 0x7FFFFFFF), 64: (0x7FF8000000000000,)}
 def differences(backend: Any, op: str, every: int = 1) -> list[str]:
     """Return what executed kernels compute otherwise than the CPU core: nothing, it is hoped.
 
-    Half of the warps go first in every fourth call, and the machine's estimates of roots are off by up to 2 ulp in all.
+    Half of the warps go first in every fourth call, every other one finds a device so small that its grid is chosen as
+    for many samples, and the machine's estimates of roots are off by up to 2 ulp in all.
 
     Args:
         backend: `CudaOnCpu` or `TritonOnCpu`.
@@ -38,6 +42,7 @@ def differences(backend: Any, op: str, every: int = 1) -> list[str]:
     found = []
     for run in list(cases.OPS[op]())[::every]:
         for number, call in enumerate(recorded(run)):
+            backend.set_small(number % 2 > 0)
             backend.machine.shuffled = number % 4 == 0
             found += call.differences(call.repeat(backend))
     backend.machine.shuffled = False
@@ -109,28 +114,69 @@ def unshown(backend: Any, program: Program, calls: list[Call]) -> list[str]:
     return hidden
 
 
-def spoilt(call: Call, name: str, sample: int, index: int) -> Call:
-    """Return a step's call with an index of one sample changed, and with nines where it writes."""
-    (inputs, *written), named = call.arguments
+BAD_ROWS = (-1, 2**32, -(2**63))
+BAD_STEPS = (-1, 2**32, 2**40)
+
+
+def index_faults(backend: Any) -> list[str]:
+    """Return what is wrong with indices beyond their table: that sample must be NaN, and no other may notice.
+
+    The CPU refuses them; values on a device are not read before a launch.
+    """
+    faults = []
+    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64)):
+        for size in (63, 1000):
+            options: dict[str, Any] = {
+                "shape": (size,), "dtype": dtype, "output_dtype": dtype, "components": 8, "per_sample": True,
+                "history": 0,
+            }  # fmt: skip
+            case = random_case(seed, prediction=None, **options)
+            case = dataclasses.replace(case, step=torch.tensor([0, 2**32 - 1, 2]))
+            runs = [case.run]
+            if seed == 0:
+                runs.append(dataclasses.replace(case, prediction="x0").run)
+                runs.append(random_density(seed, **options).log_prob)
+                training = random_training(seed, shape=(size,), dtype=dtype, per_sample=True)
+                runs += [
+                    training.loss,
+                    partial(step_gradients, case, without=("coefficients", "offsets", "std")),
+                ]
+            for sound in (call for run in runs for call in recorded(run)):
+                for name, index in (
+                    *(("row", bad) for bad in BAD_ROWS),
+                    *(("step", bad) for bad in BAD_STEPS),
+                ):
+                    if isinstance(getattr(sound.arguments[0][0], name), torch.Tensor):
+                        faults += at_fault(backend, sound, name, index)
+    return faults
+
+
+def at_fault(backend: Any, sound: Call, name: str, index: int, sample: int = 1) -> list[str]:
+    """Return what is wrong after a call with an index of one sample changed, and with nines where it writes."""
+    before = Memory()
+    mapped(sound.arguments, before.copy)
+    written = {
+        place
+        for (place, memory), expected in zip(before.storages.items(), sound.expected, strict=True)
+        if not torch.equal(bits(memory), bits(expected))
+    }
+
+    def nines(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(tensor, 9) if tensor.untyped_storage().data_ptr() in written else tensor
+
+    (inputs, *others), named = mapped(sound.arguments, nines)
     changed = getattr(inputs, name).clone()
     changed[sample] = index
-    nines = mapped(written, lambda tensor: torch.full_like(tensor, 9))
-    return dataclasses.replace(call, arguments=((inputs._replace(**{name: changed}), *nines), named))
-
-
-def at_fault(call: Call, sound: Call, made: Sequence[torch.Tensor], sample: int) -> list[str]:
-    """Return what is wrong after a step with a bad index: that sample must be NaN, its component -1, others as ever."""
-    memory = Memory()
-    mapped(call.arguments, memory.copy)
+    arguments = (inputs._replace(**{name: changed}), *others), named
+    made = dataclasses.replace(sound, arguments=arguments).repeat(backend)
     lines = []
-    for before, after, expected in zip(memory.storages.values(), made, sound.expected, strict=True):
-        if torch.equal(bits(before), bits(after)):
-            continue
-        own, right = (tensor.view(len(call.arguments[0][0].seeds), -1) for tensor in (after, expected))
-        others = [other for other in range(len(own)) if other != sample]
-        if not torch.equal(bits(own[others]), bits(right[others])):
-            lines.append(f"{call.function}: another sample than {sample} differs")
-        wrong = ~own[sample].isnan() if own.is_floating_point() else own[sample] != -1
-        if wrong.any():
-            lines.append(f"{call.function}: sample {sample} is {own[sample][wrong][0].item()}")
+    for place, after, expected in zip(before.storages, made, sound.expected, strict=True):
+        if place in written:
+            own, right = (tensor.view(len(changed), -1) for tensor in (after, expected))
+            rest = [other for other in range(len(own)) if other != sample]
+            if not torch.equal(bits(own[rest]), bits(right[rest])):
+                lines.append(f"{sound.function}: another sample than {sample} differs")
+            wrong = ~own[sample].isnan() if own.is_floating_point() else own[sample] != -1
+            if wrong.any():
+                lines.append(f"{sound.function}: {name} {index}: {own[sample][wrong][0].item()}")
     return lines

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from helpers import random_case
 
 from ptx import cases, cuda, instructions, proof
 from ptx.calls import recorded
@@ -17,9 +15,6 @@ from ptx.parse import PTXError, parse
 from ptx.translate import Program
 
 pytestmark = pytest.mark.xdist_group("ptx_cuda")
-
-BAD_ROWS = (-1, 4, 2**32, -(2**63))
-BAD_STEPS = (-1, 2**32, 2**40)
 
 # What no result shows when its last bit is another: the NaN that is written, whose payload is free; infinite bounds,
 # which a NaN in their place leaves without effect; the half in a root's correction, which is a rounding error's.
@@ -62,18 +57,7 @@ def test_no_floating_point_constant_is_other_than_the_mathematics_has(backend: c
 
 
 def test_a_bad_index_of_one_sample_makes_that_one_nan(backend: cuda.CudaOnCpu) -> None:
-    faults = []
-    for seed, dtype in enumerate((torch.float32, torch.bfloat16, torch.float64)):
-        for size in (63, 1000):
-            case = random_case(
-                seed, batch=3, shape=(size,), dtype=dtype, output_dtype=dtype, components=8, per_sample=True,
-                history=0, prediction=None,
-            )  # fmt: skip
-            (sound,) = recorded(replace(case, step=torch.tensor([0, 2**32 - 1, 2])).run)
-            for name, index in [*(("row", bad) for bad in BAD_ROWS), *(("step", bad) for bad in BAD_STEPS)]:
-                call = proof.spoilt(sound, name, 1, index)
-                faults += proof.at_fault(call, sound, call.repeat(backend), 1)
-    assert faults == []
+    assert proof.index_faults(backend) == []
 
 
 def test_instructions_of_an_element_are_within_the_budget(backend: cuda.CudaOnCpu) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import elementary_inputs
+import numpy as np
 import pytest
+import torch
+from helpers import assert_same_bits
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 
+from gmmkernel.backends.reference import elementary  # noqa: E402
 from gmmkernel.backends.triton import (  # noqa: E402
     launch,
     launch_backward,
@@ -16,6 +23,7 @@ from gmmkernel.backends.triton import (  # noqa: E402
 )
 from gmmkernel.backends.triton.program import Program  # noqa: E402
 from ptx import cases, instructions, proof  # noqa: E402
+from ptx.elementary_kernel import elementary_kernel  # noqa: E402
 from ptx.triton_driver import TritonOnCpu  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ptx_triton")
@@ -28,7 +36,7 @@ KERNELS = {
     if isinstance(value, Program)
 }
 # Of how many cases one is run here: each compiles kernels of its own, which takes seconds.
-EVERY = {"step": 4, "noise": 5, "components": 1, "backward": 5, "density": 6, "low_rank": 7, "training": 11}
+EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "low_rank": 8, "training": 11}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,24 @@ def test_no_floating_point_constant_is_other_than_the_mathematics_has(backend: T
     known = proof.known_floats()
     found = proof.constants(program.kernel for program in backend.programs)
     assert {place for constant, place in found.items() if constant not in known} == set()
+
+
+def test_a_bad_index_of_one_sample_makes_that_one_nan(backend: TritonOnCpu) -> None:
+    assert proof.index_faults(backend) == []
+
+
+@pytest.mark.parametrize(
+    "values", [elementary_inputs.floats(), elementary_inputs.doubles()], ids=["f32", "f64"]
+)
+def test_logarithms_and_exponentials_are_those_of_the_reference(backend: TritonOnCpu, values: Any) -> None:
+    values = np.ascontiguousarray(values[:: len(values) // 100_000])[: 24 << 12]
+    x = torch.from_numpy(values)
+    log, exp = torch.empty_like(x), torch.empty_like(x)
+    with backend.current(), np.errstate(all="ignore"):
+        backend.allow(x, log, exp)
+        elementary_kernel[(24,)](x, log, exp, N=1 << 12, enable_fp_fusion=False)
+        assert_same_bits(log, torch.from_numpy(elementary.log(values)))
+        assert_same_bits(exp, torch.from_numpy(elementary.exp(values)))
 
 
 def test_instructions_of_an_element_are_within_the_budget(backend: TritonOnCpu) -> None:

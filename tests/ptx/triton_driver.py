@@ -40,6 +40,7 @@ class TritonOnCpu:
         self.programs: list[translate.Program] = []
         self._by_text: dict[bytes, int] = {}
         self._memory: list[tuple[int, int]] = []
+        self._multiprocessors = 132
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": 2**17},
             load_binary=self._load,
@@ -59,7 +60,7 @@ class TritonOnCpu:
         launching = Program.launch
 
         def seen(program: Program, grid: Any, device: int, tensors: Any, *others: Any) -> None:
-            self._memory = [extent(tensor) for tensor in tensors if tensor is not None]
+            self.allow(*(tensor for tensor in tensors if tensor is not None))
             launching(program, grid, device, tensors, *others)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -69,9 +70,17 @@ class TritonOnCpu:
             patch.setattr(triton.runtime.driver, "_active", self)
             patch.setattr(torch.cuda, "current_device", self.get_current_device)
             patch.setattr(torch._C, "_cuda_getCurrentRawStream", self.get_current_stream, raising=False)
-            patch.setattr(launch, "_multiprocessors", lambda device: 132)
+            patch.setattr(launch, "_multiprocessors", lambda device: self._multiprocessors)
             patch.setattr(Program, "launch", seen)
             yield
+
+    def set_small(self, small: bool) -> None:
+        """Be a device of 1 multiprocessor, whose grids are those of many samples, rather than of 132."""
+        self._multiprocessors = 1 if small else 132
+
+    def allow(self, *tensors: Tensor) -> None:
+        """Allow access to these tensors, and to nothing else."""
+        self._memory = [extent(tensor) for tensor in tensors]
 
     def compiler(self) -> str:
         """Return what made the code."""

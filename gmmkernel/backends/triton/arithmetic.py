@@ -1,8 +1,8 @@
 """Exact arithmetic in Triton: only operations that round once and correctly, each as the reference writes it.
 
 Every kernel is launched with `enable_fp_fusion=False`, so that no multiplication and addition are fused but by `fma`.
-Inline PTX takes the place of several operations where it gives the same bits; the interpreter cannot run it, and
-takes the portable form (`PTX` false).
+Inline PTX takes the place of several operations where it gives the same bits; other compilers than NVIDIA's take the
+portable form (`PTX` false).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def clip(value, low, high, PTX: tl.constexpr):
 @triton.jit
 def round_to(value, dtype: tl.constexpr, PTX: tl.constexpr):
     """Round float32 or float64 once to `dtype`, to nearest even, subnormals kept."""
-    if dtype == tl.bfloat16 and not PTX:  # the interpreter's own conversion truncates
+    if dtype == tl.bfloat16 and not PTX:  # spelled out for compilers whose code has not been executed
         bits = value.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded = tl.where(value != value, 0x7FC0, rounded)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.triton.noise import standard_normal_kernel
 from gmmkernel.backends.triton.program import Program
 
 LARGEST_GRID = 65535  # samples in one launch
 
-# Interpreted kernels run on CPU tensors, for tests; inline PTX is for NVIDIA's compiler.
-INTERPRETED = Program(standard_normal_kernel).interpreted
-PTX = not INTERPRETED and torch.version.hip is None
+PTX = torch.version.hip is None  # inline PTX is for NVIDIA's compiler
 
 
 def tiles_of(elements: int, tile: int) -> int:
@@ -38,7 +35,7 @@ def launch_grid(
 ) -> None:
     """Launch over (tile, sample), as often as grids of `LARGEST_GRID` samples take, on the tensors' device."""
     # What is launched goes to the current device, nearly always the tensors': asking is cheaper than setting it.
-    if not INTERPRETED and device != torch.cuda.current_device():
+    if device != torch.cuda.current_device():
         with torch.cuda.device(device):
             return launch_grid(program, tiles, batch, tensors, numbers, constants, device)
     for first in range(0, batch, LARGEST_GRID):

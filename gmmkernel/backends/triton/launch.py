@@ -12,7 +12,6 @@ from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import Prediction
 from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.backends.triton.grid import (
-    INTERPRETED,
     PTX,
     launch_grid,
     most,
@@ -33,7 +32,7 @@ ABSENT = (None,) * 4  # predictions stored
 
 @cache
 def _multiprocessors(device: int) -> int:
-    return 1 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def tile_for(batch: int, elements: int, device: int) -> int:

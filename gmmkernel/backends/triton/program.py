@@ -63,8 +63,7 @@ class Program:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self.interpreted = not isinstance(kernel, triton.runtime.JITFunction)
-        self.direct = not self.interpreted and launches_as_expected()
+        self.direct = launches_as_expected()
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
     def launch(
@@ -76,9 +75,6 @@ class Program:
         constants: tuple[int, ...],
     ) -> None:
         """Launch on the current device, which is `device`, and PyTorch's current stream."""
-        if self.interpreted:
-            self.kernel[grid](*tensors, *numbers, *constants)
-            return
         types = [None if tensor is None else tensor.dtype for tensor in tensors]
         key = (device, constants, *types)
         compiled = self.compiled.get(key)
