@@ -84,31 +84,19 @@ def parse_tables(text: str) -> dict[str, dict[int, list[int]]]:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the assembler says of a kernel; bytes, but for the registers."""
+    """What a kernel takes: registers of a thread, bytes of its stack, and of a block's shared memory."""
 
     registers: int
     stack: int
-    spill_stores: int
-    spill_loads: int
     shared: int
 
 
 def parse_resources(text: str) -> dict[str, Resources]:
-    """Return the resources of each kernel from what `nvcc --resource-usage` says."""
-
-    def number(pattern: str, part: str) -> int:
-        found = re.search(pattern, part)
-        return int(found.group(1)) if found else 0
-
+    """Return the resources of each kernel in the output of `cuobjdump --dump-resource-usage`."""
+    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     return {
-        kernel_name(part.split("'", 1)[0]): Resources(
-            number(r"Used (\d+) registers", part),
-            number(r"(\d+) bytes stack frame", part),
-            number(r"(\d+) bytes spill stores", part),
-            number(r"(\d+) bytes spill loads", part),
-            number(r"(\d+) bytes smem", part),
-        )
-        for part in text.split("Compiling entry function '")[1:]
+        kernel_name(name): Resources(int(registers), int(stack) + int(local), int(shared))
+        for name, registers, stack, shared, local in found
     }
 
 

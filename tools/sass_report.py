@@ -1,7 +1,7 @@
 """Report what nvcc made of the CUDA kernels: registers, spills, widths of loads, instructions per element.
 
-The kernels are compiled to machine code (SASS) for each architecture and read back with cuobjdump. No GPU is
-needed, and nothing is timed: the report says what the code is, not how fast it runs. Run
+The machine code (SASS) is that of the extension as it was built, read with cuobjdump. No GPU is needed, and nothing is
+timed: the report says what the code is, not how fast it runs. Run
 
     python tools/sass_report.py                      # a table for sm_80, sm_90 and sm_100
     python tools/sass_report.py --check              # compare with csrc/cuda/budget.json, exit 1 when over
@@ -45,12 +45,12 @@ import json
 import math
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuda_binary import ROOT, MissingTool, find_extension, nvcc_release, read_sass
 from sass_code import (
     DTYPES,
     Instruction,
@@ -63,15 +63,6 @@ from sass_code import (
     parse_tables,
     reach,
     successors,
-)
-from sass_compile import (
-    ROOT,
-    SOURCES,
-    MissingTool,
-    compile_sass,
-    find_cuobjdump,
-    find_nvcc,
-    nvcc_release,
 )
 
 BUDGET = ROOT / "csrc" / "cuda" / "budget.json"
@@ -179,11 +170,20 @@ class KernelReport:
     name: str
     resources: Resources
     instructions: int
-    local: int  # loads and stores of local memory
     opcodes: Counter[str]
     loops: Mapping[str, HotLoop]  # by kind; of the common kernels only
     per_element: Mapping[str, float]  # by kind, prologue included
     gather: int  # instructions of warp 0 alone
+
+    @property
+    def spill_stores(self) -> int:
+        """Stores to a thread's own memory."""
+        return sum(count for opcode, count in self.opcodes.items() if opcode.startswith("STL"))
+
+    @property
+    def spill_loads(self) -> int:
+        """Loads from it."""
+        return sum(count for opcode, count in self.opcodes.items() if opcode.startswith("LDL"))
 
     @property
     def outside(self) -> int:
@@ -196,8 +196,8 @@ class KernelReport:
             "registers": self.resources.registers,
             "shared": self.resources.shared,
             "stack": self.resources.stack,
-            "spill_stores": self.resources.spill_stores,
-            "spill_loads": self.resources.spill_loads,
+            "spill_stores": self.spill_stores,
+            "spill_loads": self.spill_loads,
             "instructions": self.instructions,
         }
         return {**of_resources, **{f"{kind}_per_element": value for kind, value in self.per_element.items()}}
@@ -347,7 +347,6 @@ def report_kernel(
         name=name,
         resources=resources,
         instructions=len(code),
-        local=sum(i.root in ("LDL", "STL") for i in code),
         opcodes=Counter(i.opcode for i in code),
         loops=hot_loops,
         per_element=per_element,
@@ -361,7 +360,7 @@ def report(sass: str, elf: str, resources: str) -> dict[str, KernelReport]:
     Args:
         sass: what `cuobjdump -sass` prints
         elf: what `cuobjdump -elf` prints
-        resources: what `nvcc --resource-usage` says
+        resources: what `cuobjdump --dump-resource-usage` prints
 
     Raises:
         ValueError: the kernels are not those of `KERNELS`.
@@ -458,7 +457,7 @@ def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
     ]
     for name, kernel in kernels.items():
         of = kernel.resources
-        spills = f"{of.spill_stores}/{of.spill_loads}"
+        spills = f"{kernel.spill_stores}/{kernel.spill_loads}"
         outside, gather = (kernel.outside, kernel.gather) if kernel.loops else ("-", "-")
         lines.append(
             f"  {name:<30}{of.registers:>9}{of.stack:>7}{spills:>14}{of.shared:>8}{kernel.instructions:>14}"
@@ -490,8 +489,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="compute capabilities without the dot (80 90 100)",
     )
-    parser.add_argument("--source", type=Path, nargs="+", default=SOURCES, help="the files to compile")
-    parser.add_argument("--option", action="append", default=[], help="one more option for nvcc: --option=-G")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as well")
     parser.add_argument("--check", action="store_true", help="compare with the budget; exit 1 when over it")
     parser.add_argument("--write-budget", action="store_true", help="write what is measured, rounded up")
@@ -500,23 +497,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print the report, and compare it if asked; return the exit status."""
+    """Print the report, and compare it if asked; return the exit status."""
     options = parse_arguments(arguments)
+    release = nvcc_release()
+    reports: dict[str, dict[str, KernelReport]] = {}
     try:
-        nvcc = find_nvcc()
-        cuobjdump = find_cuobjdump(nvcc)
+        for architecture in options.architectures:
+            reports[f"sm_{architecture}"] = report(*read_sass(find_extension(), architecture))
+            print(table(f"sm_{architecture}, nvcc {release}", reports[f"sm_{architecture}"]) + "\n")
     except MissingTool as missing:
         print(f"sass_report: {missing}", file=sys.stderr)
         return 2
-    release = nvcc_release(nvcc)
-    reports: dict[str, dict[str, KernelReport]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for architecture in options.architectures:
-            compiled = compile_sass(
-                nvcc, cuobjdump, architecture, Path(folder), options.source, options.option
-            )
-            reports[f"sm_{architecture}"] = report(*compiled)
-            print(table(f"sm_{architecture}, nvcc {release}", reports[f"sm_{architecture}"]) + "\n")
 
     if options.json:
         kernels = {

@@ -21,14 +21,14 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import triton
-from sass_code import Instruction, Resources, parse_sass, reach, successors
-from sass_compile import ROOT, MissingTool, find_cuobjdump, run
+from cuda_binary import ROOT, MissingTool, find_cuobjdump, read_sass
+from sass_code import Instruction, parse_resources, parse_sass, reach, successors
 from sass_report import (
     ARCHITECTURES,
     MEMORY,
@@ -317,25 +317,17 @@ def hot_path(code: Sequence[Instruction]) -> int:
     return 1 + sum(reach(after, [here])[there] for here, there in pairwise(path))
 
 
-def report_kernel(name: str, cubin: Path, shared: int, cuobjdump: Path) -> KernelReport:
+def report_kernel(name: str, cubin: Path, shared: int) -> KernelReport:
     """Read the machine code of one kernel back; `shared` is what a launch gives it besides, in bytes."""
-    (code,) = parse_sass(run([cuobjdump, "-sass", cubin])[0]).values()
-    said = run([cuobjdump, "--dump-resource-usage", cubin])[0]
-    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", said)}
-    roots = Counter(line.root for line in code)
+    sass, _, said = read_sass(cubin)
+    (code,) = parse_sass(sass).values()
+    (used,) = parse_resources(said).values()
     kind = name.split()[0]
     is_budgeted = kind in ("mixture", "gaussian", "noise", "add-noise")
     return KernelReport(
         name=name,
-        resources=Resources(
-            registers=used["REG"],
-            stack=used["STACK"] + used["LOCAL"],
-            spill_stores=roots["STL"],
-            spill_loads=roots["LDL"],
-            shared=used["SHARED"] + shared,
-        ),
+        resources=replace(used, shared=used.shared + shared),
         instructions=len(code),
-        local=roots["LDL"] + roots["STL"],
         opcodes=Counter(line.opcode for line in code),
         loops={},
         per_element={kind: hot_path(code) / ELEMENTS_PER_THREAD} if is_budgeted else {},
@@ -343,12 +335,12 @@ def report_kernel(name: str, cubin: Path, shared: int, cuobjdump: Path) -> Kerne
     )
 
 
-def report(name: str, architecture: str, folder: Path, cuobjdump: Path) -> tuple[KernelReport, str]:
+def report(name: str, architecture: str, folder: Path) -> tuple[KernelReport, str]:
     """Return the report of one of `KERNELS` for one architecture ("90"), and its PTX."""
     made = compile_kernel(KERNELS[name], GPUTarget("cuda", int(architecture), 32))
     cubin = folder / "kernel.cubin"
     cubin.write_bytes(made.asm["cubin"])
-    return report_kernel(name, cubin, made.metadata.shared, cuobjdump), made.asm["ptx"]
+    return report_kernel(name, cubin, made.metadata.shared), made.asm["ptx"]
 
 
 def memory(kernel: KernelReport) -> dict[str, int]:
@@ -364,7 +356,7 @@ def table(architecture: str, kernels: Mapping[str, KernelReport]) -> str:
     ]
     for name, kernel in kernels.items():
         of = kernel.resources
-        spills = f"{of.spill_stores}/{of.spill_loads}"
+        spills = f"{kernel.spill_stores}/{kernel.spill_loads}"
         each = "".join(f"{value:.2f}" for value in kernel.per_element.values()) or "-"
         accesses = ", ".join(f"{count} {opcode}" for opcode, count in memory(kernel).items())
         lines.append(
@@ -383,14 +375,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", type=Path, default=BUDGET, help="the budget file")
     options = parser.parse_args(arguments)
     try:
-        cuobjdump = find_cuobjdump()
+        find_cuobjdump()
     except MissingTool as missing:
         print(f"triton_report: {missing}", file=sys.stderr)
         return 2
     reports = {}
     with tempfile.TemporaryDirectory() as folder:
         for architecture in options.architectures:
-            kernels = {name: report(name, architecture, Path(folder), cuobjdump)[0] for name in KERNELS}
+            kernels = {name: report(name, architecture, Path(folder))[0] for name in KERNELS}
             reports[f"sm_{architecture}"] = kernels
             print(table(f"sm_{architecture}, Triton {triton.__version__}", kernels) + "\n")
     if options.write_budget:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -19,15 +18,14 @@ from typing import Any
 
 import pytest
 import torch
-from sass_compile import find_cuobjdump
+from cuda_binary import BUILD, nvcc_release, read_ptx
 from torch import Tensor
 
 from gmmkernel.backends.compiled import CompiledKernels, component_arguments
 from ptx.machine import Machine
-from ptx.parse import Kernel, PTXError, parse
+from ptx.parse import PTXError, parse
 from ptx.translate import Program
 
-BUILD = Path(__file__).parents[2] / "build" / f"cpython-{sys.version_info.major}{sys.version_info.minor}"
 STREAM = 77
 _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -53,21 +51,15 @@ def extension() -> Path:
     return BUILD / "ptx" / "_cuda.so"
 
 
-def kernels(made: Path, folder: Path, architecture: str) -> dict[str, Kernel]:
-    """Return the kernels in an extension's PTX for an architecture, by name."""
-    subprocess.run(
-        [find_cuobjdump(), "-xptx", "all", made], cwd=folder, check=True, stdout=subprocess.DEVNULL
-    )
-    texts = [path.read_text("utf-8") for path in sorted(folder.glob(f"*.sm_{architecture}.ptx"))]
-    return {name: kernel for text in texts for name, kernel in parse(text).items()}
-
-
 class CudaOnCpu:
     """A backend: the functions of `gmmkernel.backends.cuda` for tensors on the CPU."""
 
     name = "CUDA"
 
-    def __init__(self, made: Path, found: dict[str, Kernel]) -> None:
+    def __init__(self, architecture: str) -> None:
+        """Link the extension, and read its PTX for an architecture ("80")."""
+        made = extension()
+        found = parse(read_ptx(made, architecture))
         # Under the name of the package's own extension, that one would come again.
         spec = importlib.util.spec_from_file_location("on_cpu._cuda", made)
         assert spec is not None
@@ -89,11 +81,7 @@ class CudaOnCpu:
 
     def compiler(self) -> str:
         """Return what made the code."""
-        cache = (BUILD / "CMakeCache.txt").read_text("utf-8")
-        (nvcc,) = re.findall(r"^GMM_NVCC:FILEPATH=(.*)$", cache, re.MULTILINE)
-        said = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
-        (release,) = re.findall(r"release (\d+\.\d+)", said)
-        return f"nvcc {release}"
+        return f"nvcc {nvcc_release()}"
 
     def set_small(self, small: bool) -> None:
         """Be a device of 1 multiprocessor, whose grids are those of many samples, rather than of 132."""

@@ -22,10 +22,9 @@ FREE = {"0x7fc00000", "0x7f800000", "0xff800000", "0x0", "0x3f000000"}
 
 
 @pytest.fixture(scope="module")
-def backend(tmp_path_factory: pytest.TempPathFactory) -> cuda.CudaOnCpu:
+def backend() -> cuda.CudaOnCpu:
     """The extension, and what is executed of it."""
-    made = cuda.extension()
-    return cuda.CudaOnCpu(made, cuda.kernels(made, tmp_path_factory.mktemp("ptx"), "80"))
+    return cuda.CudaOnCpu("80")
 
 
 def short(name: str) -> str:
@@ -88,9 +87,8 @@ def own_calls(backend: cuda.CudaOnCpu, name: str, calls: list[Any]) -> list[Any]
 
 
 @pytest.mark.slow
-def test_the_newest_architectures_code_gives_the_same_bits(tmp_path_factory: pytest.TempPathFactory) -> None:
-    made = cuda.extension()
-    newest = cuda.CudaOnCpu(made, cuda.kernels(made, tmp_path_factory.mktemp("ptx"), "120"))
+def test_the_newest_architectures_code_gives_the_same_bits() -> None:
+    newest = cuda.CudaOnCpu("120")
     assert [line for op in cases.OPS for line in proof.differences(newest, op)] == []
     assert [short(name) for name in newest.programs if name not in newest.launched] == []
 
