@@ -48,3 +48,13 @@ def check_all(check: Callable[..., Any], choices: Iterable[Mapping[str, Any]]) -
         except Exception as error:
             failed.append(f"{dict(choice)}: {type(error).__name__}: {error}")
     assert not failed, "\n".join([f"{len(failed)} choices fail:", *failed])
+
+
+def numbered(choices: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the choices, each with a seed of its own."""
+    return [{"seed": seed, **choice} for seed, choice in enumerate(choices)]
+
+
+def without(choices: Iterable[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the choices without one of the options."""
+    return [{key: value for key, value in choice.items() if key != name} for choice in choices]
