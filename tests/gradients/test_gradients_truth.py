@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 from covering import check_all, numbered
+from derivatives import DIRECTED, assert_derivatives
 from differentiable import (
-    DIRECTED,
-    assert_derivatives,
     cotangent,
     leaves_of,
     random_density,
