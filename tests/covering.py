@@ -1,4 +1,4 @@
-"""Few choices of options in which any two values meet, and a check of them all that names those that fail."""
+"""Few choices of options in which any two values meet, and checks that name all that fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def pairs(**factors: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return choices of one value for each factor: any two values of two factors meet in one of them.
+    """Return choices of one value for each factor: any two of two factors meet in one of them.
 
     The choices are always the same ones, about as many as the two longest factors have pairs of
     values. Each begins with the first pair still missing; the other factors then take, one after

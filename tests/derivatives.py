@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-# Differences along one random direction for each pair of an argument and a result, which every entry
-# of a Jacobian has a part in: therefore far tighter than differences entry by entry need to be.
+# Differences along one random direction for each pair of an argument and a result, which every
+# entry of a Jacobian has a part in: therefore far tighter than those entry by entry need to be.
 DIRECTED = {"fast_mode": True, "rtol": 1e-6, "atol": 1e-8}
 
 
@@ -51,4 +51,5 @@ def assert_derivatives(
         way = like(tensor)
         ends = (slope(point | asking({name: tensor + e * way})) for e in (1e-6, -1e-6))
         difference = torch.sub(*ends).detach() / 2e-6
-        torch.testing.assert_close((derivative * way).sum(), difference, rtol=1e-6, atol=1e-6, msg=name)
+        along = (derivative * way).sum()
+        torch.testing.assert_close(along, difference, rtol=1e-6, atol=1e-6, msg=name)

@@ -268,7 +268,8 @@ def every_option(sizes: Sequence[int] = (63,), **factors: Sequence[Any]) -> list
     """
     made = pairs(
         shape=[(size,) for size in sizes],
-        mixture=((0, 0), (1, 0), (8, 0), (8, 0.3), (8, 1)),  # K, and which part of the elements has a std
+        # K, and which part of the elements has standard deviations of its own.
+        mixture=((0, 0), (1, 0), (8, 0), (8, 0.3), (8, 1)),
         guidance=(False, True),
         prediction=PREDICTIONS,
         history=range(5),
@@ -276,7 +277,8 @@ def every_option(sizes: Sequence[int] = (63,), **factors: Sequence[Any]) -> list
     )
     for options in made:
         components, part = options.pop("mixture")
-        options |= {"components": components, "removed": math.ceil(part * math.prod(options["shape"]))}
+        removed = math.ceil(part * math.prod(options["shape"]))
+        options |= {"components": components, "removed": removed}
         if "types" in options:
             options["dtype"], options["output_dtype"] = options.pop("types")
     return made

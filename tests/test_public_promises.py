@@ -49,6 +49,7 @@ from gmmkernel import (
     timesteps,
     training_coefficients,
 )
+from gmmkernel.schedules import SPACINGS
 
 SEEDS = [3, -4]
 
@@ -186,7 +187,7 @@ def made_by_everything() -> dict[str, Any]:
             for name in ("linear", "scaled_linear", "squaredcos_cap_v2")
             for zero in (False, True)
         ],
-        "timesteps": [timesteps(7, spacing=s) for s in ("leading", "trailing", "linspace", "quadratic")],
+        "timesteps": [timesteps(7, spacing=spacing) for spacing in SPACINGS],
         "flow_times": flow_times(5, shift=2.0),
         "ddim_coefficients": ddim_coefficients(schedule, visited, eta=0.5),
         "dpm_solver_coefficients": dpm_solver_coefficients(schedule, visited),

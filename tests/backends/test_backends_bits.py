@@ -136,7 +136,8 @@ def check_noise(elements: int, dtype: torch.dtype, stream: Stream) -> None:
     expected = standard_normal(seeds, (elements,), backend="reference", **options)
     for name in cpu.instruction_sets():
         with cpu.use_instruction_set(name):
-            assert_same_bits(standard_normal(seeds, (elements,), backend="cpu", **options), expected)
+            made = standard_normal(seeds, (elements,), backend="cpu", **options)
+            assert_same_bits(made, expected)
 
 
 def test_noise_has_the_same_bits() -> None:
@@ -153,7 +154,8 @@ def test_sixteen_million_normals_have_the_same_bits() -> None:
 
 
 def check_drawn(components: int, step: int | None, shared: bool) -> None:
-    case = random_case(components, batch=300, shape=(1,), components=components, rows=3, per_sample=True)
+    options = {"batch": 300, "shape": (1,), "rows": 3, "per_sample": True}
+    case = random_case(components, components=components, **options)
     thresholds = case.mixture.thresholds[: 1 if shared else 3]
     drawn = (
         draw_components(case.seeds, thresholds, row=case.row, step=step, backend=backend)

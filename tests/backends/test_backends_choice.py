@@ -164,7 +164,7 @@ print(len(ours), ours[0][0])
     )
 
 
-def test_without_the_compiled_core_compiled_code_has_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_core_compiled_code_has_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the poison of uninitialised memory, which the compiler cannot trace
     with monkeypatch.context() as without:
         without.delitem(backends._loaded, "cpu")

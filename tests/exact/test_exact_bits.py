@@ -64,7 +64,8 @@ def check_components(
 
 
 def test_numbers_of_components(set_threads: Callable[[int], None]) -> None:
-    choices = pairs(components=[2, 3, 5, 8, 17, 64], scheme=["a", "b"], dtype=[torch.float32, torch.float64])
+    dtypes = [torch.float32, torch.float64]
+    choices = pairs(components=[2, 3, 5, 8, 17, 64], scheme=["a", "b"], dtype=dtypes)
     check_all(partial(check_components, set_threads=set_threads), choices)
 
 

@@ -70,8 +70,11 @@ def arguments(
     return tuple(tensor.detach().clone().requires_grad_() for tensor in given), tables
 
 
+OF_STEP, OF_DENSITY = (STEP_TABLES, 2, step_of), (DENSITY_TABLES, 3, density_of)
+
+
 def check_derivatives(kind: dict[str, Any], of_step: bool) -> None:
-    names, count, made_of = (STEP_TABLES, 2, step_of) if of_step else (DENSITY_TABLES, 3, density_of)
+    names, count, made_of = OF_STEP if of_step else OF_DENSITY
     given, tables = arguments(kind, names, count)
     # First ones everywhere; no second ones where a row switches the offset off: the gradients of
     # tables jump there.
@@ -104,7 +107,7 @@ def test_gradients_reach_coefficients_through_the_tables() -> None:
 
 
 def check_bits(kind: dict[str, Any], dtype: torch.dtype, elements: int, of_step: bool) -> None:
-    names, count, made_of = (STEP_TABLES, 2, step_of) if of_step else (DENSITY_TABLES, 3, density_of)
+    names, count, made_of = OF_STEP if of_step else OF_DENSITY
     row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     coefficients, tables = tables_of(kind, dtype=row_dtype, elements=elements)
     given = samples(count, dtype=dtype, elements=elements)
@@ -123,7 +126,8 @@ def check_bits(kind: dict[str, Any], dtype: torch.dtype, elements: int, of_step:
 
 
 def test_gradients_have_the_same_bits() -> None:
-    check_all(check_bits, pairs(kind=KINDS, dtype=DTYPES, elements=[5, 1500], of_step=[False, True]))
+    choices = pairs(kind=KINDS, dtype=DTYPES, elements=[5, 1500], of_step=[False, True])
+    check_all(check_bits, choices)
 
 
 def check_no_part(kind: dict[str, Any]) -> None:
@@ -151,7 +155,7 @@ def check_no_part(kind: dict[str, Any]) -> None:
 
 
 def test_a_sample_without_density_that_has_no_part_in_the_loss_gives_nothing() -> None:
-    """The last one, whose row has no noise: both orders of gradients are those of the others alone."""
+    """The last one, whose row has no noise: both orders of gradients are those of the others."""
     check_all(check_no_part, pairs(kind=KINDS))
 
 

@@ -98,8 +98,9 @@ def test_random_configurations_have_the_same_gradients(data: st.DataObject) -> N
 
 def test_the_number_of_threads_changes_no_gradient(set_threads: Callable[[int], None]) -> None:
     def check(dtype: torch.dtype) -> None:
-        case = random_case(8, batch=3, shape=(17001,), dtype=dtype, components=3, prediction="epsilon")
-        density = random_density(8, batch=3, shape=(17001,), dtype=dtype, components=3)
+        options = {"batch": 3, "shape": (17001,), "dtype": dtype, "components": 3}
+        case = random_case(8, prediction="epsilon", **options)
+        density = random_density(8, **options)
         set_threads(1)
         of_step, of_density = step_gradients(case), density.gradients()
         for threads in (2, 3, 8):

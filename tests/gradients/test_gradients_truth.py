@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from covering import check_all, numbered
+from covering import check_all, numbered, without
 from derivatives import DIRECTED, assert_derivatives
 from differentiable import (
     cotangent,
@@ -40,9 +40,8 @@ def smooth_step(seed: int, **options: Any) -> tuple[Function, dict[str, Tensor]]
     return step, leaves_of(case)
 
 
-def smooth_density(seed: int, prediction: str | None, **options: Any) -> tuple[Function, dict[str, Tensor]]:
-    del prediction
-    density = random_density(seed, **options)
+def smooth_density(seed: int, **options: Any) -> tuple[Function, dict[str, Tensor]]:
+    density = random_density(seed, **without([options], "prediction")[0])
     density = replace(density, case=smooth(density.case))
     return lambda leaves: (density.with_leaves(leaves).log_prob(),), density.leaves()
 
@@ -116,7 +115,8 @@ def check_against_pytorch(seed: int, **options: Any) -> None:
     expected = torch.autograd.grad(results, list(leaves.values()), grads, allow_unused=True)
     for (name, actual), truth in zip(step_gradients(case).items(), expected, strict=True):
         truth = torch.zeros_like(actual, dtype=torch.float64) if truth is None else truth
-        scale = 100 if name in ("coefficients", "offsets", "std") else 10  # sums over elements or samples
+        # Some are sums over elements or samples.
+        scale = 100 if name in ("coefficients", "offsets", "std") else 10
         error = scale * ROUNDOFF[case.coefficients.dtype] + ROUNDOFF[actual.dtype]
         # Ingredients are of order 1, but a few cancel.
         torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)

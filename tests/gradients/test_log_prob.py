@@ -173,7 +173,12 @@ def without_density(density: Density, how: str) -> Density:
     )
 
 
-def check_no_part(types: tuple[torch.dtype, torch.dtype], components: int, how: str, backend: str) -> None:
+def check_no_part(
+    types: tuple[torch.dtype, torch.dtype],
+    components: int,
+    how: str,
+    backend: str,
+) -> None:
     options = {"shape": (70,), "batch": 4, "guidance": True, "history": 2, "components": components}
     whole = random_density(3, dtype=types[0], output_dtype=types[1], removed=20, **options)
     whole = without_density(whole, how)
@@ -191,7 +196,7 @@ def check_no_part(types: tuple[torch.dtype, torch.dtype], components: int, how: 
 
 
 def test_a_sample_that_has_no_part_in_the_loss_has_none_in_the_gradients() -> None:
-    """Though it has no density: what it shares with others gets what it does without it, to the bit."""
+    """Though it has no density: what it shares with others gets what it does without it."""
     choices = pairs(
         types=[DTYPE_PAIRS[0], DTYPE_PAIRS[3], DTYPE_PAIRS[8]],
         components=[0, 1, 3],

@@ -54,7 +54,7 @@ def of_loss(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Tensor:
     return skip_step_loss(x, TRAINING_ROWS, row=20, seeds=seeds, **options)
 
 
-def of_noised(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Tensor:
+def of_noised(x: Tensor, seeds: Tensor = SEEDS, **options: Any) -> Any:
     return add_noise(x, TRAINING_ROWS, row=ROW, seeds=seeds, step=ROW, **options)
 
 
@@ -90,6 +90,7 @@ def results(backend: str) -> Iterator[Tensor]:
     yield from (value for value in vars(moment_report(EXACT, SCALED)).values() if isinstance(value, Tensor))
     for function in DIFFERENTIABLE.values():
         yield function(X, backend=backend)
+    yield from of_noised(X, return_noise=True, backend=backend)
     yield from gmm_step(
         X, W.half(), SCALED, row=1, seeds=SEEDS, mixture=TABLES, return_log_prob=True, backend=backend
     )[::3]

@@ -168,7 +168,8 @@ def check_around(backend: str, elements: int, dtype: torch.dtype) -> None:
 
 
 def test_nothing_beside_out_is_written() -> None:
-    check_all(check_around, pairs(elements=[1, 15, 16, 63, 64, 130], dtype=DTYPES, backend=BACKENDS))
+    sizes = [1, 15, 16, 63, 64, 130]
+    check_all(check_around, pairs(elements=sizes, dtype=DTYPES, backend=BACKENDS))
 
 
 def check_in_place(backend: str, dtype: torch.dtype, layout: Layout, name: str) -> None:

@@ -63,7 +63,8 @@ def test_compiled_noise_and_components_give_the_same_bits() -> None:
     thresholds = torch.tensor([[2**30, 2**31]])
 
     def draw(seeds: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        noise = [standard_normal(seeds * 2, (3, 5), step=step + 1, dtype=dtype) * 2 for dtype in DTYPES]
+        options = {"step": step + 1}
+        noise = [standard_normal(seeds * 2, (3, 5), dtype=d, **options) * 2 for d in DTYPES]
         return *noise, draw_components(seeds, thresholds, step=step)
 
     seeds, step = torch.arange(4), torch.tensor(5)

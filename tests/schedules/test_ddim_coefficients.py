@@ -138,7 +138,8 @@ def check_run(
     rows = ddim_coefficients(
         schedule,
         steps,
-        prev_timesteps=(steps - 1000 // count).clamp(min=-1),  # the previous step as diffusers has it
+        # The previous step as diffusers has it.
+        prev_timesteps=(steps - 1000 // count).clamp(min=-1),
         eta=eta,
         prediction_type=kind,
         clip_sample_range=limit,
@@ -153,7 +154,12 @@ def check_run(
         o = torch.tanh(x @ mixing + t / 1000)
         z = next(draw)
         theirs = scheduler.step(
-            o, t, x, eta=eta, use_clipped_model_output=rederive, variance_noise=z if eta > 0 else None
+            o,
+            t,
+            x,
+            eta=eta,
+            use_clipped_model_output=rederive,
+            variance_noise=z if eta > 0 else None,
         )
         ours, x0, _ = apply_row(row, x, o, z)
         torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=1e-11, atol=1e-11)

@@ -28,7 +28,7 @@ def informed_compiler() -> None:
     torch.compile(torch.neg, backend="eager")(torch.zeros(1))
 
 
-# Numbers and tensors for indices, with and without a derivative that the forward pass leaves behind.
+# Numbers and tensors for indices, with and without derivatives that the forward pass leaves.
 @pytest.mark.parametrize(("dtype", "per_sample"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_the_raw_operators_pass_pytorch_s_checks(dtype: torch.dtype, per_sample: bool) -> None:
     case = random_case(1, dtype=dtype, shape=(3, 5), per_sample=per_sample)
