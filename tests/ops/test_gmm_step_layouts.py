@@ -217,6 +217,9 @@ def test_an_out_of_which_a_part_is_an_input_is_refused(backend: str) -> None:
             shifted.run(out=memory[1:], backend=backend)
     with pytest.raises(ValueError, match=r"out: overlaps history\[1\] in memory"):
         replace(case, history=[case.history[0], memory[:3]]).run(out=memory[1:], backend=backend)
+    spread = torch.zeros(6, 40)
+    with pytest.raises(ValueError, match="out: overlaps sample in memory"):
+        replace(case, sample=spread[3:]).run(out=spread[::2], backend=backend)
     square = torch.zeros(3, 3)
     arguments = (square, square.clone(), case.coefficients)
     with pytest.raises(ValueError, match="out: overlaps sample in memory"):
