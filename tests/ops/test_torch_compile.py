@@ -159,6 +159,8 @@ def test_inductor_gives_the_same_bits(options: dict[str, Any]) -> None:
     for row in range(3):
         outs = [torch.full_like(case.sample, 9) for _ in range(2)]
         expected = turn(case.sample, torch.tensor(row), outs[0])
-        actual = step(case.sample, torch.tensor(row), outs[1])
+        # What operators write is no part of the caches' keys.
+        with torch.compiler.config.patch(force_disable_caches=True):
+            actual = step(case.sample, torch.tensor(row), outs[1])
         for result, plain in zip((*actual, outs[1]), (*expected, outs[0]), strict=True):
             assert_same_bits(result, plain)
