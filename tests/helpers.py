@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from covering import pairs
 from torch import Tensor
 
 from gmmkernel import Column, GMMStepOutput, MixtureTables, gmm_step
@@ -259,11 +259,26 @@ def coefficient_row(dtype: torch.dtype = torch.float32, **columns: float) -> Ten
     return row
 
 
-def every_option() -> list[dict[str, Any]]:
-    """Return combinations of options of `random_case` that between them use every branch of a step."""
-    mixtures = ((0, None), (1, 0), (8, 0), (8, 17), (8, 63))
-    combinations = itertools.product(mixtures, (False, True), PREDICTIONS)
-    return [
-        {"components": k, "removed": r, "guidance": pair, "prediction": wanted, "history": i % 5}
-        for i, ((k, r), pair, wanted) in enumerate(combinations)
-    ]
+def every_option(sizes: Sequence[int] = (63,), **factors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return options of `random_case` in which any two values of what a step branches on meet.
+
+    Args:
+        sizes: numbers of elements of a sample.
+        factors: further options with their values; `types` stands for `dtype` and `output_dtype`.
+    """
+    made = pairs(
+        shape=[(size,) for size in sizes],
+        # K, and which part of the elements has standard deviations of its own.
+        mixture=((0, 0), (1, 0), (8, 0), (8, 0.3), (8, 1)),
+        guidance=(False, True),
+        prediction=PREDICTIONS,
+        history=range(5),
+        **factors,
+    )
+    for options in made:
+        components, part = options.pop("mixture")
+        removed = math.ceil(part * math.prod(options["shape"]))
+        options |= {"components": components, "removed": removed}
+        if "types" in options:
+            options["dtype"], options["output_dtype"] = options.pop("types")
+    return made

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import pytest
 import torch
 import truth
+from covering import check_all, pairs
 from helpers import assert_same_bits, coefficient_row
 
 from gmmkernel import gmm_step
@@ -60,9 +60,7 @@ def exact_fma(kind: str, count: int) -> torch.Tensor:
     return torch.tensor(exact)
 
 
-@pytest.mark.parametrize("kind", ["bit patterns", "ties", "subnormal ties"])
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_fma_rounds_once(way: str, kind: str) -> None:
+def check_fma(way: str, kind: str) -> None:
     a, b, c = triples(kind, 150)
     table = coefficient_row(x0_sample=1).repeat(len(a), 1)
     table[:, 1] = torch.from_numpy(a)
@@ -76,6 +74,10 @@ def test_fma_rounds_once(way: str, kind: str) -> None:
         prediction="x0",
     )
     assert_same_bits(made.prediction, exact_fma(kind, 150))
+
+
+def test_fma_rounds_once() -> None:
+    check_all(check_fma, pairs(way=EVERY_WAY, kind=["bit patterns", "ties", "subnormal ties"]))
 
 
 def all_patterns(dtype: torch.dtype) -> torch.Tensor:
@@ -114,27 +116,32 @@ def around_every_number(dtype: torch.dtype) -> torch.Tensor:
 
 # Whole groups of a vector, and samples that end within one.
 SAMPLE_SIZES = (16384, 1023)
+NARROW = pairs(
+    way=EVERY_WAY,
+    dtype=[torch.bfloat16, torch.float16],
+    elements=SAMPLE_SIZES,
+)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_every_16_bit_number_widens_exactly(way: str, dtype: torch.dtype) -> None:
+def check_widening(way: str, dtype: torch.dtype, elements: int) -> None:
     values = all_patterns(dtype)
-    for elements in SAMPLE_SIZES:
-        assert_same_bits(converted(way, values, torch.float32, elements), values.float())
+    assert_same_bits(converted(way, values, torch.float32, elements), values.float())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_rounding_to_16_bits_is_to_nearest_even_around_every_number(way: str, dtype: torch.dtype) -> None:
+def test_every_16_bit_number_widens_exactly() -> None:
+    check_all(check_widening, NARROW)
+
+
+def check_rounding(way: str, dtype: torch.dtype, elements: int) -> None:
     values = around_every_number(dtype)
-    for elements in SAMPLE_SIZES:
-        assert_same_bits(converted(way, values, dtype, elements), values.to(dtype))
+    assert_same_bits(converted(way, values, dtype, elements), values.to(dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("way", EVERY_WAY)
-def test_clip_keeps_nan_and_the_sign_of_zero(way: str, dtype: torch.dtype) -> None:
+def test_rounding_to_16_bits_is_to_nearest_even_around_every_number() -> None:
+    check_all(check_rounding, NARROW)
+
+
+def check_clip(way: str, dtype: torch.dtype) -> None:
     nan, inf = torch.nan, torch.inf
     values = torch.tensor([-2, -1, -0.0, 0.0, 0.5, 1, 2, inf, -inf, nan], dtype=dtype).repeat(2, 13)
     rows = coefficient_row(dtype, x0_sample=1, clip_min=-1, clip_max=1)
@@ -151,3 +158,7 @@ def test_clip_keeps_nan_and_the_sign_of_zero(way: str, dtype: torch.dtype) -> No
     assert_same_bits(made[0, :10], torch.tensor([-1, -1, -0.0, 0.0, 0.5, 1, 1, 1, -1, nan], dtype=dtype))
     assert_same_bits(made[1, :10], torch.tensor([0, 0, -0.0, 0, 0, 0, 0, 0, 0, nan], dtype=dtype))
     assert_same_bits(made[:, :130], made[:, :10].repeat(1, 13))
+
+
+def test_clip_keeps_nan_and_the_sign_of_zero() -> None:
+    check_all(check_clip, pairs(way=EVERY_WAY, dtype=[torch.float32, torch.float64]))

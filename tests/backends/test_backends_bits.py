@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from covering import check_all, numbered, pairs
 from helpers import (
     DTYPE_PAIRS,
     DTYPES,
@@ -18,12 +22,11 @@ from helpers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gmmkernel import Stream, draw_components, orthonormalize, standard_normal
+from gmmkernel import GMMStepOutput, Stream, draw_components, orthonormalize, standard_normal
 from gmmkernel.backends import cpu
 
 SIZES = (1, 3, 4, 63, 64, 65, 1000, 4097)
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
-pair_name = "{0[0]}-{0[1]}".format
 
 
 def assert_backends_agree(case: StepCase) -> None:
@@ -33,49 +36,42 @@ def assert_backends_agree(case: StepCase) -> None:
             assert_same_output(case.run(backend="cpu"), expected)
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=pair_name)
-@pytest.mark.parametrize("special", [False, True])
-def test_every_option_gives_the_same_bits(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None:
-    for seed, options in enumerate(every_option()):
-        case = random_case(seed, batch=2, dtype=pair[0], output_dtype=pair[1], special=special, **options)
-        assert_backends_agree(case)
+def check_step(seed: int, **options: Any) -> None:
+    assert_backends_agree(random_case(seed, **options))
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=pair_name)
-@pytest.mark.parametrize("elements", SIZES)
-def test_awkward_sizes_give_the_same_bits(elements: int, pair: tuple[torch.dtype, torch.dtype]) -> None:
-    for seed in range(3):
-        assert_backends_agree(
-            random_case(seed, shape=(elements,), dtype=pair[0], output_dtype=pair[1], special=seed == 2)
-        )
+def test_every_option_and_size_gives_the_same_bits() -> None:
+    choices = [
+        *every_option(sizes=SIZES, types=DTYPE_PAIRS, batch=[2]),
+        *every_option(types=DTYPE_PAIRS, batch=[2], special=[True]),
+        # A table of standard deviations may end anywhere.
+        *({"shape": (130,), "components": 4, "removed": removed} for removed in range(0, 131, 13)),
+    ]
+    check_all(check_step, numbered(choices))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("components", [1, 1023, 1024])
-def test_many_components_give_the_same_bits(components: int, dtype: torch.dtype) -> None:
-    for seed in range(2):
-        case = random_case(seed, batch=9, dtype=dtype, rows=3, components=components)
-        assert_backends_agree(case)
-    assert components == 1 or int(case.run().components.max()) > 500
+def check_components(components: int, **options: Any) -> None:
+    case = random_case(components, batch=9, shape=(9,), rows=3, components=components, **options)
+    assert_backends_agree(case)
+    assert int(case.run().components.max()) > 500
 
 
-@pytest.mark.parametrize("removed", range(0, 131, 13))
-def test_a_std_table_may_end_anywhere(removed: int) -> None:
-    for dtype in (torch.float32, torch.float64):
-        assert_backends_agree(random_case(removed, shape=(130,), dtype=dtype, components=4, removed=removed))
+def test_many_components_give_the_same_bits() -> None:
+    check_all(check_components, pairs(components=[1023, 1024], dtype=DTYPES))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_extreme_seeds_and_steps_give_the_same_bits(dtype: torch.dtype) -> None:
-    case = random_case(3, batch=6, dtype=dtype, components=8)
+def check_extremes(dtype: torch.dtype, step: int | torch.Tensor) -> None:
     seeds = torch.tensor([0, -1, 1, INT64_MIN, INT64_MAX, 2**32])
+    case = random_case(3, batch=6, dtype=dtype, components=8)
+    assert_backends_agree(replace(case, seeds=seeds, step=step))
+
+
+def test_extreme_seeds_and_steps_give_the_same_bits() -> None:
     steps = torch.tensor([2**32 - 1, 0, 2**31, 2**32 - 1, 2**31 - 1, 1])
-    for step in (steps, 2**32 - 1):
-        changed = StepCase(**(case.__dict__ | {"seeds": seeds, "step": step}))
-        assert_backends_agree(changed)
+    check_all(check_extremes, pairs(dtype=DTYPES, step=[steps, 2**32 - 1]))
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_configurations_give_the_same_bits(data: st.DataObject) -> None:
     dtype, output_dtype = data.draw(st.sampled_from(DTYPE_PAIRS))
@@ -115,31 +111,37 @@ def test_many_random_configurations_give_the_same_bits(seed, batch, shape, pair,
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_the_number_of_threads_changes_nothing(
-    dtype: torch.dtype, set_threads: Callable[[int], None]
-) -> None:
+@functools.cache
+def long_case(dtype: torch.dtype) -> tuple[StepCase, GMMStepOutput, torch.Tensor]:
+    """Return a step that threads share, and the reference's result and noise."""
     case = random_case(8, batch=3, shape=(17001,), dtype=dtype, components=3, prediction="epsilon")
-    expected = case.run(backend="reference")
     noise = standard_normal(case.seeds, (17001,), dtype=dtype, backend="reference")
+    return case, case.run(backend="reference"), noise
+
+
+def test_the_number_of_threads_changes_nothing(set_threads: Callable[[int], None]) -> None:
+    def check(dtype: torch.dtype, name: str, threads: int) -> None:
+        case, expected, noise = long_case(dtype)
+        set_threads(threads)
+        with cpu.use_instruction_set(name):
+            assert_same_output(case.run(), expected)
+            assert_same_bits(standard_normal(case.seeds, (17001,), dtype=dtype), noise)
+
+    check_all(check, pairs(dtype=DTYPES, name=cpu.instruction_sets(), threads=[1, 2, 3, 8]))
+
+
+def check_noise(elements: int, dtype: torch.dtype, stream: Stream) -> None:
+    seeds, steps = torch.tensor([INT64_MIN, -5, 0, INT64_MAX]), torch.tensor([0, 2**32 - 1, 7, 2**31])
+    options = {"step": steps, "stream": stream, "dtype": dtype}
+    expected = standard_normal(seeds, (elements,), backend="reference", **options)
     for name in cpu.instruction_sets():
         with cpu.use_instruction_set(name):
-            for threads in (1, 2, 3, 8):
-                set_threads(threads)
-                assert_same_output(case.run(), expected)
-                assert_same_bits(standard_normal(case.seeds, (17001,), dtype=dtype), noise)
+            made = standard_normal(seeds, (elements,), backend="cpu", **options)
+            assert_same_bits(made, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("elements", SIZES)
-def test_noise_has_the_same_bits(elements: int, dtype: torch.dtype) -> None:
-    seeds, steps = torch.tensor([INT64_MIN, -5, 0, INT64_MAX]), torch.tensor([0, 2**32 - 1, 7, 2**31])
-    for stream in Stream:
-        options = {"step": steps, "stream": stream, "dtype": dtype}
-        expected = standard_normal(seeds, (elements,), backend="reference", **options)
-        for name in cpu.instruction_sets():
-            with cpu.use_instruction_set(name):
-                assert_same_bits(standard_normal(seeds, (elements,), backend="cpu", **options), expected)
+def test_noise_has_the_same_bits() -> None:
+    check_all(check_noise, pairs(elements=SIZES, dtype=DTYPES, stream=Stream))
 
 
 @pytest.mark.slow
@@ -151,16 +153,20 @@ def test_sixteen_million_normals_have_the_same_bits() -> None:
             assert_same_bits(standard_normal(seeds, (2**20,)), expected)
 
 
-@pytest.mark.parametrize("components", [1, 2, 8, 1024])
-def test_components_are_the_same(components: int) -> None:
-    case = random_case(components, batch=500, components=components, removed=0, rows=3, per_sample=True)
-    for thresholds in (case.mixture.thresholds, case.mixture.thresholds[:1]):
-        for step in (None, 2**32 - 1):
-            options = {"row": case.row, "step": step}
-            assert_same_bits(
-                draw_components(case.seeds, thresholds, backend="cpu", **options),
-                draw_components(case.seeds, thresholds, backend="reference", **options),
-            )
+def check_drawn(components: int, step: int | None, shared: bool) -> None:
+    options = {"batch": 300, "shape": (1,), "rows": 3, "per_sample": True}
+    case = random_case(components, components=components, **options)
+    thresholds = case.mixture.thresholds[: 1 if shared else 3]
+    drawn = (
+        draw_components(case.seeds, thresholds, row=case.row, step=step, backend=backend)
+        for backend in ("cpu", "reference")
+    )
+    assert_same_bits(*drawn)
+
+
+def test_components_are_the_same() -> None:
+    choices = pairs(components=[1, 2, 8, 1024], step=[None, 2**32 - 1], shared=[False, True])
+    check_all(check_drawn, choices)
 
 
 @pytest.mark.parametrize(("rows", "elements"), [(1, 1), (3, 3), (8, 63), (9, 1000), (17, 1024), (33, 4097)])

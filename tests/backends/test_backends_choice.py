@@ -142,7 +142,7 @@ try:
 except RuntimeError as error:
     print(error)
 print(len(caught))
-noise = torch.compile(gmmkernel.standard_normal, fullgraph=True, backend="eager")(torch.tensor([1]), (2,))
+noise = gmmkernel.standard_normal(torch.tensor([1]), (2,))
 print(noise.tolist(), all(torch.equal(noise, other) for other in asked))
 gmmkernel.draw_components(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.int64))
 print(backends.resolve("cpu"), backends.resolve(torch.device("cpu")))
@@ -162,6 +162,20 @@ print(len(ours), ours[0][0])
     assert re.match(
         r"1 the NumPy reference computes .* hundred times slower .* cannot be used: .*_core", warned
     )
+
+
+def test_without_the_core_compiled_code_has_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the poison of uninitialised memory, which the compiler cannot trace
+    with monkeypatch.context() as without:
+        without.delitem(backends._loaded, "cpu")
+        without.setitem(backends._missing, "cpu", "ImportError: no such library")
+        without.setattr(backends, "_preferred", {})
+        torch._dynamo.reset()
+        noise = torch.compile(standard_normal, fullgraph=True, backend="eager")
+        with pytest.warns(SlowBackendWarning):
+            made = noise(SEEDS, (2,))
+        torch._dynamo.reset()
+    assert torch.equal(made, standard_normal(SEEDS, (2,)))
 
 
 def test_tensors_on_a_device_that_no_backend_serves_are_refused() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from covering import check_all, pairs
 from exact_cases import KINDS, WEIGHTS, bound, covariances, factors, kind_name, rows
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
 from hypothesis import given, settings
@@ -34,28 +36,37 @@ def exact_case(seed: int, kind: dict[str, Any], components: int = 4, **options: 
     return replace(case, coefficients=coefficients, mixture=tables)
 
 
-@pytest.mark.parametrize("elements", [4, 63, 1000, 1024, 4097, 20000])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_sizes_and_types(elements: int, dtype: torch.dtype) -> None:
-    for number, kind in enumerate(KINDS):
-        case = exact_case(
-            7 * elements + number, kind, shape=(elements,), dtype=dtype, batch=3, per_sample=True
-        )
-        expected = case.run(backend="reference")
-        for name in instruction_sets():
-            with use_instruction_set(name):
-                assert_same_output(case.run(backend="cpu"), expected)
-
-
-@pytest.mark.parametrize("components", [2, 3, 5, 8, 17, 64])
-def test_numbers_of_components(components: int, set_threads: Callable[[int], None]) -> None:
-    for scheme in ("a", "b"):
-        kind = {"variant": "exact", "scheme": scheme}
-        case = exact_case(components, kind, components, shape=(3000,), batch=2, history=0)
-        expected = case.run(backend="reference")
-        for threads in (1, 3):
-            set_threads(threads)
+def check_step(kind: dict[str, Any], elements: int, dtype: torch.dtype) -> None:
+    case = exact_case(elements, kind, shape=(elements,), dtype=dtype, batch=3, per_sample=True)
+    expected = case.run(backend="reference")
+    for name in instruction_sets():
+        with use_instruction_set(name):
             assert_same_output(case.run(backend="cpu"), expected)
+
+
+SIZES = [4, 63, 1000, 1024, 4097]
+
+
+def test_sizes_and_types() -> None:
+    check_all(check_step, pairs(kind=KINDS, elements=SIZES, dtype=DTYPES))
+    check_step(KINDS[1], 20000, torch.float32)
+
+
+def check_components(
+    components: int, scheme: str, dtype: torch.dtype, set_threads: Callable[[int], None]
+) -> None:
+    kind = {"variant": "exact", "scheme": scheme}
+    case = exact_case(components, kind, components, shape=(3000,), batch=2, history=0, dtype=dtype)
+    expected = case.run(backend="reference")
+    for threads in (1, 3):
+        set_threads(threads)
+        assert_same_output(case.run(backend="cpu"), expected)
+
+
+def test_numbers_of_components(set_threads: Callable[[int], None]) -> None:
+    dtypes = [torch.float32, torch.float64]
+    choices = pairs(components=[2, 3, 5, 8, 17, 64], scheme=["a", "b"], dtype=dtypes)
+    check_all(partial(check_components, set_threads=set_threads), choices)
 
 
 @given(
@@ -64,7 +75,7 @@ def test_numbers_of_components(components: int, set_threads: Callable[[int], Non
     kind=st.sampled_from(KINDS),
     special=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_option(seed: int, dtype: torch.dtype, kind: dict[str, Any], special: bool) -> None:
     case = exact_case(seed, kind, dtype=dtype, shape=(5, 7), batch=seed % 6, special=special)
     assert_same_output(case.run(backend="cpu"), case.run(backend="reference"))
@@ -142,20 +153,21 @@ def test_the_log_density_is_the_mixture_s(kind: dict[str, Any]) -> None:
     assert torch.allclose(made, torch.logsumexp(torch.stack(levels), 0), rtol=1e-13, atol=0)
 
 
-@by_kind
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_log_densities_have_the_same_bits(kind: dict[str, Any], dtype: torch.dtype) -> None:
-    for elements in (5, 1025, 3000):
-        case = exact_case(elements, kind, shape=(elements,), dtype=dtype, batch=4, per_sample=True)
-        prev = case.run().prev_sample
-        options: dict[str, Any] = {
-            "row": case.row,
-            "mixture": case.mixture,
-            "model_output_uncond": case.model_output_uncond,
-            "history": case.history,
-        }
-        given = (prev, case.sample, case.model_output, case.coefficients)
-        expected = gmm_step_log_prob(*given, **options, backend="reference")
-        for name in instruction_sets():
-            with use_instruction_set(name):
-                assert_same_bits(gmm_step_log_prob(*given, **options, backend="cpu"), expected)
+def check_density(kind: dict[str, Any], elements: int, dtype: torch.dtype) -> None:
+    case = exact_case(elements, kind, shape=(elements,), dtype=dtype, batch=4, per_sample=True)
+    prev = case.run().prev_sample
+    options: dict[str, Any] = {
+        "row": case.row,
+        "mixture": case.mixture,
+        "model_output_uncond": case.model_output_uncond,
+        "history": case.history,
+    }
+    given = (prev, case.sample, case.model_output, case.coefficients)
+    expected = gmm_step_log_prob(*given, **options, backend="reference")
+    for name in instruction_sets():
+        with use_instruction_set(name):
+            assert_same_bits(gmm_step_log_prob(*given, **options, backend="cpu"), expected)
+
+
+def test_log_densities_have_the_same_bits() -> None:
+    check_all(check_density, pairs(kind=KINDS, elements=[5, 1025, 3000], dtype=DTYPES))

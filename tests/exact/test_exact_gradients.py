@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from exact_cases import KINDS, WEIGHTS, bound, kind_name, rows
+from covering import check_all, pairs
+from derivatives import DIRECTED, assert_derivatives
+from exact_cases import KINDS, WEIGHTS, bound, rows
 from helpers import DTYPES, assert_same_bits
 from torch import Tensor, library
+from torch.autograd import gradcheck
 
 from gmmkernel import Column, MixtureTables, gmm_step, gmm_step_log_prob
+from gmmkernel.backends.cpu import instruction_sets, use_instruction_set
 from gmmkernel.mixtures import gaussian_mixture
 
 OPS = torch.ops.gmmkernel
@@ -21,8 +25,6 @@ WITH_OFFSET = torch.tensor([1, 0, 1, 0])
 SEEDS = torch.arange(4)
 STEP_TABLES = ("offsets", "basis", "shrinkage")
 DENSITY_TABLES = ("offsets", "weights", "basis", "slopes", "shifts", "log_volumes")
-
-by_kind = pytest.mark.parametrize("kind", KINDS, ids=kind_name)
 
 
 def tables_of(
@@ -68,25 +70,23 @@ def arguments(
     return tuple(tensor.detach().clone().requires_grad_() for tensor in given), tables
 
 
-@by_kind
-def test_gradients_of_steps_are_derivatives(kind: dict[str, Any]) -> None:
-    given, tables = arguments(kind, STEP_TABLES, 2)
-    assert torch.autograd.gradcheck(step_of(tables), given)
+OF_STEP, OF_DENSITY = (STEP_TABLES, 2, step_of), (DENSITY_TABLES, 3, density_of)
 
 
-@by_kind
-def test_gradients_of_densities_are_derivatives(kind: dict[str, Any]) -> None:
-    given, tables = arguments(kind, DENSITY_TABLES, 3)
-    assert torch.autograd.gradcheck(density_of(tables), given)
+def check_derivatives(kind: dict[str, Any], of_step: bool) -> None:
+    names, count, made_of = OF_STEP if of_step else OF_DENSITY
+    given, tables = arguments(kind, names, count)
+    # First ones everywhere; no second ones where a row switches the offset off: the gradients of
+    # tables jump there.
+    assert gradcheck(made_of(tables), given, **DIRECTED)
+    function = made_of(tables, row=WITH_OFFSET)
+    leaves = {f"argument {i}": tensor for i, tensor in enumerate(given)}
+    assert_derivatives(lambda leaves: (function(*leaves.values()),), leaves)
 
 
-@pytest.mark.parametrize("kind", [KINDS[1], KINDS[3]], ids=kind_name)
-def test_second_derivatives(kind: dict[str, Any]) -> None:
-    """Not where a row switches the offset off: the gradients of tables jump there."""
-    given, tables = arguments(kind, STEP_TABLES, 2)
-    assert torch.autograd.gradgradcheck(step_of(tables, row=WITH_OFFSET), given)
-    given, tables = arguments(kind, DENSITY_TABLES, 3)
-    assert torch.autograd.gradgradcheck(density_of(tables, row=WITH_OFFSET), given)
+def test_gradients_are_derivatives() -> None:
+    """Of first and second order."""
+    check_all(check_derivatives, pairs(kind=KINDS, of_step=[False, True]))
 
 
 def test_gradients_reach_coefficients_through_the_tables() -> None:
@@ -102,31 +102,35 @@ def test_gradients_reach_coefficients_through_the_tables() -> None:
         return gmm_step(sample, output, coefficients, row=ROW, seeds=SEEDS, mixture=tables).prev_sample
 
     coefficients = rows(0.9, 0.6, 0.5).requires_grad_()
-    assert torch.autograd.gradcheck(density, coefficients)
-    assert torch.autograd.gradcheck(step, coefficients)
+    assert gradcheck(density, coefficients, **DIRECTED)
+    assert gradcheck(step, coefficients, **DIRECTED)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", [KINDS[1], KINDS[6]], ids=kind_name)
-def test_gradients_have_the_same_bits(kind: dict[str, Any], dtype: torch.dtype) -> None:
-    """And so do the same gradients, sample by sample: nothing depends on the batch."""
+def check_bits(kind: dict[str, Any], dtype: torch.dtype, elements: int, of_step: bool) -> None:
+    names, count, made_of = OF_STEP if of_step else OF_DENSITY
     row_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    coefficients, tables = tables_of(kind, dtype=row_dtype, elements=1500)
-    for names, count, made_of in ((STEP_TABLES, 2, step_of), (DENSITY_TABLES, 3, density_of)):
-        of_samples = samples(count, dtype=dtype, elements=1500)
-        found = []
-        for backend in ("cpu", "reference"):
-            given = [*of_samples, coefficients, *(getattr(tables, name) for name in names)]
-            leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
-            made = made_of(tables, backend=backend)(*leaves)
-            found.append(torch.autograd.grad(made, leaves, torch.ones_like(made)))
-        for one, other in zip(*found, strict=True):
-            assert_same_bits(one, other)
+    coefficients, tables = tables_of(kind, dtype=row_dtype, elements=elements)
+    given = samples(count, dtype=dtype, elements=elements)
+    given += [coefficients, *(getattr(tables, name) for name in names)]
+
+    def gradients(backend: str) -> tuple[Tensor, ...]:
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+        made = made_of(tables, backend=backend)(*leaves)
+        return torch.autograd.grad(made, leaves, torch.ones_like(made))
+
+    expected = gradients("reference")
+    for name in instruction_sets():
+        with use_instruction_set(name):
+            for one, other in zip(gradients("cpu"), expected, strict=True):
+                assert_same_bits(one, other)
 
 
-@by_kind
-def test_a_sample_without_density_that_has_no_part_in_the_loss_gives_nothing(kind: dict[str, Any]) -> None:
-    """The last one, whose row has no noise: gradients are those of the others alone, and so are the second ones."""
+def test_gradients_have_the_same_bits() -> None:
+    choices = pairs(kind=KINDS, dtype=DTYPES, elements=[5, 1500], of_step=[False, True])
+    check_all(check_bits, choices)
+
+
+def check_no_part(kind: dict[str, Any]) -> None:
     given, tables = arguments(kind, DENSITY_TABLES, 3)
     with torch.no_grad():
         given[3][2, [Column.SIGMA, Column.OFFSET]] = torch.tensor([0.0, 0.7], dtype=torch.float64)
@@ -148,6 +152,11 @@ def test_a_sample_without_density_that_has_no_part_in_the_loss_gives_nothing(kin
     for whole, alone in zip(second, second_alone, strict=True):
         assert not whole[len(alone) :].any()
         torch.testing.assert_close(whole[: len(alone)], alone)
+
+
+def test_a_sample_without_density_that_has_no_part_in_the_loss_gives_nothing() -> None:
+    """The last one, whose row has no noise: both orders of gradients are those of the others."""
+    check_all(check_no_part, pairs(kind=KINDS))
 
 
 def test_vmap_and_compile_give_the_same() -> None:

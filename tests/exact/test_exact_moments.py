@@ -47,7 +47,7 @@ def test_mean_and_covariance_are_kept(kind: dict[str, Any], rho: float) -> None:
     rho=st.floats(0.01, 0.99),
     n_steps=st.sampled_from([None, 2]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_mixture_keeps_them(
     components: int,
     elements: int,
@@ -167,7 +167,7 @@ def mean_gain(row: Tensor, a: float, variance: float) -> float:
 
 
 @given(size=st.integers(1, 20), seed=st.integers(0, 1000), degenerate=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_eigenpairs_are_numpy_s(size: int, seed: int, degenerate: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
     factor = torch.randn(size, size, generator=generator, dtype=torch.float64)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from covering import check_all, numbered, pairs, without
 from differentiable import Density, cotangent, random_density, step_gradients
-from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, every_option, random_case
+from helpers import DTYPE_PAIRS, StepCase, assert_same_bits, every_option, random_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmmkernel.backends import cpu
 
 SIZES = (1, 3, 64, 65, 1000, 1024, 1025, 4097)
-pair_name = "{0[0]}-{0[1]}".format
 
 Gradients = dict[str, torch.Tensor]
 
@@ -44,44 +45,27 @@ def assert_densities_agree(density: Density) -> None:
     assert_backends_agree(lambda backend: density.gradients(backend=backend))
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=pair_name)
-@pytest.mark.parametrize("special", [False, True])
-def test_every_option_has_the_same_gradients(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None:
-    for seed, options in enumerate(every_option()):
-        case = random_case(seed, batch=2, dtype=pair[0], output_dtype=pair[1], special=special, **options)
-        assert_steps_agree(case)
+def check_step(seed: int, **options: Any) -> None:
+    assert_steps_agree(random_case(seed, **options))
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=pair_name)
-@pytest.mark.parametrize("special", [False, True])
-def test_every_option_has_the_same_log_density(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None:
-    for seed, options in enumerate(every_option()):
-        chosen = {name: value for name, value in options.items() if name != "prediction"}
-        density = random_density(
-            seed,
-            batch=2,
-            dtype=pair[0],
-            output_dtype=pair[1],
-            special=special,
-            positive=not special,
-            **chosen,
-        )
-        assert_densities_agree(density)
+def check_density(seed: int, special: bool = False, **options: Any) -> None:
+    assert_densities_agree(random_density(seed, special=special, positive=not special, **options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("elements", SIZES)
-def test_awkward_sizes_have_the_same_gradients(elements: int, dtype: torch.dtype) -> None:
-    for seed in range(3):
-        assert_steps_agree(random_case(seed, shape=(elements,), dtype=dtype, special=seed == 2))
-        assert_densities_agree(random_density(seed, shape=(elements,), dtype=dtype))
+CHOICES = [
+    *every_option(sizes=SIZES, types=DTYPE_PAIRS, batch=[2]),
+    *every_option(types=DTYPE_PAIRS, batch=[2], special=[True]),
+    *pairs(components=[1023, 1024], dtype=[torch.float32, torch.float64], shape=[(9,)], batch=[9]),
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("components", [1, 1023, 1024])
-def test_many_components_have_the_same_gradients(components: int, dtype: torch.dtype) -> None:
-    assert_steps_agree(random_case(components, batch=9, dtype=dtype, rows=3, components=components))
-    assert_densities_agree(random_density(components, shape=(9,), dtype=dtype, rows=3, components=components))
+def test_every_option_and_size_has_the_same_gradients() -> None:
+    check_all(check_step, numbered(CHOICES))
+
+
+def test_every_option_and_size_has_the_same_log_density() -> None:
+    check_all(check_density, numbered(without(CHOICES, "prediction")))
 
 
 @pytest.mark.slow
@@ -92,7 +76,7 @@ def test_sums_of_more_than_a_million_elements_have_the_same_bits() -> None:
     assert_densities_agree(random_density(4, batch=1, shape=shape, dtype=torch.float32, components=2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_random_configurations_have_the_same_gradients(data: st.DataObject) -> None:
     dtype, output_dtype = data.draw(st.sampled_from(DTYPE_PAIRS))
@@ -112,17 +96,19 @@ def test_random_configurations_have_the_same_gradients(data: st.DataObject) -> N
     assert_densities_agree(random_density(seed, **options))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_number_of_threads_changes_no_gradient(
-    dtype: torch.dtype, set_threads: Callable[[int], None]
-) -> None:
-    case = random_case(8, batch=3, shape=(17001,), dtype=dtype, components=3, prediction="epsilon")
-    density = random_density(8, batch=3, shape=(17001,), dtype=dtype, components=3)
-    of_step, of_density = step_gradients(case), density.gradients()
-    for threads in (1, 2, 3, 8):
-        set_threads(threads)
-        assert_same(step_gradients(case), of_step)
-        assert_same(density.gradients(), of_density)
+def test_the_number_of_threads_changes_no_gradient(set_threads: Callable[[int], None]) -> None:
+    def check(dtype: torch.dtype) -> None:
+        options = {"batch": 3, "shape": (17001,), "dtype": dtype, "components": 3}
+        case = random_case(8, prediction="epsilon", **options)
+        density = random_density(8, **options)
+        set_threads(1)
+        of_step, of_density = step_gradients(case), density.gradients()
+        for threads in (2, 3, 8):
+            set_threads(threads)
+            assert_same(step_gradients(case), of_step)
+            assert_same(density.gradients(), of_density)
+
+    check_all(check, pairs(dtype=[torch.float32, torch.bfloat16, torch.float64]))
 
 
 def alone(case: StepCase, b: int) -> Gradients:

@@ -3,61 +3,65 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from differentiable import cotangent, leaves_of, random_density, smooth, step_gradients, with_leaves
+from covering import check_all, numbered, without
+from derivatives import DIRECTED, assert_derivatives
+from differentiable import (
+    cotangent,
+    leaves_of,
+    random_density,
+    smooth,
+    step_gradients,
+    with_leaves,
+)
 from helpers import DTYPE_PAIRS, StepCase, coefficient_row, every_option, random_case
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradgradcheck
 
 from gmmkernel import Column, MixtureTables, draw_components, gmm_step, standard_normal
 from gmmkernel.backends.constants import Stream
 from gmmkernel.ops.eager import predict
 
-OPTIONS = every_option()
+CHOICES = every_option(sizes=[5], types=[(torch.float64, torch.float64)], batch=[2])
+Function = Callable[[dict[str, Tensor]], tuple[Tensor, ...]]
 
 
-def asking(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors that have elements, as leaves that ask for a gradient."""
-    return {name: tensor.clone().requires_grad_() for name, tensor in leaves.items() if tensor.numel()}
+def smooth_step(seed: int, **options: Any) -> tuple[Function, dict[str, Tensor]]:
+    case = smooth(random_case(seed, **options))
+
+    def step(leaves: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in with_leaves(case, leaves).run()[:2] if tensor is not None)
+
+    return step, leaves_of(case)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("which", range(0, len(OPTIONS), 3))
-def test_differences_give_the_same_derivatives(which: int, backend: str) -> None:
-    """Of first and second order, in float64; the second is PyTorch's, whichever backend computed the first."""
-    options = OPTIONS[which] | {"shape": (5,)}
-    options["removed"] = None if options["removed"] is None else min(options["removed"], 5)
-    case = smooth(random_case(which, batch=2, dtype=torch.float64, output_dtype=torch.float64, **options))
-    leaves = asking(leaves_of(case))
-
-    def step(*tensors: Tensor) -> tuple[Tensor, ...]:
-        made = with_leaves(case, dict(zip(leaves, tensors, strict=True))).run(backend=backend)
-        return tuple(tensor for tensor in made[:2] if tensor is not None)
-
-    assert gradcheck(step, list(leaves.values()))
-    if backend == "cpu":
-        assert gradgradcheck(step, list(leaves.values()))
-
-
-@pytest.mark.parametrize("which", range(0, len(OPTIONS), 4))
-def test_differences_give_the_same_derivatives_of_log_densities(which: int) -> None:
-    options = {name: value for name, value in OPTIONS[which].items() if name != "prediction"} | {
-        "shape": (5,)
-    }
-    options["removed"] = None if options["removed"] is None else min(options["removed"], 5)
-    density = random_density(which, batch=2, dtype=torch.float64, output_dtype=torch.float64, **options)
+def smooth_density(seed: int, **options: Any) -> tuple[Function, dict[str, Tensor]]:
+    density = random_density(seed, **without([options], "prediction")[0])
     density = replace(density, case=smooth(density.case))
-    leaves = asking(density.leaves())
+    return lambda leaves: (density.with_leaves(leaves).log_prob(),), density.leaves()
 
-    def log_prob(*tensors: Tensor) -> Tensor:
-        return density.with_leaves(dict(zip(leaves, tensors, strict=True))).log_prob()
 
-    assert gradcheck(log_prob, list(leaves.values()))
-    assert gradgradcheck(log_prob, list(leaves.values()))
+@pytest.mark.parametrize("made", [smooth_step, smooth_density])
+def test_differences_give_the_same_derivatives(made: Callable[..., Any]) -> None:
+    """Of first and second order, in float64; the reference has the kernels' bits."""
+    check_all(lambda **options: assert_derivatives(*made(**options)), numbered(CHOICES))
+
+
+@pytest.mark.parametrize("made", [smooth_step, smooth_density])
+def test_second_derivatives_pass_pytorch_s_checks(made: Callable[..., Any]) -> None:
+    """Where gradients that were sent are missing, too."""
+    function, leaves = made(1, **CHOICES[-1])
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items() if leaf.numel()}
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return function(dict(zip(leaves, tensors, strict=True)))
+
+    assert gradgradcheck(of_tensors, list(leaves.values()), **DIRECTED)
 
 
 def plainly(case: StepCase) -> tuple[Tensor, ...]:
@@ -95,27 +99,31 @@ def plainly(case: StepCase) -> tuple[Tensor, ...]:
     return (y,) if case.prediction is None else (y, made[case.prediction])
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids="{0[0]}-{0[1]}".format)
-def test_pytorch_gives_the_same_gradients(pair: tuple[torch.dtype, torch.dtype]) -> None:
-    roundoff = {
-        torch.float32: 2.0**-24,
-        torch.float64: 2.0**-53,
-        torch.bfloat16: 2.0**-8,
-        torch.float16: 2.0**-11,
-    }
-    for seed, options in enumerate(OPTIONS):
-        case = random_case(seed, batch=3, dtype=pair[0], output_dtype=pair[1], **options)
-        leaves = {name: tensor.double().requires_grad_() for name, tensor in leaves_of(case).items()}
-        results = plainly(with_leaves(case, leaves))
-        grads = [cotangent(case.sample, 1 + i).double() for i in range(len(results))]
-        expected = torch.autograd.grad(results, list(leaves.values()), grads, allow_unused=True)
-        for (name, actual), truth in zip(step_gradients(case).items(), expected, strict=True):
-            truth = torch.zeros_like(actual, dtype=torch.float64) if truth is None else truth
-            arithmetic = torch.float64 if pair[0] == torch.float64 else torch.float32
-            scale = 100 if name in ("coefficients", "offsets", "std") else 10  # sums over elements or samples
-            error = scale * roundoff[arithmetic] + roundoff[actual.dtype]
-            # Ingredients are of order 1, but a few cancel.
-            torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)
+ROUNDOFF = {
+    torch.float32: 2.0**-24,
+    torch.float64: 2.0**-53,
+    torch.bfloat16: 2.0**-8,
+    torch.float16: 2.0**-11,
+}
+
+
+def check_against_pytorch(seed: int, **options: Any) -> None:
+    case = random_case(seed, batch=3, **options)
+    leaves = {name: tensor.double().requires_grad_() for name, tensor in leaves_of(case).items()}
+    results = plainly(with_leaves(case, leaves))
+    grads = [cotangent(case.sample, 1 + i).double() for i in range(len(results))]
+    expected = torch.autograd.grad(results, list(leaves.values()), grads, allow_unused=True)
+    for (name, actual), truth in zip(step_gradients(case).items(), expected, strict=True):
+        truth = torch.zeros_like(actual, dtype=torch.float64) if truth is None else truth
+        # Some are sums over elements or samples.
+        scale = 100 if name in ("coefficients", "offsets", "std") else 10
+        error = scale * ROUNDOFF[case.coefficients.dtype] + ROUNDOFF[actual.dtype]
+        # Ingredients are of order 1, but a few cancel.
+        torch.testing.assert_close(actual.double(), truth, rtol=error, atol=10 * error, msg=name)
+
+
+def test_pytorch_gives_the_same_gradients() -> None:
+    check_all(check_against_pytorch, numbered(every_option(types=DTYPE_PAIRS)))
 
 
 def clipped(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from covering import check_all, numbered, pairs, without
 from differentiable import Density, random_density
-from helpers import DTYPE_PAIRS, assert_same_bits, coefficient_row, random_case
+from helpers import DTYPE_PAIRS, assert_same_bits, coefficient_row, every_option, random_case
 from scipy import stats
 from scipy.special import logsumexp
 from torch import Tensor
@@ -61,16 +63,15 @@ def truth(density: Density) -> list[float]:
     return result
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids="{0[0]}-{0[1]}".format)
-@pytest.mark.parametrize("components", [0, 1, 2, 8])
-def test_scipy_gives_the_same_density(components: int, pair: tuple[torch.dtype, torch.dtype]) -> None:
-    for seed in range(6):
-        density = random_density(
-            seed, dtype=pair[0], output_dtype=pair[1], components=components, shape=(7, 9)
-        )
-        expected = torch.tensor(truth(density), dtype=torch.float64)
-        relative = 1e-13 if pair[0] == torch.float64 else 2e-6
-        torch.testing.assert_close(density.log_prob().double(), expected, rtol=relative, atol=0)
+def check_against_scipy(seed: int, **options: Any) -> None:
+    density = random_density(seed, batch=3, **options)
+    expected = torch.tensor(truth(density), dtype=torch.float64)
+    relative = 1e-13 if options["dtype"] == torch.float64 else 2e-6
+    torch.testing.assert_close(density.log_prob().double(), expected, rtol=relative, atol=0)
+
+
+def test_scipy_gives_the_same_density() -> None:
+    check_all(check_against_scipy, numbered(without(every_option(types=DTYPE_PAIRS), "prediction")))
 
 
 def one_dimension(scale: float, std: float) -> tuple[Tensor, MixtureTables]:
@@ -172,15 +173,14 @@ def without_density(density: Density, how: str) -> Density:
     )
 
 
-@pytest.mark.parametrize("how", ["no noise", "bad rows", "bad samples"])
-@pytest.mark.parametrize("components", [0, 1, 3])
-@pytest.mark.parametrize("pair", [DTYPE_PAIRS[0], DTYPE_PAIRS[3], DTYPE_PAIRS[8]], ids="{0[0]}-{0[1]}".format)
-def test_a_sample_that_has_no_part_in_the_loss_has_none_in_the_gradients(
-    pair: tuple[torch.dtype, torch.dtype], components: int, how: str, backend: str
+def check_no_part(
+    types: tuple[torch.dtype, torch.dtype],
+    components: int,
+    how: str,
+    backend: str,
 ) -> None:
-    """Though it has no density: what it shares with others gets what it does without it, to the bit."""
     options = {"shape": (70,), "batch": 4, "guidance": True, "history": 2, "components": components}
-    whole = random_density(3, dtype=pair[0], output_dtype=pair[1], removed=20, **options)
+    whole = random_density(3, dtype=types[0], output_dtype=types[1], removed=20, **options)
     whole = without_density(whole, how)
     assert whole.log_prob(backend=backend).isfinite().tolist() == [False, True, False, True]
     grad = torch.tensor([0.0, 1.5, -0.0, -0.5], dtype=whole.case.coefficients.dtype)
@@ -193,6 +193,17 @@ def test_a_sample_that_has_no_part_in_the_loss_has_none_in_the_gradients(
         else:
             assert_same_bits(made[name][odd], alone[name])
             assert_same_bits(made[name][::2], torch.zeros_like(made[name][::2]))
+
+
+def test_a_sample_that_has_no_part_in_the_loss_has_none_in_the_gradients() -> None:
+    """Though it has no density: what it shares with others gets what it does without it."""
+    choices = pairs(
+        types=[DTYPE_PAIRS[0], DTYPE_PAIRS[3], DTYPE_PAIRS[8]],
+        components=[0, 1, 3],
+        how=["no noise", "bad rows", "bad samples"],
+        backend=["cpu", "reference"],
+    )
+    check_all(check_no_part, choices)
 
 
 @pytest.mark.parametrize("how", ["no noise", "bad rows", "bad samples"])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from covering import check_all, pairs
 from helpers import coefficient_row, random_mixture
 from numpy.random import default_rng
 from torch.autograd import gradcheck
@@ -40,10 +41,7 @@ def test_matched_mixtures_keep_mean_and_variance(variant: str, weights: list[flo
         torch.testing.assert_close(moments.variance, (sigma**2).expand(40), rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("weights", [None, [0.1, 0.2, 0.3, 0.4]])
-@pytest.mark.parametrize("scheme", ["a", "b"])
-@pytest.mark.parametrize("variant", ["exact", "rand-exact"])
-def test_moments_matched_exactly(variant: str, scheme: str, weights: list[float] | None) -> None:
+def check_exact(variant: str, scheme: str, weights: list[float] | None) -> None:
     mixture = gaussian_mixture(variant, elements=9, n_components=4, rho=0.9, scheme=scheme, weights=weights)
     rows = mixture.scaled(ROWS)
     rows[2, Column.OFFSET] = 0
@@ -52,6 +50,12 @@ def test_moments_matched_exactly(variant: str, scheme: str, weights: list[float]
         assert float(moments.mean.norm()) < 1e-15
         expected = (rows[row, Column.SIGMA] ** 2).expand(9)
         torch.testing.assert_close(moments.variance, expected, rtol=1e-13, atol=0)
+
+
+def test_moments_matched_exactly() -> None:
+    weights = [None, [0.1, 0.2, 0.3, 0.4]]
+    choices = pairs(variant=["exact", "rand-exact"], scheme=["a", "b"], weights=weights)
+    check_all(check_exact, choices)
 
 
 def test_they_are_the_moments_of_what_steps_draw() -> None:

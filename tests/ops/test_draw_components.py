@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import truth
+from covering import check_all, pairs
 from helpers import assert_same_bits, random_case
 from scipy import stats
 
@@ -36,15 +37,18 @@ def test_components_of_neighbouring_steps_are_independent() -> None:
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("components", [1, 2, 8, 1024])
-def test_a_step_draws_the_same_components(backend: str, components: int) -> None:
-    for seed in range(3):
-        case = random_case(seed, batch=40, shape=(2,), components=components, removed=0)
-        drawn = draw_components(
-            case.seeds, case.mixture.thresholds, row=case.row, step=case.step, backend=backend
-        )
-        assert drawn.dtype == torch.int64
-        assert_same_bits(case.run(backend=backend).components, drawn)
+def check_same(components: int, seed: int, backend: str) -> None:
+    case = random_case(seed, batch=40, shape=(2,), components=components, removed=0)
+    drawn = draw_components(
+        case.seeds, case.mixture.thresholds, row=case.row, step=case.step, backend=backend
+    )
+    assert drawn.dtype == torch.int64
+    assert_same_bits(case.run(backend=backend).components, drawn)
+
+
+def test_a_step_draws_the_same_components() -> None:
+    backends = ["cpu", "reference"]
+    check_all(check_same, pairs(components=[1, 2, 8, 1024], seed=range(3), backend=backends))
 
 
 def test_components_begin_exactly_at_their_threshold(backend: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
 import torch
+from covering import check_all, pairs
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,17 +23,25 @@ def batch_case(seed: int, **options: object) -> StepCase:
     return random_case(seed, batch=BATCH, **({"components": 4, "prediction": "x0"} | options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("sizes", [(1,) * BATCH, (3, 4), (2, 2, 3), (6, 1), (BATCH, 0)])
-def test_any_split_of_a_batch_gives_the_same_samples(backend: str, sizes: tuple[int, ...], dtype) -> None:
-    for seed in range(4):
-        case = batch_case(seed, dtype=dtype, per_sample=bool(seed % 2), shape=(1, 5, 13))
-        whole = case.run(backend=backend)
-        first = 0
-        for size in sizes:
-            part = slice(first, first + size)
-            assert_same_output(case.take(part).run(backend=backend), chosen(whole, part))
-            first += size
+def check_split(backend: str, sizes: tuple[int, ...], **options: object) -> None:
+    case = batch_case(**options, shape=(1, 5, 13))
+    whole = case.run(backend=backend)
+    first = 0
+    for size in sizes:
+        part = slice(first, first + size)
+        assert_same_output(case.take(part).run(backend=backend), chosen(whole, part))
+        first += size
+
+
+def test_any_split_of_a_batch_gives_the_same_samples() -> None:
+    choices = pairs(
+        sizes=[(1,) * BATCH, (3, 4), (2, 2, 3), (6, 1), (BATCH, 0)],
+        seed=range(4),
+        dtype=DTYPES,
+        per_sample=[False, True],
+        backend=["cpu", "reference"],
+    )
+    check_all(check_split, choices)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from covering import check_all, pairs
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
 from torch import Tensor
 
@@ -59,7 +60,7 @@ LAYOUTS = (
     unaligned,
     negative_view,
 )
-by_name = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+BACKENDS = ("cpu", "reference")
 
 
 def case_of(dtype: torch.dtype = torch.float32, **options: object) -> StepCase:
@@ -74,9 +75,7 @@ def case_of(dtype: torch.dtype = torch.float32, **options: object) -> StepCase:
     return random_case(7, dtype=dtype, **(defaults | options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@by_name
-def test_strided_inputs_give_the_same_bits(backend: str, layout: Layout, dtype: torch.dtype) -> None:
+def check_inputs(backend: str, layout: Layout, dtype: torch.dtype) -> None:
     case = case_of(dtype)
     strided = case.map_samples(layout)
     assert_same_bits(strided.sample, case.sample)
@@ -87,6 +86,10 @@ def test_strided_inputs_give_the_same_bits(backend: str, layout: Layout, dtype: 
     out = torch.full_like(case.sample, 9)
     assert_same_output(strided.run(backend=backend, out=out), made)
     assert_same_bits(out, made.prev_sample)
+
+
+def test_strided_inputs_give_the_same_bits() -> None:
+    check_all(check_inputs, pairs(layout=LAYOUTS, dtype=DTYPES, backend=BACKENDS))
 
 
 def test_each_input_may_have_its_own_layout(backend: str) -> None:
@@ -134,9 +137,7 @@ def test_tables_indices_and_seeds_may_be_strided(backend: str) -> None:
         assert_same_output(case.run(row=index, step=5, backend=backend), one)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", LAYOUTS[:-1], ids=lambda layout: layout.__name__)
-def test_out_of_any_layout_is_written_and_returned(backend: str, layout: Layout, dtype: torch.dtype) -> None:
+def check_out(backend: str, layout: Layout, dtype: torch.dtype) -> None:
     case = case_of(dtype)
     expected = case.run(backend=backend)
     out = layout(torch.full_like(case.sample, 9))
@@ -149,9 +150,11 @@ def test_out_of_any_layout_is_written_and_returned(backend: str, layout: Layout,
     assert_same_bits(noise, standard_normal(seeds, SHAPE, dtype=dtype, backend=backend))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("elements", [1, 15, 16, 63, 64, 130])
-def test_nothing_beside_out_is_written(backend: str, elements: int, dtype: torch.dtype) -> None:
+def test_out_of_any_layout_is_written_and_returned() -> None:
+    check_all(check_out, pairs(layout=LAYOUTS[:-1], dtype=DTYPES, backend=BACKENDS))
+
+
+def check_around(backend: str, elements: int, dtype: torch.dtype) -> None:
     case = case_of(dtype, shape=(elements,))
     around = torch.full((5, elements + 40), 9, dtype=dtype)
     case.run(out=around[1:4, 20:-20], backend=backend)
@@ -164,18 +167,27 @@ def test_nothing_beside_out_is_written(backend: str, elements: int, dtype: torch
     assert_same_bits(around, expected)
 
 
-@pytest.mark.parametrize(
-    "layout", [None, *LAYOUTS[:-1]], ids=lambda layout: getattr(layout, "__name__", "plain")
-)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_step_can_work_in_place(backend: str, dtype: torch.dtype, layout: Layout | None) -> None:
+def test_nothing_beside_out_is_written() -> None:
+    sizes = [1, 15, 16, 63, 64, 130]
+    check_all(check_around, pairs(elements=sizes, dtype=DTYPES, backend=BACKENDS))
+
+
+def check_in_place(backend: str, dtype: torch.dtype, layout: Layout, name: str) -> None:
     case = case_of(dtype, output_dtype=dtype)
-    expected = case.run(backend=backend)
-    for name in ("sample", "model_output", "model_output_uncond", "history"):
-        copies = case.map_samples(layout or Tensor.clone)
-        tensor = getattr(copies, name)
-        out = tensor[1] if name == "history" else tensor
-        assert_same_output(copies.run(out=out, backend=backend), expected)
+    copies = case.map_samples(layout)
+    tensor = getattr(copies, name)
+    out = tensor[1] if name == "history" else tensor
+    assert_same_output(copies.run(out=out, backend=backend), case.run(backend=backend))
+
+
+def test_a_step_can_work_in_place() -> None:
+    choices = pairs(
+        layout=[Tensor.clone, *LAYOUTS[:-1]],
+        dtype=DTYPES,
+        name=["sample", "model_output", "model_output_uncond", "history"],
+        backend=BACKENDS,
+    )
+    check_all(check_in_place, choices)
 
 
 def test_all_inputs_may_be_the_tensor_that_is_written(backend: str) -> None:
@@ -205,6 +217,9 @@ def test_an_out_of_which_a_part_is_an_input_is_refused(backend: str) -> None:
             shifted.run(out=memory[1:], backend=backend)
     with pytest.raises(ValueError, match=r"out: overlaps history\[1\] in memory"):
         replace(case, history=[case.history[0], memory[:3]]).run(out=memory[1:], backend=backend)
+    spread = torch.zeros(6, 40)
+    with pytest.raises(ValueError, match="out: overlaps sample in memory"):
+        replace(case, sample=spread[3:]).run(out=spread[::2], backend=backend)
     square = torch.zeros(3, 3)
     arguments = (square, square.clone(), case.coefficients)
     with pytest.raises(ValueError, match="out: overlaps sample in memory"):

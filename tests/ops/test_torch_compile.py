@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -60,13 +59,13 @@ def test_compiled_steps_give_the_same_bits(name: str, as_tensor: bool) -> None:
         assert_same_output(step(case, given), run(case, row))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_compiled_noise_and_components_give_the_same_bits(dtype: torch.dtype) -> None:
+def test_compiled_noise_and_components_give_the_same_bits() -> None:
     thresholds = torch.tensor([[2**30, 2**31]])
 
-    def draw(seeds: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        noise = standard_normal(seeds * 2, (3, 5), step=step + 1, dtype=dtype)
-        return noise * 2, draw_components(seeds, thresholds, step=step)
+    def draw(seeds: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        options = {"step": step + 1}
+        noise = [standard_normal(seeds * 2, (3, 5), dtype=d, **options) * 2 for d in DTYPES]
+        return *noise, draw_components(seeds, thresholds, step=step)
 
     seeds, step = torch.arange(4), torch.tensor(5)
     for actual, expected in zip(compiled(draw)(seeds, step), draw(seeds, step), strict=True):
@@ -136,10 +135,17 @@ def test_bad_input_is_an_error_in_compiled_code_too() -> None:
         step(case, 4)
 
 
-@torch._inductor.config.patch(
-    {"cpp.vec_isa_ok": False}
-)  # do not compile programs to learn what the processor has
-def test_inductor_gives_the_same_bits() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        # PyTorch's operators as they are, in Inductor's order and memory: no compiler of C++ runs.
+        {"fallback_by_default": True},
+        # Fused; but no programs are compiled to learn what the processor has.
+        pytest.param({"cpp.vec_isa_ok": False}, marks=pytest.mark.slow),
+    ],
+    ids=["unfused", "fused"],
+)
+def test_inductor_gives_the_same_bits(options: dict[str, Any]) -> None:
     case = random_case(2, rows=3, shape=(3, 5), components=3, dtype=torch.float32, output_dtype=torch.float32)
     case = replace(case, prediction=None)
 
@@ -149,10 +155,12 @@ def test_inductor_gives_the_same_bits() -> None:
         noise = standard_normal(case.seeds + 1, x.shape[1:], step=row, out=out)
         return made.prev_sample.abs(), -noise
 
-    step = compiled(turn, "inductor")
+    step = torch.compile(turn, fullgraph=True, options=options)
     for row in range(3):
         outs = [torch.full_like(case.sample, 9) for _ in range(2)]
         expected = turn(case.sample, torch.tensor(row), outs[0])
-        actual = step(case.sample, torch.tensor(row), outs[1])
+        # What operators write is no part of the caches' keys.
+        with torch.compiler.config.patch(force_disable_caches=True):
+            actual = step(case.sample, torch.tensor(row), outs[1])
         for result, plain in zip((*actual, outs[1]), (*expected, outs[0]), strict=True):
             assert_same_bits(result, plain)

@@ -60,7 +60,7 @@ CASES = {
 by_case = pytest.mark.parametrize("name", CASES)
 
 
-@by_case
+@pytest.mark.parametrize("name", ["everything", "empty"])
 def test_opcheck_of_the_step(name: str) -> None:
     torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
 
@@ -77,11 +77,10 @@ def test_opcheck_of_strided_tensors() -> None:
     torch_library.opcheck(OPS.gmm_step.default, arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_opcheck_of_noise(dtype: torch.dtype) -> None:
-    out, seeds = torch.zeros(3, 2, 5, dtype=dtype), torch.arange(3)
+def test_opcheck_of_noise() -> None:
+    out, seeds = torch.zeros(3, 2, 5), torch.arange(3)
     torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 7, int(Stream.INITIAL), "cpu"))
-    steps = torch.tensor([4, 5, 6])
+    out, steps = out.half(), torch.tensor([4, 5, 6])
     torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 0, 0, "cpu", steps))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from covering import check_all, pairs
 from torch import Tensor
 
 from gmmkernel import (
@@ -69,11 +70,10 @@ def saved_and_written(layout: str) -> tuple[Tensor, Tensor, Tensor]:
     return (w * saved).sum(), saved, out
 
 
-@by_writer
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_tensor_saved_for_a_backward_pass_and_overwritten_is_an_error(
-    writer: str, layout: str, backend: str
-) -> None:
+CHOICES = pairs(writer=WRITERS, layout=LAYOUTS, backend=["cpu", "reference"])
+
+
+def check_error(writer: str, layout: str, backend: str) -> None:
     loss, saved, out = saved_and_written(layout)
     before = saved.clone()
     WRITERS[writer](out, backend=backend)
@@ -82,20 +82,25 @@ def test_a_tensor_saved_for_a_backward_pass_and_overwritten_is_an_error(
         loss.backward()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiled_writing_counts_as_well(layout: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_saved_for_a_backward_pass_and_overwritten_is_an_error() -> None:
+    check_all(check_error, CHOICES)
+
+
+def test_compiled_writing_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()  # the poison of uninitialised memory, which the compiler cannot trace
 
     def write(*outs: Tensor) -> list[Tensor]:
-        made = [WRITERS[writer](out, backend=backend) for writer, out in zip(WRITERS, outs, strict=True)]
-        return [tensor * 2 for tensor in made]
+        return [
+            WRITERS[choice["writer"]](out, backend=choice["backend"]) * 2
+            for choice, out in zip(CHOICES, outs, strict=True)
+        ]
 
-    cases = [saved_and_written(layout) for _ in WRITERS]
+    cases = [saved_and_written(choice["layout"]) for choice in CHOICES]
     torch._dynamo.reset()
     made = torch.compile(write, fullgraph=True, backend="aot_eager")(*(out for _, _, out in cases))
     torch._dynamo.reset()
-    for (loss, _, out), doubled in zip(cases, made, strict=True):
-        assert torch.equal(doubled, 2 * out)
+    for choice, (loss, _, out), doubled in zip(CHOICES, cases, made, strict=True):
+        assert torch.equal(doubled, 2 * out), choice
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 

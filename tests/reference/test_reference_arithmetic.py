@@ -115,17 +115,6 @@ def test_fma_is_the_exact_result_rounded_once(make) -> None:
     assert mismatches(result, exact_fma(a, b, c)) == 0
 
 
-@pytest.mark.parametrize("ties", [constructed_ties, subnormal_ties], ids=lambda ties: ties.__name__)
-def test_constructed_ties_tell_an_exact_fma_from_a_naive_one(ties) -> None:
-    a, b, c = ties(np.random.default_rng(2))
-    assert mismatches(naive_fma(a, b, c), exact_fma(a, b, c)) > a.size // 4
-
-
-def test_random_numbers_do_not_tell_them_apart() -> None:
-    a, b, c = (np.random.default_rng(seed).standard_normal(8000).astype(np.float32) for seed in range(3))
-    assert mismatches(naive_fma(a, b, c), exact_fma(a, b, c)) == 0
-
-
 def test_fma_of_float64_rounds_product_and_sum_separately() -> None:
     tiny = 2.0**-52
     a, b, c = np.array([1 + tiny]), np.array([1 - tiny]), np.array([-1.0])

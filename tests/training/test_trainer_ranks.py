@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def test_two_ranks(tmp_path: Path, set_threads: Callable[[int], None]) -> None:
     set_threads(1)
     network = new_network(Plain)
     fit(new_trainer(network), tmp_path / "single", steps=STEPS, log_every=2)
-    mp.spawn(_train, (2, str(tmp_path)), nprocs=2)
+    # What both import is imported once, before they part.
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    mp.start_processes(_train, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     seen = [
         [call for stop in (RESUMED_AT, STEPS) for call in torch.load(tmp_path / f"calls-{rank}-{stop}.pt")]
         for rank in range(2)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from covering import check_all, numbered, pairs
 from helpers import DTYPE_PAIRS, DTYPES, assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,25 +38,20 @@ def assert_backends_agree(case: TrainingCase) -> dict[str, Tensor]:
     return expected
 
 
-@pytest.mark.parametrize("pair", DTYPE_PAIRS, ids="{0[0]}-{0[1]}".format)
-@pytest.mark.parametrize("special", [False, True])
-def test_random_rows_have_the_same_bits(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None:
-    for seed in range(12):
-        options = {"dtype": pair[0], "sample_dtype": pair[1], "with_sample": seed % 3 > 0, "special": special}
-        assert_backends_agree(random_case(seed, **options))
+def check_case(seed: int, types: tuple[torch.dtype, torch.dtype], **options: Any) -> None:
+    assert_backends_agree(random_case(seed, dtype=types[0], sample_dtype=types[1], **options))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("elements", SIZES)
-def test_awkward_sizes_have_the_same_bits(elements: int, dtype: torch.dtype) -> None:
-    for seed in range(2):
-        assert_backends_agree(random_case(seed, shape=(elements,), dtype=dtype, special=seed == 1))
+def test_every_option_and_size_has_the_same_bits() -> None:
+    factors = {"types": DTYPE_PAIRS, "with_sample": [True, False], "per_sample": [True, False]}
+    choices = [
+        *pairs(shape=[(size,) for size in SIZES], **factors),
+        *pairs(special=[True], **factors),
+    ]
+    check_all(check_case, numbered(choices))
 
 
-@pytest.mark.parametrize("target", ["independent", "same", "consistent"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_every_target_has_the_same_bits(target: str, prediction_type: str, dtype: torch.dtype) -> None:
+def check_target(target: str, prediction_type: str, dtype: torch.dtype) -> None:
     case = random_case(1, batch=5, shape=(3, 7, 13), dtype=dtype)
     coefficients = training_coefficients(
         noise_schedule(),
@@ -67,7 +64,16 @@ def test_every_target_has_the_same_bits(target: str, prediction_type: str, dtype
     assert made["loss"].isfinite().all()
 
 
-@settings(max_examples=60, deadline=None)
+def test_every_target_has_the_same_bits() -> None:
+    choices = pairs(
+        target=["independent", "same", "consistent"],
+        prediction_type=["epsilon", "sample", "v_prediction"],
+        dtype=DTYPES,
+    )
+    check_all(check_target, choices)
+
+
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_random_configurations_have_the_same_bits(data: st.DataObject) -> None:
     dtype, sample_dtype = data.draw(st.sampled_from(DTYPE_PAIRS))
@@ -88,24 +94,26 @@ def test_sums_of_more_than_a_million_elements_have_the_same_bits() -> None:
     assert_backends_agree(random_case(4, batch=1, shape=(1024 * 1024 + 5,)))  # a third level of the tree
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_number_of_threads_changes_nothing(
-    dtype: torch.dtype, set_threads: Callable[[int], None]
-) -> None:
-    case = random_case(8, shape=(40001,), dtype=dtype)
-    expected = case.results()
-    for threads in (1, 2, 3, 8):
-        set_threads(threads)
-        assert_same(case.results(), expected)
+def test_the_number_of_threads_changes_nothing(set_threads: Callable[[int], None]) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        case = random_case(8, shape=(40001,), dtype=dtype)
+        set_threads(1)
+        expected = case.results()
+        for threads in (2, 3, 8):
+            set_threads(threads)
+            assert_same(case.results(), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_sample_does_not_depend_on_the_batch(dtype: torch.dtype, backend: str) -> None:
+def check_parts(dtype: torch.dtype, backend: str) -> None:
     case = random_case(2, batch=5, shape=(1100,), dtype=dtype, per_sample=True)
     together = case.results(backend=backend)
     for index in ([3], [4, 0], [1, 1, 2]):
         part = case.take(torch.tensor(index)).results(backend=backend)
         assert_same(part, {name: tensor[index] for name, tensor in together.items()})
+
+
+def test_a_sample_does_not_depend_on_the_batch() -> None:
+    check_all(check_parts, pairs(dtype=DTYPES, backend=["cpu", "reference"]))
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from covering import check_all, pairs
 from helpers import DTYPES, assert_same_bits
 from losses import TrainingCase, random_case
 from torch import Tensor
@@ -74,12 +75,7 @@ def equations(case: TrainingCase, target: str, prediction_type: str, output: Ten
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("target", ["independent", "same", "consistent"])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_loss_and_gradients_are_those_of_the_equations(
-    target: str, prediction_type: str, dtype: torch.dtype, backend: str
-) -> None:
+def check_equations(target: str, prediction_type: str, dtype: torch.dtype, backend: str) -> None:
     case = batch(dtype, target, prediction_type)
     own, wide = (
         [tensor.detach().to(kind).requires_grad_() for tensor in (case.model_output, case.sample)]
@@ -96,6 +92,18 @@ def test_loss_and_gradients_are_those_of_the_equations(
         for b in range(len(TIMESTEPS)):
             largest = float(wanted[b].abs().max())
             torch.testing.assert_close(actual[b].double(), wanted[b], rtol=0, atol=2 * relative * largest)
+
+
+def test_loss_and_gradients_are_those_of_the_equations() -> None:
+    check_all(
+        check_equations,
+        pairs(
+            target=["independent", "same", "consistent"],
+            prediction_type=["epsilon", "sample", "v_prediction"],
+            dtype=[torch.float32, torch.float64],
+            backend=["cpu", "reference"],
+        ),
+    )
 
 
 def test_the_training_sample_is_that_of_the_equation(backend: str) -> None:

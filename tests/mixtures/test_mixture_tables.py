@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from covering import check_all, pairs
 from helpers import PUBLISHED_VARIANTS
 from torch import Tensor
 
@@ -30,11 +31,12 @@ def levels(sigmas: list[float], weights: list[float]) -> Tensor:
     return table
 
 
-@pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
-@pytest.mark.parametrize("n_steps", [None, 4])
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tables(variant: str, n_steps: int | None, weights: list[float] | None, dtype: torch.dtype) -> None:
+def check_tables(
+    variant: str,
+    n_steps: int | None,
+    weights: list[float] | None,
+    dtype: torch.dtype,
+) -> None:
     mixture = gaussian_mixture(
         variant, elements=5, n_components=3, scale=0.6, n_steps=n_steps, weights=weights
     )
@@ -57,6 +59,18 @@ def test_tables(variant: str, n_steps: int | None, weights: list[float] | None, 
         )
     assert torch.all(tables.std[-1] == coefficients[-1, Column.SIGMA])  # no offset there, nothing removed
     assert clipped > 0
+
+
+def test_tables() -> None:
+    check_all(
+        check_tables,
+        pairs(
+            variant=PUBLISHED_VARIANTS,
+            n_steps=[None, 4],
+            weights=[None, WEIGHTS],
+            dtype=[torch.float32, torch.float64],
+        ),
+    )
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 2.0])

@@ -9,6 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from covering import check_all, pairs
 from helpers import PUBLISHED_VARIANTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,10 +56,8 @@ def unequal(count: int) -> Float64:
 weight_lists = st.lists(st.floats(0.01, 10.0), min_size=2, max_size=9)
 
 
-@pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
-@pytest.mark.parametrize(("count", "elements"), [(2, 2), (3, 3), (8, 63), (5, 1000), (64, 64), (8, 4097)])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_offsets_follow_the_equations(variant: str, count: int, elements: int, weighted: bool) -> None:
+def check_offsets(variant: str, size: tuple[int, int], weighted: bool) -> None:
+    count, elements = size
     pi = unequal(count) if weighted else np.full(count, 1 / count)
     mixture = gaussian_mixture(
         variant,
@@ -80,6 +79,17 @@ def test_offsets_follow_the_equations(variant: str, count: int, elements: int, w
     for step in range(3):
         expected = expected_offsets(variant, noise(11, step, count, elements), pi, 1.7)
         np.testing.assert_allclose(mixture.offsets[step].numpy(), expected, rtol=0, atol=1e-10)
+
+
+def test_offsets_follow_the_equations() -> None:
+    check_all(
+        check_offsets,
+        pairs(
+            variant=PUBLISHED_VARIANTS,
+            size=[(2, 2), (3, 3), (8, 63), (5, 1000), (64, 64), (8, 4097)],
+            weighted=[False, True],
+        ),
+    )
 
 
 @pytest.mark.parametrize("count", [1025 // 2, 100])

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from covering import check_all, pairs
 from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,17 +112,15 @@ def test_a_perfect_model_gives_back_data_and_noise(kind: str) -> None:
         torch.testing.assert_close(got_eps, eps, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", PREDICTION_TYPES)
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("limit", [None, 1.0])
-@pytest.mark.parametrize("set_alpha_to_one", [True, False])
-@pytest.mark.parametrize(
-    ("spacing", "offset", "count"),
-    [("leading", 0, 10), ("leading", 1, 7), ("trailing", 0, 16), ("linspace", 0, 9), ("leading", 0, 100)],
-)
-def test_whole_runs_of_diffusers(
-    kind: str, eta: float, limit: float | None, set_alpha_to_one: bool, spacing: str, offset: int, count: int
+def check_run(
+    kind: str,
+    eta: float,
+    limit: float | None,
+    rederive: bool,
+    set_alpha_to_one: bool,
+    visited: tuple[str, int, int],
 ) -> None:
+    spacing, offset, count = visited
     schedule = noise_schedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
     scheduler = DDIMScheduler(
         prediction_type=kind,
@@ -136,31 +135,54 @@ def test_whole_runs_of_diffusers(
         scheduler.final_alpha_cumprod = schedule.alphas_cumprod[0]
     scheduler.set_timesteps(count)
     steps = timesteps(count, spacing=spacing, steps_offset=offset)
-    for rederive in (False, True):
-        rows = ddim_coefficients(
-            schedule,
-            steps,
-            prev_timesteps=(steps - 1000 // count).clamp(min=-1),  # the previous step as diffusers has it
+    rows = ddim_coefficients(
+        schedule,
+        steps,
+        # The previous step as diffusers has it.
+        prev_timesteps=(steps - 1000 // count).clamp(min=-1),
+        eta=eta,
+        prediction_type=kind,
+        clip_sample_range=limit,
+        use_clipped_model_output=rederive,
+        set_alpha_to_one=set_alpha_to_one,
+        dtype=torch.float64,
+    )
+    draw = draws(count)
+    x = next(draw)
+    mixing = next(draw).T @ next(draw)
+    for t, row in zip(steps.tolist(), rows, strict=True):
+        o = torch.tanh(x @ mixing + t / 1000)
+        z = next(draw)
+        theirs = scheduler.step(
+            o,
+            t,
+            x,
             eta=eta,
-            prediction_type=kind,
-            clip_sample_range=limit,
             use_clipped_model_output=rederive,
-            set_alpha_to_one=set_alpha_to_one,
-            dtype=torch.float64,
+            variance_noise=z if eta > 0 else None,
         )
-        draw = draws(count)
-        x = next(draw)
-        mixing = next(draw).T @ next(draw)
-        for t, row in zip(steps.tolist(), rows, strict=True):
-            o = torch.tanh(x @ mixing + t / 1000)
-            z = next(draw)
-            theirs = scheduler.step(
-                o, t, x, eta=eta, use_clipped_model_output=rederive, variance_noise=z if eta > 0 else None
-            )
-            ours, x0, _ = apply_row(row, x, o, z)
-            torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=1e-11, atol=1e-11)
-            torch.testing.assert_close(ours, theirs.prev_sample, rtol=1e-11, atol=1e-11)
-            x = ours
+        ours, x0, _ = apply_row(row, x, o, z)
+        torch.testing.assert_close(x0, theirs.pred_original_sample, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(ours, theirs.prev_sample, rtol=1e-11, atol=1e-11)
+        x = ours
+
+
+def test_whole_runs_of_diffusers() -> None:
+    choices = pairs(
+        visited=[
+            ("leading", 0, 10),
+            ("leading", 1, 7),
+            ("trailing", 0, 16),
+            ("linspace", 0, 9),
+            ("leading", 0, 100),
+        ],
+        kind=PREDICTION_TYPES,
+        eta=[0.0, 1.0],
+        limit=[None, 1.0],
+        rederive=[False, True],
+        set_alpha_to_one=[True, False],
+    )
+    check_all(check_run, choices)
 
 
 def test_the_previous_step_is_the_next_entry() -> None:

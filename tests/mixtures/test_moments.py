@@ -47,14 +47,14 @@ def relative(error: float, reference: float) -> float:
     return 0.0 if error == 0 else (math.inf if reference == 0 else error / reference)
 
 
-@pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
-@pytest.mark.parametrize("n_steps", [None, 5])
 @given(
+    variant=st.sampled_from(PUBLISHED_VARIANTS),
+    n_steps=st.sampled_from([None, 5]),
     weights=st.none() | st.lists(st.floats(0.1, 5), min_size=2, max_size=7),
     eta=st.sampled_from([0.0, 0.3, 1.0]),
     scale=st.sampled_from([0.05, 1.0, 4.0]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_report_is_what_the_dense_covariance_says(
     variant: str, n_steps: int | None, weights: list[float] | None, eta: float, scale: float
 ) -> None:
