@@ -70,7 +70,7 @@ from gmmkernel.backends.triton.training import (
     skip_loss_kernel,
 )
 
-BUDGET = ROOT / "tests" / "triton_kernels" / "budget.json"
+BUDGET = ROOT / "tests" / "triton_code" / "budget.json"
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 WITH_FLOAT64 = TYPES | {"float64": "fp64"}
 TABLE_TYPES = {"float32": "fp32", "float64": "fp64"}

@@ -1,0 +1,229 @@
+"""The CUDA kernels' machine code, read out of the extension: nothing spilled, loads wide, nothing approximate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import cuda_binary
+import pytest
+import sass_report
+
+HOT_LOOPS = tuple(
+    f"{kind}{rest}" for kind in ("mixture", "shifted", "gaussian") for rest in ("", " remainder")
+)
+TABLES = {"mixture": 2, "shifted": 1, "gaussian": 0}  # that a loop of the kind reads
+
+# Those that draw noise, and those that divide: elsewhere no instruction is approximate.
+NOISY = (
+    "step_",
+    "standard_normal_",
+    "project_noise ",
+    "backward_sums ",
+    "sum_std ",
+    "add_noise_",
+    "skip_loss_common ",
+    "skip_loss_any ",
+)
+DIVIDING = ("density_", "log_prob ", "add_shares ", "skip_loss_backward_", "finish_loss ", "scale_pull ")
+
+Reports = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        number if number == "90" else pytest.param(number, marks=pytest.mark.slow)
+        for number in sass_report.ARCHITECTURES
+    ],
+)
+def reports(request: pytest.FixtureRequest) -> Reports:
+    """The report of each kernel by architecture, of which this is one."""
+    try:
+        sass = cuda_binary.read_sass(cuda_binary.find_extension(), request.param)
+    except cuda_binary.MissingTool as missing:
+        pytest.skip(str(missing))
+    return {f"sm_{request.param}": sass_report.report(*sass)}
+
+
+def offenders(
+    reports: Reports, kernels: Iterable[str], faults: Callable[[str, Any], Iterable[Any]]
+) -> list[str]:
+    """Return a line for each fault of each of the kernels, on the architecture."""
+    return [
+        f"{architecture} {name}: {fault}"
+        for architecture, of in reports.items()
+        for name in kernels
+        for fault in faults(name, of[name])
+    ]
+
+
+def hot_loops(report: Any) -> dict[str, Any]:
+    """Return the loops that a kernel is for: of a step's those without `mixed`, of noise the only one."""
+    expected = ("noise",) if report.name in sass_report.NOISE_KERNELS else HOT_LOOPS
+    if report.name in sass_report.BACKWARD_KERNELS:
+        expected = ("clipped", "clipped remainder", "free", "free remainder")
+    assert [kind for kind in report.loops if kind != "mixed"] == list(expected)
+    return {kind: report.loops[kind] for kind in expected}
+
+
+def test_nothing_is_spilled(reports: Reports) -> None:
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        found = report.resources.stack, report.spill_stores, report.spill_loads
+        if any(found):
+            yield found
+
+    assert offenders(reports, sass_report.KERNELS, faults) == []
+
+
+def test_a_hot_loop_touches_memory_only_128_bits_at_a_time(reports: Reports) -> None:
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        for kind, loop in hot_loops(report).items():
+            if set(loop.memory) != {"STG.E.128"} | ({"LDG.E.128"} if kind != "noise" else set()):
+                yield kind, loop.memory
+
+    assert offenders(reports, sass_report.COMMON_KERNELS, faults) == []
+
+
+def test_a_hot_loop_reads_every_input_once(reports: Reports) -> None:
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        guided = name.endswith("guided")
+        bits = sass_report.ELEMENT_BITS[name.split()[1]]
+        for kind in HOT_LOOPS:
+            loop = report.loops[kind]
+            per_element = (3 if guided else 2) * bits + TABLES[kind.split()[0]] * 32
+            elements = 128 // bits if kind.endswith("remainder") else 8 if guided else 16
+            if (loop.loaded_bits, loop.elements) != (elements * per_element, elements):
+                yield kind, loop.loaded_bits, loop.elements
+
+    assert offenders(reports, sass_report.STEP_KERNELS, faults) == []
+
+
+def test_gradients_read_what_they_need_and_write_each_once(reports: Reports) -> None:
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        inputs = 3 if name.endswith("guided") else 2
+        bits = sass_report.ELEMENT_BITS[name.split()[1]]
+        for kind, loop in hot_loops(report).items():
+            elements = 128 // bits if kind.endswith("remainder") else 16
+            vectors = elements * bits // 128
+            loads = vectors * (1 if kind.startswith("free") else 1 + inputs)
+            expected = {"LDG.E.128": loads, "STG.E.128": vectors * inputs}
+            if (loop.elements, loop.memory) != (elements, expected):
+                yield kind, loop.elements, loop.memory
+
+    assert offenders(reports, sass_report.BACKWARD_KERNELS, faults) == []
+
+
+def test_gradients_are_fused_where_the_reference_says_so(reports: Reports) -> None:
+    """Two fmas for each element, one more to clip, one more of the guidance pair there."""
+
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        for kind, loop in hot_loops(report).items():
+            each = 2 if kind.startswith("free") else 4 if name.endswith("guided") else 3
+            fused = sum(count for opcode, count in loop.opcodes.items() if opcode.startswith("FFMA"))
+            if fused != each * loop.elements:
+                yield kind, fused, loop.elements
+
+    assert offenders(reports, sass_report.BACKWARD_KERNELS, faults) == []
+
+
+def test_a_hot_loop_draws_a_normal_for_each_element(reports: Reports) -> None:
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        for kind, loop in hot_loops(report).items():
+            # Ten rounds of two products for four elements; the compiler takes out what is the same for all elements,
+            # and may make one product more of an address.
+            blocks = loop.elements // 4
+            within = 18 * blocks <= loop.wide_products <= 20 * blocks + 1
+            if loop.square_roots != loop.elements / 2 or not within:
+                yield kind, loop.square_roots, loop.wide_products, loop.elements
+
+    kernels = (*sass_report.STEP_KERNELS, *sass_report.NOISE_KERNELS)
+    assert offenders(reports, kernels, faults) == []
+
+
+def test_training_draws_what_it_needs_and_reads_it_wide(reports: Reports) -> None:
+    """Two normals for each root; e2 where the row wants it; of the 16-bit types, a loss has four elements at once."""
+
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        streams = 1 if name.startswith("add_noise") else 2
+        vector = 8 if name in ("add_noise_common bfloat16", "add_noise_common float16") else 4
+        of_division = 1 if name.startswith("skip_loss_backward") else 0  # on a path of its own
+        narrow = vector == 4 and not name.endswith("float32")
+        width = 64 if narrow else 128
+        if (
+            report.opcodes["MUFU.RSQ"] != streams * vector / 2 + of_division
+            or report.opcodes[f"LDG.E.{width}"] < 1
+            or report.opcodes[f"STG.E.{width}"] < (0 if name.startswith("skip_loss_c") else 1)
+        ):
+            yield report.opcodes
+
+    kernels = [name for name in sass_report.TRAINING_KERNELS if "_common " in name]
+    assert offenders(reports, kernels, faults) == []
+
+
+def test_offsets_that_are_added_last_are_read_wide(reports: Reports) -> None:
+    """Four samples' inputs, 16 numbers of the offsets that they share, and nothing through a generic address."""
+
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        inputs = 3 if name.endswith("guided") else 2
+        if (
+            report.opcodes["LDG.E.128"] < 4 * inputs + 4
+            or report.opcodes["STG.E.128"] < 4
+            or {"LD.E", "LD.E.64", "LD.E.128"} & report.opcodes.keys()
+        ):
+            yield report.opcodes
+
+    assert offenders(reports, sass_report.DIRECTED_KERNELS, faults) == []
+
+
+def test_the_only_approximate_instruction_is_the_named_one(reports: Reports) -> None:
+    """A division begins with an estimate of its own, and handles special cases with more; the PTX asks for div.rn."""
+
+    def faults(name: str, report: Any) -> Iterator[Any]:
+        approximate = {opcode for opcode in report.opcodes if opcode.startswith("MUFU")}
+        if name.startswith(DIVIDING):
+            yield from approximate - {"MUFU.RCP", "MUFU.RSQ", "MUFU.RCP64H"}
+            return
+        yield from approximate ^ ({"MUFU.RSQ"} if name.startswith(NOISY) else set())
+        yield from (opcode for opcode in report.opcodes if "FTZ" in opcode.split("."))
+
+    assert offenders(reports, sass_report.KERNELS, faults) == []
+
+
+@pytest.mark.parametrize("architecture", ["80", "120"])
+def test_ptx_spells_out_every_rounding(architecture: str) -> None:
+    """Without a rounding of its own, the assembler may fuse a product into a sum."""
+    try:
+        ptx = cuda_binary.read_ptx(cuda_binary.find_extension(), architecture)
+    except cuda_binary.MissingTool as missing:
+        pytest.skip(str(missing))
+    opcodes = set(re.findall(r"^\s*(?:@!?%p\d+\s+)?([a-z][a-z0-9_]*(?:\.[\w:]+)*)\s", ptx, re.MULTILINE))
+    floating = {
+        opcode
+        for opcode in opcodes
+        if re.match(r"(add|sub|mul|fma|mad|div|rcp|sqrt|rsqrt|tanh|sin|cos|ex2|lg2)\b", opcode)
+        and re.search(r"\.(b?f16|b?f16x2|f32|f64)\b", opcode)
+    }
+    assert "fma.rn.f32" in floating
+    assert floating <= {
+        *(
+            f"{name}.rn.{dtype}"
+            for name in ("add", "sub", "mul", "fma", "div", "rcp")
+            for dtype in ("f32", "f64")
+        ),
+        "rsqrt.approx.ftz.f32",
+    }
+    inexact = {"approx", "ftz", "full", "relu", "sat"}
+    assert {opcode for opcode in opcodes if inexact & set(opcode.split("."))} == {"rsqrt.approx.ftz.f32"}
+
+
+def test_the_mixture_step_costs_no_more_than_required(reports: Reports) -> None:
+    assert sass_report.over_required(reports) == []
+
+
+def test_budget_is_kept(reports: Reports) -> None:
+    release, here = sass_report.budget_release(), cuda_binary.nvcc_release()
+    if here != release:
+        pytest.skip(f"the budget is nvcc {release}'s, this is {here}")
+    assert sass_report.over_budget(reports, sass_report.load_budget()) == []
