@@ -7,18 +7,20 @@ NEWEST := build/newest
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: sample test test-slow test-newest gpu-check lint format bench train study golden accuracy wheel clean
+.PHONY: sample test test-all test-newest gpu-check lint format bench train study golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
 sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
 	$(PY) -m gmmkernel compare --output out/comparison.png
 
-# Everything CI checks.
+# What everybody runs: minutes. Two processes are enough to keep two cores busy to the end.
 test: lint
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
-test-slow: $(VENV)/ready
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "not gpu"
+# What `make test` leaves out, since it takes long: a wheel in a clean environment, C++ alone and with sanitizers, every
+# architecture, AMD, the studies, large tensors.
+test-all: $(VENV)/ready
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "slow and not gpu"
 
 # What depends on PyTorch, with the newest one that the index has (and what it asks for) in an environment of its own:
 # six gigabytes, which go when the tests have passed, and about ten minutes.

@@ -13,28 +13,13 @@ from helpers import assert_same_bits
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
 
 from gmmkernel.backends.reference import elementary  # noqa: E402
-from gmmkernel.backends.triton import (  # noqa: E402
-    launch,
-    launch_backward,
-    launch_density,
-    launch_low_rank,
-    launch_sums,
-    launch_training,
-)
-from gmmkernel.backends.triton.program import Program  # noqa: E402
 from ptx import cases, instructions, proof  # noqa: E402
 from ptx.elementary_kernel import elementary_kernel  # noqa: E402
-from ptx.triton_driver import TritonOnCpu  # noqa: E402
+from ptx.triton_driver import MODULES, PROGRAMS, TritonOnCpu  # noqa: E402
 
 pytestmark = pytest.mark.xdist_group("ptx_triton")
 
-MODULES = (launch, launch_backward, launch_density, launch_low_rank, launch_sums, launch_training)
-KERNELS = {
-    value.kernel.__name__
-    for module in MODULES
-    for value in vars(module).values()
-    if isinstance(value, Program)
-}
+KERNELS = {program.kernel.__name__ for program in PROGRAMS}
 # Of how many cases one is run here: each compiles kernels of its own, which takes seconds.
 EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "low_rank": 8, "training": 11}
 

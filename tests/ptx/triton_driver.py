@@ -17,7 +17,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
 from gmmkernel.backends import triton as backend
-from gmmkernel.backends.triton import launch
+from gmmkernel.backends.triton import (
+    launch,
+    launch_backward,
+    launch_density,
+    launch_low_rank,
+    launch_sums,
+    launch_training,
+)
 from gmmkernel.backends.triton.program import WARPS, Program
 from ptx import translate
 from ptx.machine import WARP, Machine
@@ -25,13 +32,32 @@ from ptx.parse import PTXError, parse
 
 STREAM = 77
 DEVICE = -1  # what a CPU tensor says its device is
+MODULES = (launch, launch_backward, launch_density, launch_low_rank, launch_sums, launch_training)
+PROGRAMS = [value for module in MODULES for value in vars(module).values() if isinstance(value, Program)]
 BUILD = Path(__file__).parents[2] / "build" / "triton"
+
+
+def forget() -> None:
+    """Throw away what was compiled for one device, so that nothing of it is launched on another."""
+    for program in PROGRAMS:
+        program.compiled.clear()
+        program.kernel.device_caches.clear()
+
+
+@contextmanager
+def without_assembler() -> Iterator[None]:
+    """Let Triton's compiler stop at PTX: the rest takes half of its time, and cannot be run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(BUILD))
+        patch.setattr(CUDABackend, "make_cubin", lambda self, text, *options: text.encode())
+        yield
 
 
 class TritonOnCpu:
     """A backend: the functions of `gmmkernel.backends.triton` for tensors on the CPU."""
 
     name = "Triton"
+    _last: TritonOnCpu | None = None  # whose kernels Triton holds
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture
@@ -56,17 +82,17 @@ class TritonOnCpu:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make this Triton's device, among CPU tensors, and leave nothing compiled for it behind."""
+        """Make this Triton's device, among CPU tensors."""
+        if TritonOnCpu._last is not self:
+            forget()
+            TritonOnCpu._last = self
         launching = Program.launch
 
         def seen(program: Program, grid: Any, device: int, tensors: Any, *others: Any) -> None:
             self.allow(*(tensor for tensor in tensors if tensor is not None))
             launching(program, grid, device, tensors, *others)
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_CACHE_DIR", str(BUILD))
-            # The assembler takes half of the time, and its code cannot be run here.
-            patch.setattr(CUDABackend, "make_cubin", lambda self, text, *options: text.encode())
+        with without_assembler(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(triton.runtime.driver, "_active", self)
             patch.setattr(torch.cuda, "current_device", self.get_current_device)
             patch.setattr(torch._C, "_cuda_getCurrentRawStream", self.get_current_stream, raising=False)

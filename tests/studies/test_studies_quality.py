@@ -29,6 +29,8 @@ from studies.quality.networks import PATCH, Digits, Patches, PatchesUNet, load_p
 from studies.quality.report import details
 from studies.quality.settings import DATA, Cell, Found, Settings
 
+pytestmark = pytest.mark.slow
+
 CaptureText = pytest.CaptureFixture[str]
 SHORT = ("--seeds", "2", "--samples", "40", "--steps", "3", "--eta", "0", "0.5", "--patch-steps", "2")
 SETTINGS = Settings(40, 2, 1, (3,), (0.0, 0.5))

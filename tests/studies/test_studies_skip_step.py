@@ -17,6 +17,8 @@ from studies.skip_step_methods import BASELINE, METHODS, Method, optimal_scale
 from studies.skip_step_report import Settings, table
 from studies.statistics import difference
 
+pytestmark = pytest.mark.slow
+
 CaptureText = pytest.CaptureFixture[str]
 SHORT = ("--training-steps", "3", "--seeds", "2", "--samples", "20", "--sampling-steps", "4")
 

@@ -12,6 +12,7 @@ import torch
 from helpers import random_case
 
 triton = pytest.importorskip("triton", reason="Triton is not installed", exc_type=ModuleNotFoundError)
+from ptx.triton_driver import forget, without_assembler  # noqa: E402
 from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
@@ -20,22 +21,12 @@ from gmmkernel.backends.protocol import StepGradients, StepInputs, TrainingGradi
 from gmmkernel.backends.triton import (  # noqa: E402
     launch,
     launch_backward,
-    launch_density,
-    launch_sums,
     launch_training,
     program,
 )
 
 STREAM = 77  # the current one
 DEVICE = -1  # what a CPU tensor says its device is
-
-
-PROGRAMS = [
-    value
-    for module in (launch, launch_backward, launch_density, launch_sums, launch_training)
-    for value in vars(module).values()
-    if isinstance(value, program.Program)
-]
 
 
 class Launch(NamedTuple):
@@ -90,13 +81,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", made.get_current_stream, raising=False)
     monkeypatch.setattr(launch, "_multiprocessors", lambda device: 132)
 
-    def forget() -> None:
-        for each in PROGRAMS:
-            each.compiled.clear()
-            each.kernel.device_caches.clear()
-
     forget()
-    yield made
+    with without_assembler():
+        yield made
     forget()
 
 
