@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NEWEST := build/newest
+# One thread for each process: more would wait for each other. Tests of threads ask for them.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
@@ -13,14 +15,14 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
 	$(PY) -m gmmkernel compare --output out/comparison.png
 
-# What everybody runs: minutes. Two processes are enough to keep two cores busy to the end.
+# What everybody runs.
 test: lint
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+	$(PYTEST)
 
 # What `make test` leaves out, since it takes long: a wheel in a clean environment, C++ alone and with sanitizers, every
 # architecture, AMD, the studies, large tensors.
 test-all: $(VENV)/ready
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 # What depends on PyTorch, with the newest one that the index has (and what it asks for) in an environment of its own:
 # six gigabytes, which go when the tests have passed, and about ten minutes.

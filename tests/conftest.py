@@ -16,17 +16,15 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 
-# torch.compile lists PyTorch's and NumPy's functions when it is first used, and would list poisoned ones; so do
-# default devices.
-trace_rules.get_torch_obj_rule_map()
-trace_rules.get_tensor_method()
-trace_rules.is_numpy(None)
-_device_constructors()
-
-
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill uninitialised tensors and arrays with NaN (integers: -1), so that unwritten elements show."""
+    # torch.compile lists PyTorch's and NumPy's functions when it is first used, and again after a process group has
+    # been; so do default devices. They would list poisoned ones.
+    trace_rules.get_torch_obj_rule_map()
+    trace_rules.get_tensor_method()
+    trace_rules.is_numpy(None)
+    _device_constructors()
     for owner, name in (
         (torch, "empty"),
         (torch, "empty_like"),
