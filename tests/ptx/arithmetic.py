@@ -37,22 +37,32 @@ def library() -> ctypes.CDLL:
             ["cc", "-O2", "-march=native", "-shared", "-fPIC", "-o", made, source, "-lm"], check=True
         )
         loaded = ctypes.CDLL(str(made))
-    loaded.load.restype = loaded.store.restype = ctypes.c_long
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    for function in (loaded.fma_f32, loaded.fma_f64):
+        function.argtypes = [*[pointer, number] * 4]
+    for function in (loaded.load, loaded.store):
+        function.restype = number
+        function.argtypes = [pointer, pointer, number, number, number, pointer, pointer, number]
     return loaded
 
 
-def address(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+def address(array: np.ndarray[Any, Any]) -> int:
     """Return where an array begins."""
-    return ctypes.c_void_p(array.ctypes.data)
+    place: int = array.__array_interface__["data"][0]
+    return place
 
 
 def fma(a: Array, b: Array, c: Array) -> Array:
     """Return a b + c, rounded once."""
-    shape = np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(c))
-    a, b, c = (np.ascontiguousarray(np.broadcast_to(x, shape)) for x in (a, b, c))
+    shape = next((x.shape for x in (a, b, c) if x.ndim), ())
     result = np.zeros(shape, a.dtype)
+    steps = []
+    for x in (a, b, c):
+        x = np.ascontiguousarray(x)
+        steps += [x, int(x.size > 1)]
+    (a, a_step, b, b_step, c, c_step) = steps
     function = library().fma_f32 if a.dtype == np.float32 else library().fma_f64
-    function(address(a), address(b), address(c), address(result), ctypes.c_long(result.size))
+    function(address(a), a_step, address(b), b_step, address(c), c_step, address(result), result.size)
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,9 +145,21 @@ class Threads:
             **{w: DTYPES[f"u{w}"].type(POISON & (1 << w) - 1) for w in (8, 16, 32, 64)},
         }
         registers = [poison[width] for width in self.program.kernel.widths]
-        at = np.zeros(self.count, np.int64)
+        at: Array = 0  # the block of instructions of each thread, or of all
         first = self._half_of_warps(rng)
+        sizes = [len(block) for block in self.program.kernel.blocks]
         for _ in range(_MOST_TURNS):
+            if np.ndim(at) == 0 and (first is None or at >= _WAITING):
+                if at == _LEFT:
+                    return
+                if at >= _WAITING:
+                    at -= _WAITING
+                    first = self._half_of_warps(rng)
+                    continue
+                self.machine.instructions += self.count * sizes[at]
+                at = self._together(self._step(at, False, registers, self._all))
+                continue
+            at = np.broadcast_to(at, self.count)
             ready = at < _WAITING
             if not ready.any():
                 if (at == _LEFT).all():
@@ -160,13 +171,25 @@ class Threads:
                 ready = ready & first
             block = int(at[ready].min())
             mask = ready & (at == block)
-            everyone = bool(mask.all())
-            running = self.count if everyone else int(mask.sum())
-            self.machine.instructions += running * len(self.program.kernel.blocks[block])
-            function = self.program.function(block, not everyone)
-            following = function(registers, self, self.program.constants, mask)
-            at = np.where(mask, np.where(np.asarray(following) == DONE, _LEFT, following), at)
+            running = int(np.count_nonzero(mask))
+            self.machine.instructions += running * sizes[block]
+            following = self._step(block, running < self.count, registers, mask)
+            at = self._together(np.where(mask, following, at))
         raise PTXError(f"{self.program.kernel.name} does not end")
+
+    def _step(self, block: int, masked: bool, registers: list[Array], mask: Array) -> Array:
+        """Run a block of instructions; return where each thread, or all, goes next."""
+        function = self.program.function(block, masked)
+        following = function(registers, self, self.program.constants, mask)
+        if np.ndim(following) == 0:
+            return _LEFT if following == DONE else int(following)
+        return np.where(following == DONE, _LEFT, following)
+
+    def _together(self, at: Array) -> Array:
+        """Return one number where all threads are at the same block."""
+        if np.ndim(at) == 0:
+            return at
+        return int(at[0]) if (at == at[0]).all() else at
 
     def _half_of_warps(self, rng: np.random.Generator | None) -> np.ndarray[Any, Any] | None:
         """Return the threads of about half of the warps, or None."""
@@ -189,7 +212,10 @@ class Threads:
         self, space: str, place: Array, size: int, mask: Array | None, text: str
     ) -> tuple[Array, np.ndarray[Any, Any]]:
         """Return addresses and the mask of those that count, one of each where the address is everyone's."""
-        mask = self._all if mask is None else np.ascontiguousarray(np.broadcast_to(mask, self.count))
+        if mask is None:
+            mask = self._all
+        elif np.ndim(mask) == 0:
+            mask = np.full(self.count, mask)
         if space == "shared":
             beyond = (place.astype(np.uint64) + np.uint64(size) > self.shared_bytes) & mask
             if beyond.any():
@@ -213,12 +239,12 @@ class Threads:
         fault = function(
             address(places),
             address(mask),
-            ctypes.c_long(len(mask)),
-            ctypes.c_long(width),
-            ctypes.c_long(len(words)),
+            len(mask),
+            width,
+            len(words),
             address(words),
             address(ranges),
-            ctypes.c_long(len(ranges) // 2),
+            len(ranges) // 2,
         )
         if fault >= 0:
             thread, outside = divmod(fault, 2)
@@ -247,8 +273,12 @@ class Threads:
         values: list[Array],
     ) -> None:
         """Write words to memory."""
-        places, mask = self._place(space, np.broadcast_to(place, self.count), width * words, mask, text)
-        stored = np.stack([np.broadcast_to(value, self.count) for value in values])
+        if np.ndim(place) == 0:
+            place = np.full(self.count, place)
+        places, mask = self._place(space, place, width * words, mask, text)
+        stored = np.zeros((words, self.count), DTYPES[f"u{8 * width}"])
+        for word, value in zip(stored, values, strict=True):
+            word[:] = value
         self._move(library().store, space, places, mask, width, stored, text)
 
     # ------------------------------------------------------------------------------- warps

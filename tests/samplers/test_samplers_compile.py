@@ -25,7 +25,13 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "name",
-    ["DDIM, rand", "SDE-DPM-Solver++, exact", "F-PNDM", "flow, ortho-vub", "DDIM, guided, thresholding"],
+    [
+        pytest.param("DDIM, rand", marks=pytest.mark.slow),
+        "SDE-DPM-Solver++, exact",
+        pytest.param("F-PNDM", marks=pytest.mark.slow),
+        "flow, ortho-vub",
+        "DDIM, guided, thresholding",
+    ],
 )
 def test_a_whole_run_is_one_graph(name: str) -> None:
     sampler = SAMPLERS[name]

@@ -144,6 +144,7 @@ def gradients_of(inputs: StepInputs) -> StepGradients:
     return StepGradients(*map(like, (*of, inputs.offsets, inputs.std)), history=[*map(like, inputs.history)])
 
 
+@pytest.mark.slow
 def test_gradients_compile_once_for_all_sizes_rows_and_seeds(
     driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
