@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NEWEST := build/newest
-# One thread for each process: more would wait for each other. Tests of threads ask for them.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadgroup
+# One thread for each process: more would wait for each other. Tests of threads ask for them. A file's tests go to one
+# process, since they share what takes long to make; in the files' order, in which the longest come in the middle.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
@@ -20,7 +21,7 @@ test: lint
 	$(PYTEST)
 
 # What `make test` leaves out, since it takes long: a wheel in a clean environment, C++ alone and with sanitizers, every
-# architecture, AMD, the studies, large tensors.
+# architecture, AMD, the studies, large tensors. The newest PyTorch is `make test-newest`, which downloads gigabytes.
 test-all: $(VENV)/ready
 	$(PYTEST) -m "slow and not gpu"
 
@@ -33,7 +34,7 @@ test-newest: $(VENV)/ready
 	$(NEWEST)/bin/python -m pip install --quiet torch --requirement $(NEWEST)/requirements.txt
 	$(NEWEST)/bin/python setup.py --quiet egg_info --egg-base $(NEWEST)
 	$(NEWEST)/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
-	PYTHONPATH='$(CURDIR):$(CURDIR)/$(NEWEST)' $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadgroup \
+	PYTHONPATH='$(CURDIR):$(CURDIR)/$(NEWEST)' $(NEWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist loadfile \
 		tests/backends tests/ops tests/gradients tests/samplers tests/integrations
 	rm -rf $(NEWEST)
 

@@ -215,7 +215,7 @@ class KernelReport:
             for kind, loop in self.loops.items()
         }
         figures = {name: round(value, 3) for name, value in self.figures().items()}
-        rest = {"local": self.local, "outside": self.outside, "gather": self.gather}
+        rest = {"outside": self.outside, "gather": self.gather}
         return {**figures, **rest, "loops": loops}
 
 

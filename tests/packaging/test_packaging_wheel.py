@@ -22,7 +22,7 @@ import gmmkernel
 from gmmkernel import DDIMSampler, noise_schedule
 from gmmkernel.digits import IMAGE_SHAPE, load_unet
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wheel")]
+pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
     "OMP_NUM_THREADS": "1",

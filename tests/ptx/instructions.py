@@ -1,7 +1,8 @@
 """Instructions that a step executes for each element: what speed is bound by where memory is not, without a GPU.
 
-    PYTHONPATH=.:tests:tools python -m ptx.instructions           # a table
-    PYTHONPATH=.:tests:tools python -m ptx.instructions --write    # the budgets, after a deliberate change
+    PYTHONPATH=.:tests:tools:tests/gpu:tests/gradients:tests/training python -m ptx.instructions
+
+prints a table, and with --write the budgets, after a deliberate change.
 
 PTX instructions of whole launches, prologues and idle threads included, over all elements, on grids as a large batch
 gets them; "few" is one sample on 132 multiprocessors. The assembler makes fewer of them (`tools/sass_report.py`).

@@ -17,8 +17,6 @@ from ptx import cases, instructions, proof  # noqa: E402
 from ptx.elementary_kernel import elementary_kernel  # noqa: E402
 from ptx.triton_driver import MODULES, PROGRAMS, TritonOnCpu  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("ptx_triton")
-
 KERNELS = {program.kernel.__name__ for program in PROGRAMS}
 # Of how many cases one is run here: each compiles kernels of its own, which takes seconds.
 EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "low_rank": 8, "training": 11}

@@ -65,7 +65,7 @@ KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERN
 each_architecture = pytest.mark.parametrize(
     ("architecture", "names"),
     [
-        pytest.param("90", LARGE, id="large-sm_90"),
+        pytest.param("90", [*LARGE, *(f"{kind} float32" for kind in WIDE)], id="large-sm_90"),
         *(
             pytest.param(number, list(KERNELS), id=f"sm_{number}", marks=pytest.mark.slow)
             for number in ARCHITECTURES
