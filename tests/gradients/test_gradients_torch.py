@@ -145,6 +145,8 @@ def test_forward_mode_is_an_error(function: Callable[..., Tensor]) -> None:
         pytest.raises(RuntimeError, match="an input has a forward-mode tangent, which is not supported"),
     ):
         call(torch.autograd.forward_ad.make_dual(ARGUMENTS[0], ARGUMENTS[0]))
+    with torch.autograd.forward_ad.dual_level():  # where nothing has a tangent, nothing is wrong
+        assert_same_bits(call(ARGUMENTS[0]), call(ARGUMENTS[0].clone()))
 
 
 def test_only_what_asks_for_a_gradient_gets_one() -> None:

@@ -109,6 +109,11 @@ def test_what_is_refused(function: Any, name: str, allowed: str) -> None:
     refused(levels(1, 0), TypeError, "dtype: expected torch.float32 or", dtype=torch.float16)
 
 
+def test_numbers_that_must_be_positive_say_so() -> None:
+    with pytest.raises(ValueError, match="^shift: expected a finite number > 0, got 0.0$"):
+        flow_times(3, shift=0.0)
+
+
 def test_times_of_a_flow_end_at_one() -> None:
     with pytest.raises(ValueError, match=re.escape("times: expected values in [0, 1], got 1.5 at index 0")):
         flow_coefficients(levels(1.5, 0))
