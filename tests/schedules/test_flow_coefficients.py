@@ -110,7 +110,7 @@ def test_what_is_refused(function: Any, name: str, allowed: str) -> None:
 
 
 def test_numbers_that_must_be_positive_say_so() -> None:
-    with pytest.raises(ValueError, match="^shift: expected a finite number > 0, got 0.0$"):
+    with pytest.raises(ValueError, match=r"^shift: expected a finite number > 0, got 0\.0$"):
         flow_times(3, shift=0.0)
 
 
