@@ -54,8 +54,10 @@ def address(array: np.ndarray[Any, Any]) -> int:
 
 def fma(a: Array, b: Array, c: Array) -> Array:
     """Return a b + c, rounded once."""
-    shape = next((x.shape for x in (a, b, c) if x.ndim), ())
-    result = np.zeros(shape, a.dtype)
+    shapes = {x.shape for x in (a, b, c) if x.ndim}
+    if len(shapes) > 1:
+        a, b, c = np.broadcast_arrays(a, b, c)
+    result = np.zeros(np.broadcast_shapes(*shapes), a.dtype)
     steps = []
     for x in (a, b, c):
         x = np.ascontiguousarray(x)
