@@ -58,7 +58,7 @@ class Memory:
         return like.set_(memory, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A call of the CPU core: its arguments as they were before, and what the memory of each held afterwards."""
 

@@ -274,11 +274,14 @@ class _Block:
         *options, kind = parts
         if set(options) - {"NaN"}:
             raise PTXError(f"unknown option: {instruction.text}")
-        a, b = self.values(instruction, kind)
-        if kind[0] == "f":
-            expression = f"extreme({a}, {b}, {instruction.name == 'max'}, {'NaN' in options})"
-        else:
-            expression = f"np.{instruction.name}imum({a}, {b})"
+        expression, *others = self.values(instruction, kind)  # from sm_100 on, two or three
+        for other in others:
+            if kind[0] == "f":
+                expression = (
+                    f"extreme({expression}, {other}, {instruction.name == 'max'}, {'NaN' in options})"
+                )
+            else:
+                expression = f"np.{instruction.name}imum({expression}, {other})"
         self.set(instruction.operands[0], expression, kind)
 
     do_max = do_min
