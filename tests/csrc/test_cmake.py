@@ -178,11 +178,3 @@ def test_accuracy_tool(tmp_path: Path) -> None:
     assert set(worst) == {"log", "exp", "log64", "exp64"}
     for error in worst.values():
         assert 0.5 < error < 1.1
-
-
-@pytest.mark.slow
-def test_every_logarithm_and_exponential_on_every_instruction_set(tmp_path: Path) -> None:
-    """All 2^32 float32 numbers, which takes minutes."""
-    _configure(ROOT, tmp_path, "-DGMM_CUDA=OFF")
-    _run(_tool("cmake"), "--build", tmp_path, "--target", "test_elementary")
-    _run(tmp_path / "csrc" / "tests" / "test_elementary", "--every-word")

@@ -428,7 +428,7 @@ def test_the_component_of_a_step_is_independent_of_its_noise(name: str) -> None:
 # ---- many more numbers ----
 
 
-@pytest.mark.slow
+@pytest.mark.accuracy
 def test_four_billion_numbers() -> None:
     """2^32 numbers, 65536 of each seed from 0 to 65535; `-s` shows the figures that docs/exactness.md quotes."""
     samples, elements = 2**16, 2**16

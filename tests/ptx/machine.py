@@ -313,11 +313,15 @@ class Threads:
             raise PTXError("a word from a lane that is elsewhere")
         return a[place], valid
 
-    def sum_of_warp(self, a: Array, lanes: Array, mask: Array | None) -> Array:
-        """Return the sum of the lanes' words."""
+    def reduce(self, a: Array, lanes: Array, mask: Array | None, largest: bool) -> Array:
+        """Return the sum of the lanes' words, or the largest of their float32 numbers that are any."""
         running = self._lanes(lanes, mask)
-        words = np.where(running, np.broadcast_to(a, self.count).reshape(-1, WARP), np.uint32(0))
-        return np.repeat(words.sum(1, dtype=np.uint32), WARP)
+        values = np.broadcast_to(a, self.count).reshape(-1, WARP)
+        if largest:
+            found = np.fmax.reduce(np.where(running, values, np.float32(-np.inf)), axis=1)
+        else:
+            found = np.where(running, values, np.uint32(0)).sum(1, dtype=np.uint32)
+        return np.repeat(found, WARP)
 
     def ballot(self, a: Array, lanes: Array, mask: Array | None) -> Array:
         """Return a word with a bit for each lane whose predicate holds."""

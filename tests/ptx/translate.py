@@ -28,6 +28,7 @@ from ptx.parse import (
 
 SPACES = ("param", "global", "shared", "const")
 DONE = -1
+NARROW = ("bf16", "f16")
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,27 @@ class _Block:
         if parts[-1] == "f32x2":
             self.pairs(instruction, parts, lambda a, b: f"{a} {sign} {b}")
             return
+        if parts[-1] in NARROW:
+            self.widening(instruction, parts, lambda a, b: f"{a} {sign} {b}")
+            return
         kind = self.arithmetic(instruction, parts, {"rn"} if parts[-1][0] == "f" else set())
         kind = kind if kind[0] == "f" else f"u{kind[1:]}"
         a, b = self.values(instruction, kind)
         self.set(instruction.operands[0], f"{a} {sign} {b}", kind)
+
+    def widening(self, instruction: Instruction, parts: list[str], expression: Callable[..., str]) -> None:
+        """All operands but the last have 16 bits and are widened first."""
+        if parts[:-1] != ["rn", "f32"]:
+            raise PTXError(f"not arithmetic of the contract: {instruction.text}")
+        *narrow, last = instruction.operands[1:]
+        operands = [*(self.widened(operand, parts[-1]) for operand in narrow), self.value(last, "f32")]
+        self.set(instruction.operands[0], expression(*operands), "f32")
+
+    def widened(self, operand: Operand, kind: str) -> str:
+        """Return a number of 16 bits as float32."""
+        if kind == "bf16":
+            return f"from_bfloat16({self.bits(operand, 16)})"
+        return f"{self.value(operand, kind)}.astype(f32)"
 
     def pairs(self, instruction: Instruction, parts: list[str], expression: Callable[..., str]) -> None:
         """Two float32 in one register of 64 bits."""
@@ -229,6 +247,9 @@ class _Block:
     def do_fma(self, instruction: Instruction, parts: list[str]) -> None:
         if parts[-1] == "f32x2":
             self.pairs(instruction, parts, lambda a, b, c: f"fma({a}, {b}, {c})")
+            return
+        if parts[-1] in NARROW:
+            self.widening(instruction, parts, lambda a, b, c: f"fma({a}, {b}, {c})")
             return
         kind = self.arithmetic(instruction, parts, {"rn"})
         self.set(instruction.operands[0], f"fma({', '.join(self.values(instruction, kind))})", kind)
@@ -375,7 +396,7 @@ class _Block:
             self.set(result, f"{high}.astype(u32) << u32.type(16) | {low}.astype(u32)", "b32")
             return
         if of == "bf16" and to == "f32":
-            self.set(result, f"from_bfloat16({self.bits(sources[0], 16)})", "f32")
+            self.set(result, self.widened(sources[0], of), "f32")
             return
         if to == "bf16":
             if not nearest or of != "f32":
@@ -490,10 +511,16 @@ class _Block:
             self.set(results[0], "moved", "b32")
             if len(results) > 1:
                 self.set(results[1], "valid", "pred")
-        elif name == "redux" and parts in (["sync", "add", "u32"], ["sync", "add", "s32"]):
+        elif name == "redux" and parts in (
+            ["sync", "add", "u32"],
+            ["sync", "add", "s32"],
+            ["sync", "max", "f32"],
+        ):
             result, a, lanes = instruction.operands
-            self.made.append(f"total = T.sum_of_warp({self.bits(a, 32)}, {self.bits(lanes, 32)}, {mask})")
-            self.set(result, "total", "b32")
+            kind = parts[2].replace("s", "u")
+            words = f"{self.value(a, kind)}, {self.bits(lanes, 32)}, {mask}, {kind == 'f32'}"
+            self.made.append(f"reduced = T.reduce({words})")
+            self.set(result, "reduced", kind)
         elif name == "vote" and parts == ["sync", "ballot", "b32"]:
             result, a, lanes = instruction.operands
             self.made.append(f"votes = T.ballot({self.value(a, 'pred')}, {self.bits(lanes, 32)}, {mask})")
