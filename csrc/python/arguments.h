@@ -1,13 +1,15 @@
-// What both extensions need: C structs from Python's numbers and tuples, errors out as exceptions.
+// What both extensions need: C structs from Python's tensors, errors out as exceptions.
+//
+// Each function fills in a struct from what the functions of gmmkernel/backends/protocol.py are given: named tuples
+// arrive as they are, and `Fields` reads them in the order in which they are declared there. Whether the struct may be
+// used, the call says (`Call::is_plain`).
 #pragma once
 
-#include <pybind11/pybind11.h>
-
-#include "gmmkernel/gmmkernel.h"
-
-namespace py = pybind11;
+#include "tensors.h"
 
 namespace arguments {
+
+using tensors::Call;
 
 inline void raise_on_error(int status) {
   switch (status) {
@@ -32,192 +34,184 @@ void run(Function&& function) {
   raise_on_error(status);
 }
 
-template <class T>
-T* pointer(std::uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// A tensor arrives as (address, batch stride in elements, dtype); address 0 stands for an absent one.
-
-inline gmm_input input(const py::tuple& t) {
-  return {pointer<const void>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>(), t[2].cast<int>()};
-}
-
-inline gmm_output output(const py::tuple& t) {
-  return {pointer<void>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>(), t[2].cast<int>()};
-}
-
-// An index arrives as (address, stride, value).
-inline gmm_index index(const py::tuple& t) {
-  return {pointer<const std::int64_t>(t[0].cast<std::uintptr_t>()), t[1].cast<std::int64_t>(),
-          t[2].cast<std::int64_t>()};
-}
-
-// What every function of the transition reads arrives as one tuple, in the order of gmmkernel/backends/compiled.py.
-inline gmm_step_arguments inputs(const py::tuple& t) {
-  gmm_step_arguments a = {};
-  a.batch = t[0].cast<std::int64_t>();
-  a.elements = t[1].cast<std::int64_t>();
-  a.sample = input(t[2]);
-  a.model_output = input(t[3]);
-  a.model_output_uncond = input(t[4]);
-  const py::list history = t[5];
-  if (history.size() > GMM_MAX_HISTORY) throw py::value_error("history: more than 4 tensors");
-  for (std::size_t j = 0; j < history.size(); ++j) a.history[j] = input(history[j]);
-  a.coefficients = pointer<const void>(t[6].cast<std::uintptr_t>());
-  a.coefficient_rows = t[7].cast<std::int64_t>();
-  a.row = index(t[8]);
-  a.step = index(t[9]);
-  a.seeds = pointer<const std::int64_t>(t[10].cast<std::uintptr_t>());
-  const py::tuple mixture = t[11];
-  if (!mixture.empty()) {
-    a.mixture.components = mixture[0].cast<std::int64_t>();
-    a.mixture.thresholds = pointer<const std::int64_t>(mixture[1].cast<std::uintptr_t>());
-    a.mixture.threshold_rows = mixture[2].cast<std::int64_t>();
-    a.mixture.offsets = pointer<const void>(mixture[3].cast<std::uintptr_t>());
-    a.mixture.offset_rows = mixture[4].cast<std::int64_t>();
-    a.mixture.std = pointer<const void>(mixture[5].cast<std::uintptr_t>());
-    a.mixture.std_rows = mixture[6].cast<std::int64_t>();
-    a.mixture.std_components = mixture[7].cast<std::int64_t>();
-    a.mixture.std_elements = mixture[8].cast<std::int64_t>();
-    a.mixture.directions = mixture[9].cast<std::int64_t>();
-    a.mixture.basis = pointer<const void>(mixture[10].cast<std::uintptr_t>());
-    a.mixture.basis_rows = mixture[11].cast<std::int64_t>();
-    a.mixture.shrinkage = pointer<const void>(mixture[12].cast<std::uintptr_t>());
-    a.mixture.shrinkage_rows = mixture[13].cast<std::int64_t>();
-    a.mixture.shrinkage_components = mixture[14].cast<std::int64_t>();
+// The entries of a tuple, one after the other.
+class Fields {
+ public:
+  explicit Fields(py::handle tuple) : tuple_(tuple.ptr()) {
+    if (!PyTuple_Check(tuple_)) throw py::type_error("expected a tuple");
   }
+
+  py::handle next() {
+    if (at_ == PyTuple_GET_SIZE(tuple_)) throw py::index_error("a tuple is too short");
+    return PyTuple_GET_ITEM(tuple_, at_++);
+  }
+
+ private:
+  PyObject* tuple_;
+  Py_ssize_t at_ = 0;
+};
+
+// Up to four tensors, in a list or a tuple; None is none.
+template <class Read>
+void read_history(Call& call, py::handle given, Read&& read) {
+  if (given.is_none()) return;
+  call.require(PyTuple_CheckExact(given.ptr()) || PyList_CheckExact(given.ptr()));
+  if (!call.is_plain()) return;
+  const Py_ssize_t count = PySequence_Fast_GET_SIZE(given.ptr());
+  call.require(count <= GMM_MAX_HISTORY);
+  for (Py_ssize_t j = 0; j < count && call.is_plain(); ++j) read(j, PySequence_Fast_GET_ITEM(given.ptr(), j));
+}
+
+inline py::handle needed(Call& call, py::handle object) {
+  call.require(!object.is_none());
+  return object;
+}
+
+// A table [1 or `rows`, ...] of the coefficients' type.
+template <class... Sizes>
+const void* table(Call& call, py::handle object, std::int64_t rows, std::int64_t& own_rows, Sizes&... sizes) {
+  const void* found = call.contiguous(object, call.table_type(), {&own_rows, &sizes...});
+  call.require(object.is_none() || own_rows == 1 || own_rows == rows);
+  return found;
+}
+
+inline const void* coefficients(Call& call, py::handle object, std::int64_t columns, std::int64_t& rows) {
+  std::int64_t found_columns = 0;
+  const void* found = call.contiguous(needed(call, object), call.table_type(), {&rows, &found_columns});
+  call.require(found_columns == columns && rows >= 1);
+  return found;
+}
+
+inline gmm_mixture mixture(Call& call, Fields& of, std::int64_t rows) {
+  gmm_mixture m = {};
+  const py::handle thresholds = of.next(), offsets = of.next(), std = of.next(), basis = of.next(),
+                   shrinkage = of.next();
+  if (offsets.is_none()) {
+    call.require(thresholds.is_none() && std.is_none() && basis.is_none());
+    return m;
+  }
+  std::int64_t elements = 0, one_less = 0, of_basis = 0, of_shrinkage = 0;
+  m.offsets = table(call, offsets, rows, m.offset_rows, m.components, elements);
+  m.std = table(call, needed(call, std), rows, m.std_rows, m.std_components, m.std_elements);
+  call.require(m.components >= 1 && m.components <= GMM_MAX_COMPONENTS && elements == call.elements &&
+               m.std_elements <= elements && (m.std_components == 1 || m.std_components == m.components));
+  if (!thresholds.is_none()) {
+    m.thresholds = static_cast<const std::int64_t*>(
+        call.contiguous(thresholds, tensors::int64_type, {&m.threshold_rows, &one_less}));
+    call.require(one_less + 1 == m.components && (m.threshold_rows == 1 || m.threshold_rows == rows));
+  }
+  if (basis.is_none()) return m;
+  m.basis = table(call, basis, rows, m.basis_rows, m.directions, of_basis);
+  call.require(m.directions >= 1 && m.directions <= m.components && of_basis == m.components && m.std_elements == 0);
+  if (shrinkage.is_none()) return m;
+  m.shrinkage = table(call, shrinkage, rows, m.shrinkage_rows, m.shrinkage_components, of_shrinkage);
+  call.require(of_shrinkage == m.directions && (m.shrinkage_components == 1 || m.shrinkage_components == m.components));
+  return m;
+}
+
+// StepInputs; the call was begun with the first of them. `draws`: seeds, step and thresholds are looked at.
+inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true) {
+  Fields of(given);
+  gmm_step_arguments a = {};
+  a.batch = call.batch;
+  a.elements = call.elements;
+  a.sample = call.input(of.next());
+  a.model_output = call.input(needed(call, of.next()));
+  a.coefficients = coefficients(call, of.next(), GMM_ROW_COLUMNS, a.coefficient_rows);
+  const py::handle seeds = of.next();
+  if (draws) a.seeds = call.of_batch(needed(call, seeds));
+  a.row = call.index(of.next());
+  const py::handle step = of.next();
+  if (draws) a.step = call.index(step);
+  a.model_output_uncond = call.input(of.next());
+  read_history(call, of.next(),
+               [&](Py_ssize_t j, py::handle stored) { a.history[j] = call.input(needed(call, stored)); });
+  a.mixture = mixture(call, of, a.coefficient_rows);
+  call.require(!draws || a.mixture.components <= 1 || a.mixture.thresholds != nullptr);
   return a;
 }
 
-inline gmm_step_arguments step(const py::tuple& of_step, const py::tuple& result, const py::tuple& prediction,
-                               int prediction_kind, std::uintptr_t components, std::uintptr_t workspace) {
-  gmm_step_arguments a = inputs(of_step);
-  a.workspace = pointer<void>(workspace);
-  a.result = output(result);
-  a.prediction = output(prediction);
+inline gmm_step_arguments step(Call& call, py::handle of_step, py::handle result, py::handle prediction,
+                               int prediction_kind, py::handle components, py::handle workspace) {
+  gmm_step_arguments a = inputs(call, of_step);
+  a.result = call.output(needed(call, result));
+  a.prediction = call.output(prediction);
   a.prediction_kind = prediction_kind;
-  a.components = pointer<std::int64_t>(components);
+  a.components = call.of_batch(components);
+  a.workspace = call.room(workspace);
   return a;
 }
 
-// The outputs of gmm_step_backward_arguments, in the order of StepGradients, then the workspace.
-inline gmm_step_backward_arguments gradients(const py::tuple& t) {
+// StepGradients, then the workspace.
+inline gmm_step_backward_arguments gradients(Call& call, py::handle given, py::handle workspace) {
+  Fields of(given);
   gmm_step_backward_arguments b = {};
-  b.grad_sample = output(t[0]);
-  b.grad_model_output = output(t[1]);
-  b.grad_model_output_uncond = output(t[2]);
-  b.grad_coefficients = pointer<void>(t[3].cast<std::uintptr_t>());
-  b.grad_offsets = pointer<void>(t[4].cast<std::uintptr_t>());
-  b.grad_std = pointer<void>(t[5].cast<std::uintptr_t>());
-  const py::list history = t[6];
-  if (history.size() > GMM_MAX_HISTORY) throw py::value_error("grad_history: more than 4 tensors");
-  for (std::size_t j = 0; j < history.size(); ++j) b.grad_history[j] = output(history[j]);
-  b.workspace = pointer<void>(t[7].cast<std::uintptr_t>());
+  b.grad_sample = call.output(of.next());
+  b.grad_model_output = call.output(of.next());
+  b.grad_model_output_uncond = call.output(of.next());
+  b.grad_coefficients = call.room(of.next());
+  b.grad_offsets = call.room(of.next());
+  b.grad_std = call.room(of.next());
+  read_history(call, of.next(), [&](Py_ssize_t j, py::handle gradient) { b.grad_history[j] = call.output(gradient); });
+  b.workspace = call.room(workspace);
   return b;
 }
 
-// `grads`: of the result and of the prediction.
-inline gmm_step_backward_arguments step_backward(const py::tuple& of_step, int prediction_kind, const py::tuple& grads,
-                                                 const py::tuple& to) {
-  gmm_step_backward_arguments b = gradients(to);
-  b.step = inputs(of_step);
+inline gmm_step_backward_arguments step_backward(Call& call, py::handle of_step, int prediction_kind, py::handle grad,
+                                                 py::handle grad_prediction, py::handle to, py::handle workspace) {
+  gmm_step_backward_arguments b = gradients(call, to, workspace);
+  b.step = inputs(call, of_step);
   b.step.prediction_kind = prediction_kind;
-  b.grad_result = input(grads[0]);
-  b.grad_prediction = input(grads[1]);
+  b.grad_result = call.input(grad);
+  b.grad_prediction = call.input(grad_prediction);
   return b;
 }
 
-// Empty, or addresses, each followed by the sizes that the struct has.
-inline gmm_penalties penalties(const py::tuple& t) {
-  if (t.empty()) return {};
-  const auto table = [&](int at) { return pointer<const void>(t[at].cast<std::uintptr_t>()); };
-  const auto size = [&](int at) { return t[at].cast<std::int64_t>(); };
-  return {table(0), size(1), size(2), table(3), size(4), table(5), size(6), size(7)};
-}
-
-// `mixture_weights`: address and rows.
-inline gmm_log_prob_arguments log_prob(const py::tuple& of_step, const py::tuple& prev_sample,
-                                       const py::tuple& mixture_weights, const py::tuple& penalized,
-                                       std::uintptr_t result, std::uintptr_t responsibilities, std::uintptr_t energies,
-                                       std::uintptr_t workspace) {
-  gmm_log_prob_arguments p = {};
-  p.step = inputs(of_step);
-  p.prev_sample = input(prev_sample);
-  p.weights = pointer<const void>(mixture_weights[0].cast<std::uintptr_t>());
-  p.weight_rows = mixture_weights[1].cast<std::int64_t>();
-  p.log_prob = pointer<void>(result);
-  p.responsibilities = pointer<void>(responsibilities);
-  p.energies = pointer<void>(energies);
-  p.penalties = penalties(penalized);
-  p.workspace = pointer<void>(workspace);
+// PenaltyInputs or None.
+inline gmm_penalties penalties(Call& call, py::handle given, std::int64_t rows) {
+  gmm_penalties p = {};
+  if (given.is_none()) return p;
+  Fields of(given);
+  std::int64_t directions = 0, components = 0;
+  of.next();  // the basis, which is the mixture's
+  p.slopes = table(call, of.next(), rows, p.slope_rows, p.slope_components, directions);
+  p.shifts = table(call, of.next(), rows, p.shift_rows, components, directions);
+  p.log_volumes = table(call, of.next(), rows, p.log_volume_rows, p.log_volume_components);
   return p;
 }
 
-inline gmm_log_prob_backward_arguments log_prob_backward(const gmm_log_prob_arguments& of, std::uintptr_t grad,
-                                                         const py::tuple& grad_prev_sample, std::uintptr_t grad_weights,
-                                                         const py::tuple& to) {
-  gmm_log_prob_backward_arguments b = {};
-  b.of = of;
-  b.grad_log_prob = pointer<const void>(grad);
-  b.grad_prev_sample = output(grad_prev_sample);
-  b.grad_weights = pointer<void>(grad_weights);
-  b.gradients = gradients(to);
-  return b;
+inline gmm_log_prob_arguments log_prob(Call& call, py::handle of_step, py::handle prev_sample, py::handle weights,
+                                       py::handle responsibilities) {
+  gmm_log_prob_arguments p = {};
+  p.step = inputs(call, of_step, false);
+  p.prev_sample = call.input(prev_sample);
+  std::int64_t components = 0;
+  p.weights = table(call, weights, p.step.coefficient_rows, p.weight_rows, components);
+  p.responsibilities = call.room(responsibilities);
+  return p;
 }
 
-// What training reads of a batch arrives as one tuple.
-inline gmm_training training(const py::tuple& t) {
-  return {t[0].cast<std::int64_t>(),
-          t[1].cast<std::int64_t>(),
-          pointer<const void>(t[2].cast<std::uintptr_t>()),
-          t[3].cast<std::int64_t>(),
-          index(t[4]),
-          index(t[5]),
-          pointer<const std::int64_t>(t[6].cast<std::uintptr_t>())};
+inline gmm_training training(Call& call, py::handle of_coefficients, py::handle seeds, py::handle row,
+                             py::handle step) {
+  gmm_training t = {};
+  t.batch = call.batch;
+  t.elements = call.elements;
+  t.coefficients = coefficients(call, of_coefficients, GMM_TRAINING_COLUMNS, t.coefficient_rows);
+  t.row = call.index(row);
+  t.step = call.index(step);
+  t.seeds = call.of_batch(seeds);
+  return t;
 }
 
-inline gmm_add_noise_arguments add_noise(const py::tuple& batch, const py::tuple& sample, const py::tuple& result,
-                                         const py::tuple& noise) {
-  return {training(batch), input(sample), output(result), output(noise)};
-}
-
-inline gmm_skip_loss_arguments skip_loss(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
-                                         const py::tuple& pull, std::uintptr_t loss, std::uintptr_t workspace) {
-  return {training(batch), input(model_output), input(sample),
-          output(pull),    pointer<void>(loss), pointer<void>(workspace)};
-}
-
-inline gmm_scale_pull_arguments scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad) {
-  return {training(batch), output(pull), pointer<const void>(grad)};
-}
-
-inline gmm_skip_loss_backward_arguments skip_loss_backward(const py::tuple& batch, const py::tuple& model_output,
-                                                           const py::tuple& sample, std::uintptr_t grad,
-                                                           const py::tuple& grad_model_output,
-                                                           const py::tuple& grad_sample) {
-  return {{training(batch), input(model_output), input(sample), {}, nullptr, nullptr},
-          pointer<const void>(grad),
-          output(grad_model_output),
-          output(grad_sample)};
-}
-
-inline gmm_normal_arguments standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result,
-                                            std::uintptr_t seeds, const py::tuple& step, int stream) {
-  return {batch, elements, output(result), pointer<const std::int64_t>(seeds), index(step), stream};
-}
-
-inline gmm_component_arguments draw_components(std::int64_t batch, std::uintptr_t result, std::uintptr_t seeds,
-                                               const py::tuple& row, const py::tuple& step, std::int64_t components,
-                                               std::uintptr_t thresholds, std::int64_t threshold_rows) {
-  return {batch,
-          pointer<std::int64_t>(result),
-          pointer<const std::int64_t>(seeds),
-          index(row),
-          index(step),
-          components,
-          pointer<const std::int64_t>(thresholds),
-          threshold_rows};
+// TrainingInputs; the call was begun with the first of them.
+inline gmm_skip_loss_arguments skip_loss(Call& call, py::handle given) {
+  Fields of(given);
+  gmm_skip_loss_arguments a = {};
+  a.model_output = call.input(of.next());
+  a.sample = call.input(of.next());
+  const py::handle coefficients = of.next(), seeds = of.next(), row = of.next(), step = of.next();
+  a.training = training(call, coefficients, seeds, row, step);
+  return a;
 }
 
 }  // namespace arguments

@@ -1,95 +1,36 @@
-// The extension of the CPU core: pointers in as integers. The GIL is released while kernels run.
+// The extension of the CPU core.
 
-#include "arguments.h"
+#include "functions.h"
 
 namespace {
 
-using arguments::pointer;
 using arguments::run;
 
-void step(const py::tuple& inputs, const py::tuple& result, const py::tuple& prediction, int prediction_kind,
-          std::uintptr_t components, std::uintptr_t workspace, int threads, int instruction_set) {
-  const gmm_step_arguments a = arguments::step(inputs, result, prediction, prediction_kind, components, workspace);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_step(&a, &options); });
-}
+struct Cpu {
+  using Options = gmm_cpu_options;
 
-void step_backward(const py::tuple& inputs, int prediction_kind, const py::tuple& grads, const py::tuple& gradients,
-                   int threads, int instruction_set) {
-  const gmm_step_backward_arguments b = arguments::step_backward(inputs, prediction_kind, grads, gradients);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_step_backward(&b, &options); });
-}
+  static Options options(std::int64_t threads, std::uintptr_t instruction_set) {
+    return {static_cast<std::int32_t>(threads), static_cast<std::int32_t>(instruction_set)};
+  }
+  static tensors::Device device(std::int64_t) { return {tensors::cpu_device, 0}; }
 
-void log_prob(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights,
-              const py::tuple& penalties, std::uintptr_t result, std::uintptr_t responsibilities,
-              std::uintptr_t energies, std::uintptr_t workspace, int threads, int instruction_set) {
-  const gmm_log_prob_arguments a =
-      arguments::log_prob(inputs, prev_sample, weights, penalties, result, responsibilities, energies, workspace);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_log_prob(&a, &options); });
-}
+  static constexpr auto step = gmm_cpu_step;
+  static constexpr auto step_backward = gmm_cpu_step_backward;
+  static constexpr auto log_prob = gmm_cpu_log_prob;
+  static constexpr auto log_prob_backward = gmm_cpu_log_prob_backward;
+  static constexpr auto add_noise = gmm_cpu_add_noise;
+  static constexpr auto skip_loss = gmm_cpu_skip_loss;
+  static constexpr auto scale_pull = gmm_cpu_scale_pull;
+  static constexpr auto skip_loss_backward = gmm_cpu_skip_loss_backward;
+  static constexpr auto standard_normal = gmm_cpu_standard_normal;
 
-void log_prob_backward(const py::tuple& inputs, const py::tuple& prev_sample, const py::tuple& weights,
-                       std::uintptr_t responsibilities, std::uintptr_t grad, const py::tuple& grad_prev_sample,
-                       std::uintptr_t grad_weights, const py::tuple& gradients, int threads, int instruction_set) {
-  const gmm_log_prob_arguments of =
-      arguments::log_prob(inputs, prev_sample, weights, py::tuple(), 0, responsibilities, 0, 0);
-  const gmm_log_prob_backward_arguments b =
-      arguments::log_prob_backward(of, grad, grad_prev_sample, grad_weights, gradients);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_log_prob_backward(&b, &options); });
-}
-
-void add_noise(const py::tuple& batch, const py::tuple& sample, const py::tuple& result, const py::tuple& noise,
-               int threads, int instruction_set) {
-  const gmm_add_noise_arguments a = arguments::add_noise(batch, sample, result, noise);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_add_noise(&a, &options); });
-}
-
-void skip_step_loss(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
-                    const py::tuple& pull, std::uintptr_t loss, std::uintptr_t workspace, int threads,
-                    int instruction_set) {
-  const gmm_skip_loss_arguments a = arguments::skip_loss(batch, model_output, sample, pull, loss, workspace);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_skip_loss(&a, &options); });
-}
-
-void scale_pull(const py::tuple& batch, const py::tuple& pull, std::uintptr_t grad, int threads, int instruction_set) {
-  const gmm_scale_pull_arguments a = arguments::scale_pull(batch, pull, grad);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_scale_pull(&a, &options); });
-}
-
-void skip_step_loss_backward(const py::tuple& batch, const py::tuple& model_output, const py::tuple& sample,
-                             std::uintptr_t grad, const py::tuple& grad_model_output, const py::tuple& grad_sample,
-                             int threads, int instruction_set) {
-  const gmm_skip_loss_backward_arguments b =
-      arguments::skip_loss_backward(batch, model_output, sample, grad, grad_model_output, grad_sample);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_skip_loss_backward(&b, &options); });
-}
-
-void standard_normal(std::int64_t batch, std::int64_t elements, const py::tuple& result, std::uintptr_t seeds,
-                     const py::tuple& step, int stream, int threads, int instruction_set) {
-  const gmm_normal_arguments a = arguments::standard_normal(batch, elements, result, seeds, step, stream);
-  const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_standard_normal(&a, &options); });
-}
-
-void draw_components(std::int64_t batch, std::uintptr_t result, std::uintptr_t seeds, const py::tuple& row,
-                     const py::tuple& step, std::int64_t components, std::uintptr_t thresholds,
-                     std::int64_t threshold_rows) {
-  const gmm_component_arguments a =
-      arguments::draw_components(batch, result, seeds, row, step, components, thresholds, threshold_rows);
-  run([&] { return gmm_cpu_draw_components(&a); });
-}
+  static int draw_components(const gmm_component_arguments* a, const Options*) { return gmm_cpu_draw_components(a); }
+};
 
 void orthonormalize(std::uintptr_t rows, std::int64_t row_count, std::int64_t elements, int threads,
                     int instruction_set) {
   const gmm_cpu_options options = {threads, instruction_set};
-  run([&] { return gmm_cpu_orthonormalize(pointer<double>(rows), row_count, elements, &options); });
+  run([&] { return gmm_cpu_orthonormalize(reinterpret_cast<double*>(rows), row_count, elements, &options); });
 }
 
 bool has_instruction_set(int instruction_set) {
@@ -102,17 +43,7 @@ bool has_instruction_set(int instruction_set) {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of gmmkernel; gmmkernel.backends.cpu is its only caller.";
-  m.attr("version") = gmm_version();
-  m.def("step", &step);
-  m.def("step_backward", &step_backward);
-  m.def("log_prob", &log_prob);
-  m.def("log_prob_backward", &log_prob_backward);
-  m.def("add_noise", &add_noise);
-  m.def("skip_step_loss", &skip_step_loss);
-  m.def("scale_pull", &scale_pull);
-  m.def("skip_step_loss_backward", &skip_step_loss_backward);
-  m.def("standard_normal", &standard_normal);
-  m.def("draw_components", &draw_components);
+  functions::Functions<Cpu>::define(m);
   m.def("orthonormalize", &orthonormalize);
   m.def("has_instruction_set", &has_instruction_set);
   m.def("best_instruction_set", &gmm_cpu_best_instruction_set);

@@ -1,4 +1,8 @@
-"""What the compiled backends share: tensors as the addresses and numbers that their extensions take."""
+"""What the compiled backends share: room for sums, and copies of what their extensions cannot take as it is.
+
+An extension's functions take tensors, and return False, with nothing done, where one of them has samples that are not
+contiguous in themselves.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gmmkernel import _core
 from gmmkernel.backends.constants import SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
     LogProbGradients,
@@ -20,121 +22,20 @@ from gmmkernel.backends.protocol import (
     TrainingInputs,
 )
 
-_DTYPES = {getattr(torch, name): code for name, code in _core.DTYPES.items()}
-_ABSENT = (0, 0, 0)
 
-
-def by_sample(tensor: Tensor) -> Tensor:
-    """Return the tensor, or a copy of it, such that each sample is contiguous."""
-    if tensor.is_contiguous():
-        return tensor
+def by_sample(value: Any) -> Any:
+    """Return a tensor, or a copy of it, such that each sample is contiguous; of tuples and lists all entries so."""
+    if isinstance(value, tuple | list):
+        entries = map(by_sample, value)
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    if not isinstance(value, Tensor) or value.is_contiguous():
+        return value
     expected = 1
-    for size, stride in zip(reversed(tensor.shape[1:]), reversed(tensor.stride()[1:]), strict=True):
+    for size, stride in zip(reversed(value.shape[1:]), reversed(value.stride()[1:]), strict=True):
         if size != 1 and stride != expected:
-            return tensor.contiguous()
+            return value.contiguous()
         expected *= size
-    return tensor
-
-
-def address(tensor: Tensor | None) -> int:
-    """Return where a tensor begins; 0 where there is none."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def describe_tensor(tensor: Tensor | None) -> tuple[int, int, int]:
-    """Return a tensor's address, elements from one sample to the next, and dtype; zeros where there is none."""
-    if tensor is None:
-        return _ABSENT
-    return tensor.data_ptr(), tensor.stride(0), _DTYPES[tensor.dtype]
-
-
-def describe_index(index: int | Tensor) -> tuple[int, int, int]:
-    """Return an index's address, stride and, without an address, its value for all samples."""
-    if isinstance(index, Tensor):
-        return index.data_ptr(), 0 if index.numel() == 1 else 1, 0
-    return 0, 0, index
-
-
-def step_inputs(inputs: StepInputs) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """Return what the extensions take as a step's inputs, and the tensors that must live until they are called.
-
-    Returns:
-        One argument, and copies that were made of strided inputs.
-    """
-    sample, model_output = by_sample(inputs.sample), by_sample(inputs.model_output)
-    uncond = None if inputs.model_output_uncond is None else by_sample(inputs.model_output_uncond)
-    history = [by_sample(stored) for stored in inputs.history]
-    batch = sample.shape[0]
-    mixture: tuple[Any, ...] = ()
-    if inputs.offsets is not None and inputs.std is not None:
-        mixture = (
-            inputs.offsets.shape[1],
-            address(inputs.thresholds),
-            0 if inputs.thresholds is None else inputs.thresholds.shape[0],
-            inputs.offsets.data_ptr(),
-            inputs.offsets.shape[0],
-            inputs.std.data_ptr(),
-            *inputs.std.shape,
-            *_directions(inputs.basis, inputs.shrinkage),
-        )
-    described = (
-        batch,
-        sample.numel() // batch if batch else math.prod(sample.shape[1:]),
-        describe_tensor(sample),
-        describe_tensor(model_output),
-        describe_tensor(uncond),
-        [describe_tensor(stored) for stored in history],
-        inputs.coefficients.data_ptr(),
-        inputs.coefficients.shape[0],
-        describe_index(inputs.row),
-        describe_index(inputs.step),
-        inputs.seeds.data_ptr(),
-        mixture,
-    )
-    alive = [sample, model_output, *history]
-    return described, alive if uncond is None else [*alive, uncond]
-
-
-def _directions(basis: Tensor | None, shrinkage: Tensor | None) -> tuple[int, ...]:
-    """Return what a mixture of exactly matched moments has besides."""
-    if basis is None:
-        return (0,) * 6
-    shrunk = (0, 0, 0) if shrinkage is None else (shrinkage.data_ptr(), *shrinkage.shape[:2])
-    return basis.shape[1], basis.data_ptr(), basis.shape[0], *shrunk
-
-
-def step_outputs(
-    target: Tensor,
-    prediction: Tensor | None,
-    prediction_kind: int,
-    components: Tensor | None,
-    workspace: Tensor | None,
-) -> tuple[Any, ...]:
-    """Return what an extension's `step` takes after the inputs.
-
-    Args:
-        target: the tensor to write, as `by_sample` returns it.
-        prediction: where to write a prediction, contiguous, or None.
-        prediction_kind: which one.
-        components: int64 [B], where to write the components drawn, or None.
-        workspace: room for the projections of the noise, where moments are matched exactly.
-    """
-    given = map(address, (components, workspace))
-    return describe_tensor(target), describe_tensor(prediction), prediction_kind, *given
-
-
-def step_gradients(gradients: StepGradients, workspace: Tensor | None) -> tuple[Any, ...]:
-    """Return what an extension's `step_backward` takes as the gradients to write; samples of each are contiguous."""
-    return (
-        describe_tensor(gradients.sample),
-        describe_tensor(gradients.model_output),
-        describe_tensor(gradients.model_output_uncond),
-        address(gradients.coefficients),
-        address(gradients.offsets),
-        address(gradients.std),
-        [describe_tensor(gradient) for gradient in gradients.history],
-        address(workspace),
-    )
+    return value
 
 
 def sums_workspace(inputs: StepInputs, columns: int) -> Tensor:
@@ -146,65 +47,6 @@ def sums_workspace(inputs: StepInputs, columns: int) -> Tensor:
 def rows_workspace(inputs: StepInputs, gradients: StepGradients) -> Tensor | None:
     """Return room for the sums that gradients of coefficients are made of, where they are wanted."""
     return None if gradients.coefficients is None else sums_workspace(inputs, inputs.coefficients.shape[1])
-
-
-def density_inputs(prev_sample: Tensor, weights: Tensor | None) -> tuple[Any, ...]:
-    """Return what an extension's `log_prob` takes after the step's inputs; `prev_sample` as `by_sample` returns it."""
-    return describe_tensor(prev_sample), (address(weights), 0 if weights is None else weights.shape[0])
-
-
-def penalty_inputs(penalties: PenaltyInputs | None) -> tuple[int, ...]:
-    """Return what an extension's `log_prob` takes of a mixture of exactly matched moments besides the basis."""
-    if penalties is None:
-        return ()
-    _, slopes, shifts, log_volumes = penalties
-    return (
-        slopes.data_ptr(),
-        *slopes.shape[:2],
-        shifts.data_ptr(),
-        shifts.shape[0],
-        log_volumes.data_ptr(),
-        *log_volumes.shape,
-    )
-
-
-def training_batch(
-    sample: Tensor, coefficients: Tensor, seeds: Tensor | None, row: int | Tensor, step: int | Tensor
-) -> tuple[Any, ...]:
-    """Return what the extensions take first for training on a batch like `sample`."""
-    batch, elements = sample.shape[0], math.prod(sample.shape[1:])
-    indices = describe_index(row), describe_index(step)
-    return batch, elements, coefficients.data_ptr(), coefficients.shape[0], *indices, address(seeds)
-
-
-def loss_inputs(inputs: TrainingInputs) -> tuple[tuple[Any, ...], list[Tensor | None]]:
-    """Return what the extensions take as a training loss's inputs, and the tensors that must live until then."""
-    output, sample, coefficients, seeds, row, step = inputs
-    read = [by_sample(output), None if sample is None else by_sample(sample)]
-    return (training_batch(output, coefficients, seeds, row, step), *map(describe_tensor, read)), read
-
-
-def normal_arguments(target: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> tuple[Any, ...]:
-    """Return what an extension's `standard_normal` takes to fill `target`, as `by_sample` returns it."""
-    batch = target.shape[0]
-    elements = target.numel() // max(batch, 1)
-    return batch, elements, describe_tensor(target), seeds.data_ptr(), describe_index(step), stream
-
-
-def component_arguments(
-    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
-) -> tuple[Any, ...]:
-    """Return what an extension's `draw_components` takes."""
-    return (
-        result.shape[0],
-        result.data_ptr(),
-        seeds.data_ptr(),
-        describe_index(row),
-        describe_index(step),
-        thresholds.shape[1] + 1,
-        thresholds.data_ptr(),
-        thresholds.shape[0],
-    )
 
 
 class CompiledKernels:
@@ -219,6 +61,25 @@ class CompiledKernels:
         self._extension = extension
         self._options = options
 
+    def _call(self, function: Callable[..., bool], place: Tensor, *given: Any) -> None:
+        """Call a function of the extension, with copies of what it does not take."""
+        options = self._options(place)
+        if not function(*given, *options) and not function(*map(by_sample, given), *options):
+            raise TypeError(f"{function.__name__}: expected tensors that ops have checked, got {given}")
+
+    def gmm_step_unchecked(self, inputs: tuple[Any, ...], *outputs: Any, tracks: bool) -> bool:
+        """Do a step whose arguments nobody has checked, if they are beyond doubt; return whether it was done.
+
+        Args:
+            inputs: those of `StepInputs`.
+            outputs: what `gmm_step` takes besides.
+            tracks: whether autograd must be asked where a tensor requires a gradient.
+        """
+        done: bool = self._extension.gmm_step(
+            inputs, *outputs, None, False, tracks, *self._options(inputs[0])
+        )
+        return done
+
     def gmm_step(
         self,
         inputs: StepInputs,
@@ -229,10 +90,9 @@ class CompiledKernels:
     ) -> None:
         """Write the next sample, and on request a prediction and the components drawn."""
         target = by_sample(result)
-        described, _alive = step_inputs(inputs)
         workspace = None if inputs.basis is None else sums_workspace(inputs, inputs.basis.shape[2])
-        outputs = step_outputs(target, prediction, prediction_kind, components, workspace)
-        self._extension.step(described, *outputs, *self._options(result))
+        outputs = target, prediction, prediction_kind, components, workspace
+        self._call(self._extension.gmm_step, result, inputs, *outputs, True, False)
         if target is not result:
             result.copy_(target)
 
@@ -245,17 +105,8 @@ class CompiledKernels:
         gradients: StepGradients,
     ) -> None:
         """Write gradients of a loss, given its gradients of the next sample and of the prediction."""
-        described, _alive = step_inputs(inputs)
-        grad = by_sample(grad)
-        grad_prediction = None if grad_prediction is None else by_sample(grad_prediction)
-        workspace = rows_workspace(inputs, gradients)
-        self._extension.step_backward(
-            described,
-            prediction_kind,
-            (describe_tensor(grad), describe_tensor(grad_prediction)),
-            step_gradients(gradients, workspace),
-            *self._options(grad),
-        )
+        given = inputs, grad, grad_prediction, prediction_kind, gradients, rows_workspace(inputs, gradients)
+        self._call(self._extension.gmm_step_backward, grad, *given)
 
     def log_prob(
         self,
@@ -268,19 +119,9 @@ class CompiledKernels:
         energies: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
-        described, _alive = step_inputs(inputs)
-        prev_sample = by_sample(prev_sample)
         workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
-        self._extension.log_prob(
-            described,
-            *density_inputs(prev_sample, weights),
-            penalty_inputs(penalties),
-            address(result),
-            address(responsibilities),
-            address(energies),
-            address(workspace),
-            *self._options(result),
-        )
+        outputs = result, responsibilities, penalties, energies, workspace
+        self._call(self._extension.log_prob, result, inputs, prev_sample, weights, *outputs)
 
     def log_prob_backward(
         self,
@@ -292,19 +133,9 @@ class CompiledKernels:
         gradients: LogProbGradients,
     ) -> None:
         """Write gradients of a loss, given its gradients [B] of the log-densities."""
-        described, _alive = step_inputs(inputs)
-        prev_sample = by_sample(prev_sample)
         workspace = rows_workspace(inputs, gradients.step)
-        self._extension.log_prob_backward(
-            described,
-            *density_inputs(prev_sample, weights),
-            address(responsibilities),
-            address(grad),
-            describe_tensor(gradients.prev_sample),
-            address(gradients.weights),
-            step_gradients(gradients.step, workspace),
-            *self._options(grad),
-        )
+        given = inputs, prev_sample, weights, responsibilities, grad, gradients, workspace
+        self._call(self._extension.log_prob_backward, grad, *given)
 
     def add_noise(
         self,
@@ -317,44 +148,39 @@ class CompiledKernels:
         noise: Tensor | None = None,
     ) -> None:
         """Write the training sample x_t of `sample` x0, and on request the noise in it."""
-        target, sample = by_sample(result), by_sample(sample)
-        self._extension.add_noise(
-            training_batch(sample, coefficients, seeds, row, step),
-            *map(describe_tensor, (sample, target, noise)),
-            *self._options(result),
-        )
+        target = by_sample(result)
+        given = sample, coefficients, seeds, row, step, target, noise
+        self._call(self._extension.add_noise, result, *given)
         if target is not result:
             result.copy_(target)
 
     def skip_step_loss(self, inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
         """Write the loss of each sample, [B], and on request the pull of its elements."""
-        described, _alive = loss_inputs(inputs)
-        batch, elements = described[0][:2]
-        workspace = result.new_empty(batch, -(-elements // SUM_TILE) + 1)
-        self._extension.skip_step_loss(
-            *described, describe_tensor(pull), result.data_ptr(), workspace.data_ptr(), *self._options(result)
-        )
+        elements = math.prod(inputs.model_output.shape[1:])
+        workspace = result.new_empty(result.shape[0], -(-elements // SUM_TILE) + 1)
+        self._call(self._extension.skip_step_loss, result, inputs, result, pull, workspace)
 
     def scale_pull(
         self, pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
     ) -> None:
         """Make the gradient of the model's output of a loss's pull, in place."""
-        batch = training_batch(pull, coefficients, None, row, step)
-        self._extension.scale_pull(batch, describe_tensor(pull), grad.data_ptr(), *self._options(pull))
+        self._call(self._extension.scale_pull, pull, pull, coefficients, row, step, grad)
 
     def skip_step_loss_backward(
         self, inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients
     ) -> None:
         """Write gradients of a loss, given its gradients [B] of the samples' losses."""
-        described, _alive = loss_inputs(inputs)
-        of_inputs = map(describe_tensor, gradients)
-        self._extension.skip_step_loss_backward(*described, grad.data_ptr(), *of_inputs, *self._options(grad))
+        self._call(self._extension.skip_step_loss_backward, grad, inputs, grad, gradients)
 
     def standard_normal(self, result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
         """Fill `result` [B, ...] with each sample's noise."""
         target = by_sample(result)
-        self._extension.standard_normal(
-            *normal_arguments(target, seeds, step, stream), *self._options(result)
-        )
+        self._call(self._extension.standard_normal, result, target, seeds, step, stream)
         if target is not result:
             result.copy_(target)
+
+    def draw_components(
+        self, result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+    ) -> None:
+        """Fill `result` int64 [B] with component numbers."""
+        self._call(self._extension.draw_components, result, result, seeds, thresholds, row, step)

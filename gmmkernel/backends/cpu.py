@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel import _core
-from gmmkernel.backends.compiled import CompiledKernels, component_arguments
+from gmmkernel.backends.compiled import CompiledKernels
 
 _BEST = 0
 
@@ -55,6 +55,7 @@ def _options(_: Tensor) -> tuple[int, ...]:
 
 _kernels = CompiledKernels(_core, _options)
 gmm_step = _kernels.gmm_step
+gmm_step_unchecked = _kernels.gmm_step_unchecked
 gmm_step_backward = _kernels.gmm_step_backward
 log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward
@@ -63,13 +64,7 @@ skip_step_loss = _kernels.skip_step_loss
 scale_pull = _kernels.scale_pull
 skip_step_loss_backward = _kernels.skip_step_loss_backward
 standard_normal = _kernels.standard_normal
-
-
-def draw_components(
-    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
-) -> None:
-    """Fill `result` int64 [B] with component numbers."""
-    _core.draw_components(*component_arguments(result, seeds, thresholds, row, step))
+draw_components = _kernels.draw_components
 
 
 def orthonormalize(rows: Tensor) -> None:

@@ -17,7 +17,7 @@ if find_spec("gmmkernel._cuda") is None:
         "packages"
     )
 from gmmkernel import _cuda
-from gmmkernel.backends.compiled import CompiledKernels, component_arguments
+from gmmkernel.backends.compiled import CompiledKernels
 from gmmkernel.backends.devices import capability_of, runs_code, sm
 
 _has_code: set[int] = set()  # devices that have been found to run the kernels
@@ -46,6 +46,7 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 _kernels = CompiledKernels(_cuda, _place)
 gmm_step = _kernels.gmm_step
+gmm_step_unchecked = _kernels.gmm_step_unchecked
 gmm_step_backward = _kernels.gmm_step_backward
 log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward
@@ -54,13 +55,7 @@ skip_step_loss = _kernels.skip_step_loss
 scale_pull = _kernels.scale_pull
 skip_step_loss_backward = _kernels.skip_step_loss_backward
 standard_normal = _kernels.standard_normal
-
-
-def draw_components(
-    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
-) -> None:
-    """Fill `result` int64 [B] with component numbers."""
-    _cuda.draw_components(*component_arguments(result, seeds, thresholds, row, step), *_place(result))
+draw_components = _kernels.draw_components
 
 
 def why_unusable(device: int | None = None) -> str | None:

@@ -57,6 +57,19 @@ def wants_gradient(function: str, inputs: Sequence[Tensor | None], history: Sequ
     return any(tensor is not None and tensor.requires_grad for tensor in (*inputs, *history))
 
 
+def is_eager() -> bool:
+    """Whether a call may go to the kernels past PyTorch: nothing traces, transforms, records or overrides operators."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or forward_ad._current_level >= 0
+        or torch._C._autograd._profiler_enabled()
+        or torch._C._is_tracing()
+    )
+
+
 def contiguous(tensor: Tensor) -> Tensor:
     """Return the tensor itself where it is contiguous: asking is cheaper than `Tensor.contiguous`."""
     return tensor if tensor.is_contiguous() else tensor.contiguous()

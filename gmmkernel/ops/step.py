@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
@@ -44,6 +45,58 @@ class GMMStepOutput(NamedTuple):
     prediction: Tensor | None
     components: Tensor | None
     log_prob: Tensor | None = None
+
+
+def _step_at_once(
+    sample: Tensor,
+    model_output: Tensor,
+    coefficients: Tensor,
+    seeds: Tensor,
+    row: int | Tensor,
+    step: int | Tensor,
+    model_output_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    mixture: MixtureTables | None,
+    prediction: PredictionName | None,
+    return_components: bool,
+    out: Tensor | None,
+    backend: str | None,
+) -> GMMStepOutput | None:
+    """Do a step whose arguments the extension finds beyond doubt; None where Python has to explain or to do more."""
+    kernels = backends.load(backends.resolve(sample.device, backend))
+    unchecked = getattr(kernels, "gmm_step_unchecked", None)
+    if unchecked is None or type(seeds) is not Tensor or prediction not in _PREDICTION_NAMES:
+        return None
+    tables: Sequence[Tensor | None] = _NO_TABLES[:5]
+    if mixture is not None:
+        tables = mixture[:5]
+        if type(mixture) is not MixtureTables or mixture.basis is not None:
+            return None
+    thresholds, offsets, std, _, basis = tables
+    inputs = (
+        sample,
+        model_output,
+        coefficients,
+        seeds,
+        row,
+        step,
+        model_output_uncond,
+        history,
+        thresholds,
+        offsets,
+        std,
+        basis,
+        None,
+    )
+    result = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
+    predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
+    components = torch.empty_like(seeds) if return_components else None
+    kind = _PREDICTIONS[prediction]
+    if not unchecked(inputs, result, predicted, kind, components, tracks=torch.is_grad_enabled()):
+        return None
+    if out is not None:
+        increment_version(out)
+    return GMMStepOutput(result, predicted, components)
 
 
 def gmm_step(
@@ -113,6 +166,24 @@ def gmm_step(
         RuntimeError: `out` is given where an input requires a gradient, an input has a forward-mode tangent, or the
             backend asked for is not available.
     """
+    if not return_log_prob and type(sample) is Tensor and checks.is_eager():
+        done = _step_at_once(
+            sample,
+            model_output,
+            coefficients,
+            seeds,
+            row,
+            row if step is None else step,
+            model_output_uncond,
+            history,
+            mixture,
+            prediction,
+            return_components,
+            out,
+            backend,
+        )
+        if done is not None:
+            return done
     checks.check_sample(sample)
     batch, device = sample.shape[0], sample.device
     checks.check_like_sample(model_output, "model_output", sample)

@@ -11,17 +11,15 @@ import importlib.util
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from cuda_binary import BUILD, nvcc_release, read_ptx
 from torch import Tensor
 
-from gmmkernel.backends.compiled import CompiledKernels, component_arguments
+from gmmkernel.backends.compiled import CompiledKernels
+from ptx.calls import mapped
 from ptx.machine import Machine
 from ptx.parse import PTXError, parse
 from ptx.translate import Program
@@ -51,6 +49,21 @@ def extension() -> Path:
     return BUILD / "ptx" / "_cuda.so"
 
 
+class _Seen:
+    """The extension, with access allowed to the tensors that its functions are given, and to nothing else."""
+
+    def __init__(self, backend: CudaOnCpu) -> None:
+        self._backend = backend
+
+    def __getattr__(self, function: str) -> Any:
+        def call(*given: Any) -> Any:
+            self._backend._memory.clear()
+            mapped(given, self._backend._allow)
+            return getattr(self._backend._extension, function)(*given)
+
+        return call
+
+
 class CudaOnCpu:
     """A backend: the functions of `gmmkernel.backends.cuda` for tensors on the CPU."""
 
@@ -77,7 +90,7 @@ class CudaOnCpu:
         self._device = 0
         self._memory: set[tuple[int, int]] = set()
         self._error: BaseException | None = None
-        self._kernels: Any = CompiledKernels(self._extension, lambda tensor: (self._device, STREAM))
+        self._kernels: Any = CompiledKernels(_Seen(self), lambda tensor: (self._device, STREAM))
 
     def compiler(self) -> str:
         """Return what made the code."""
@@ -89,39 +102,23 @@ class CudaOnCpu:
 
     def __getattr__(self, function: str) -> Any:
         def call(*arguments: Any, **named: Any) -> None:
-            self._memory.clear()
             self._error = None
-            with self._seeing_addresses():
-                try:
-                    getattr(self._kernels, function)(*arguments, **named)
-                except RuntimeError:
-                    raise self._error or sys.exception() from None  # type: ignore[misc]
+            try:
+                getattr(self._kernels, function)(*arguments, **named)
+            except RuntimeError:
+                raise self._error or sys.exception() from None  # type: ignore[misc]
 
         return call
 
-    def draw_components(self, result: Tensor, seeds: Tensor, thresholds: Tensor, row: Any, step: Any) -> None:
-        """Fill `result` with component numbers."""
-        with self._seeing_addresses():
-            arguments = component_arguments(result, seeds, thresholds, row, step)
-            self._extension.draw_components(*arguments, self._device, STREAM)
-
-    @contextmanager
-    def _seeing_addresses(self) -> Iterator[None]:
-        """Allow access to the tensors whose address is asked for, and to nothing else."""
-        data_ptr = Tensor.data_ptr
-
-        def seen(tensor: Tensor) -> int:
-            begin = data_ptr(tensor)
-            if tensor.numel():
-                last = sum(
-                    (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-                )
-                self._memory.add((begin, begin + (last + 1) * tensor.element_size()))
-            return begin
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.Tensor, "data_ptr", seen)
-            yield
+    def _allow(self, tensor: Tensor) -> Tensor:
+        """Allow access to a tensor's memory."""
+        if tensor.numel():
+            begin = tensor.data_ptr()
+            last = sum(
+                (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+            )
+            self._memory.add((begin, begin + (last + 1) * tensor.element_size()))
+        return tensor
 
     def _launch(
         self, name: bytes, x: int, y: int, z: int, threads: int, arguments: Any, shared: int, stream: int

@@ -317,7 +317,8 @@ def test_the_backend_asked_for_does_all_the_work(name: str, monkeypatch: pytest.
     load = backends.load
     monkeypatch.setattr(backends, "load", lambda wanted: used.append(wanted) or load(wanted))
     run(make(backend=name, eta=1.0, mixture=MIXTURE))
-    assert used == [name] * (1 + STEPS)  # the first noise, and every step
+    assert len(used) >= 1 + STEPS  # the first noise, and every step
+    assert set(used) == {name}
 
 
 def test_backends_that_are_not_there() -> None:
