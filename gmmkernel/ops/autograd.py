@@ -6,13 +6,13 @@ pass; derivatives of these are plain PyTorch.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.ops import library
@@ -40,7 +40,7 @@ class StepOptions(NamedTuple):
 
 def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) -> Made:
     """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
-    made: Made = _Step.apply(options, *apart((*tensors, *history)))  # type: ignore[no-untyped-call]
+    made: Made = apply(_Step, options, *apart((*tensors, *history)))
     return made
 
 
@@ -55,15 +55,26 @@ def apart(given: tuple[Optional, ...]) -> tuple[Optional, ...]:
     return tuple(once)
 
 
-def with_signature(function: Any) -> Any:
-    """Have a function's signature worked out once: PyTorch asks for a forward's at every call."""
-    function.__signature__ = inspect.signature(function)
-    return function
+def apply(function: Any, *given: Any) -> Any:
+    """Apply a Function, without binding its arguments to a signature first, which takes longer than all the rest."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*given)
+    alive = [unwrap_if_dead(value) if type(value) is Tensor else value for value in given]
+    return super(torch.autograd.Function, function).apply(*alive)
+
+
+def apply_backward(function: Any, *given: Any) -> Any:
+    """Do the same with the Function that another's backward is, as one only where that has a derivative in turn."""
+    # torch.compile does not trace one Function in another's backward, nor second derivatives.
+    if torch.compiler.is_compiling() or not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    ):
+        return function.forward(*given)
+    return apply(function, *given)
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    @with_signature
     def forward(options: StepOptions, *given: Any) -> Made:
         t, history = StepTensors(*given[:FIELDS]), given[FIELDS:]
         out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
@@ -108,9 +119,7 @@ class _Step(torch.autograd.Function):
                 return (None,) * len(ctx.needs_input_grad)
             grad = torch.zeros_like(grad_prediction)
         wanted = tuple(STEP.primals(ctx.needs_input_grad[1:]))
-        # torch.compile does not trace one Function in another's backward, nor second derivatives.
-        backward = _StepBackward.forward if torch.compiler.is_compiling() else _StepBackward.apply
-        made = backward(wanted, ctx.options, grad, grad_prediction, *ctx.saved_tensors)
+        made = apply_backward(_StepBackward, wanted, ctx.options, grad, grad_prediction, *ctx.saved_tensors)
         return None, *STEP.among_all(made)
 
     @staticmethod
@@ -120,7 +129,6 @@ class _Step(torch.autograd.Function):
 
 class _StepBackward(torch.autograd.Function):
     @staticmethod
-    @with_signature
     def forward(
         wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *given: Any
     ) -> Any:

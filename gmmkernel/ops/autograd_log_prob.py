@@ -16,10 +16,11 @@ from gmmkernel.ops.autograd import (
     Optional,
     among_wanted,
     apart,
+    apply,
+    apply_backward,
     by_batch,
     vmap_gradients,
     vmap_results,
-    with_signature,
 )
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
 from gmmkernel.ops.tensors import DENSITY, LogProbTensors
@@ -41,13 +42,12 @@ def log_prob_with_gradient(
     options: LogProbOptions, tensors: LogProbTensors, history: Sequence[Tensor]
 ) -> Tensor:
     """Return log-densities [B] with gradients; see `gmm_step_log_prob`."""
-    made: Tensor = _LogProb.apply(options, *apart((*tensors, *history)))[0]  # type: ignore[no-untyped-call]
+    made: Tensor = apply(_LogProb, options, *apart((*tensors, *history)))[0]
     return made
 
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
-    @with_signature
     def forward(options: LogProbOptions, *given: Any) -> Made:
         made = library.log_prob(options.row, options.backend, *given[:FIELDS], list(given[FIELDS:]) or None)
         result, responsibilities, energies = (*made, None, None)[:3]
@@ -65,9 +65,8 @@ class _LogProb(torch.autograd.Function):
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         wanted = tuple(DENSITY.primals(ctx.needs_input_grad[1:]))
-        # torch.compile does not trace one Function in another's backward, nor second derivatives.
-        backward = _LogProbBackward.forward if torch.compiler.is_compiling() else _LogProbBackward.apply
-        return None, *DENSITY.among_all(backward(wanted, ctx.options, grad, *ctx.saved_tensors))
+        made = apply_backward(_LogProbBackward, wanted, ctx.options, grad, *ctx.saved_tensors)
+        return None, *DENSITY.among_all(made)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: LogProbOptions, *given: Any) -> Any:
@@ -76,7 +75,6 @@ class _LogProb(torch.autograd.Function):
 
 class _LogProbBackward(torch.autograd.Function):
     @staticmethod
-    @with_signature
     def forward(
         wanted: tuple[bool, ...],
         options: LogProbOptions,

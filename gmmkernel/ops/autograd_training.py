@@ -14,10 +14,11 @@ from gmmkernel.ops.autograd import (
     Optional,
     among_wanted,
     apart,
+    apply,
+    apply_backward,
     by_batch,
     vmap_gradients,
     vmap_results,
-    with_signature,
 )
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
 from gmmkernel.ops.noise import NormalOptions, new_noise
@@ -44,13 +45,13 @@ class LossOptions(NamedTuple):
 
 def add_noise_with_gradient(options: NoiseOptions, tensors: NoiseTensors) -> tuple[Tensor, Optional]:
     """Return the training sample, with a gradient, and its noise; see `add_noise`."""
-    made: tuple[Tensor, Optional] = _AddNoise.apply(options, *apart(tensors))  # type: ignore[no-untyped-call]
+    made: tuple[Tensor, Optional] = apply(_AddNoise, options, *apart(tensors))
     return made
 
 
 def skip_step_loss_with_gradient(options: LossOptions, tensors: LossTensors) -> Tensor:
     """Return losses [B] with gradients; see `skip_step_loss`."""
-    made: Tensor = _Loss.apply(options, *apart(tensors))[0]  # type: ignore[no-untyped-call]
+    made: Tensor = apply(_Loss, options, *apart(tensors))[0]
     return made
 
 
@@ -58,7 +59,6 @@ class _AddNoise(torch.autograd.Function):
     """Its gradient is a product with one number for each sample, in plain PyTorch, and so is every further one."""
 
     @staticmethod
-    @with_signature
     def forward(options: NoiseOptions, *given: Any) -> tuple[Tensor, Optional]:
         t = NoiseTensors(*given)
         out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
@@ -118,7 +118,6 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    @with_signature
     def forward(options: LossOptions, *given: Any) -> tuple[Tensor, Optional]:
         made = library.skip_step_loss(options.pull, options.row, options.step, options.backend, *given)
         return made[0], made[1] if options.pull else None
@@ -152,9 +151,7 @@ class _Loss(torch.autograd.Function):
             )
             made = pull, None
         else:
-            # torch.compile does not trace one Function in another's backward, nor second derivatives.
-            backward = _LossBackward.forward if torch.compiler.is_compiling() else _LossBackward.apply
-            made = backward(wanted, ctx.options, grad, None, *ctx.saved_tensors)
+            made = apply_backward(_LossBackward, wanted, ctx.options, grad, None, *ctx.saved_tensors)
         return None, *LOSS.among_all(made)
 
     @staticmethod
@@ -164,7 +161,6 @@ class _Loss(torch.autograd.Function):
 
 class _LossBackward(torch.autograd.Function):
     @staticmethod
-    @with_signature
     def forward(
         wanted: tuple[bool, ...], options: LossOptions, grad: Tensor, _nothing: None, *given: Any
     ) -> Any:

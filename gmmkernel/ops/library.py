@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch import library as torch_library
 from torch.autograd.graph import increment_version
+from torch.nn import Parameter
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Stream
@@ -27,9 +28,12 @@ from gmmkernel.backends.protocol import (
     TrainingInputs,
 )
 from gmmkernel.ops import low_rank
+from gmmkernel.ops.checks import is_eager
 from gmmkernel.ops.tensors import DENSITY, LOSS, STEP, Layout, LogProbTensors, LossTensors, StepTensors
 
 _library = torch_library.Library("gmmkernel", "DEF")
+_implementations: dict[str, Callable[..., Any]] = {}
+_NUMBERS = (type(None), int, bool, str)
 
 
 def _gmm_step(
@@ -459,16 +463,43 @@ for _schema, _implementation, _fake in (
 ):
     _name = _schema.partition("(")[0]
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    _library.impl(_name, _counting_versions(_name, _implementation), "CompositeExplicitAutograd")
+    _implementations[_name] = _counting_versions(_name, _implementation)
+    _library.impl(_name, _implementations[_name], "CompositeExplicitAutograd")
     torch_library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
 
-gmm_step = torch.ops.gmmkernel.gmm_step.default
-gmm_step_backward = torch.ops.gmmkernel.gmm_step_backward.default
-log_prob = torch.ops.gmmkernel.gmm_step_log_prob.default
-log_prob_backward = torch.ops.gmmkernel.gmm_step_log_prob_backward.default
-add_noise = torch.ops.gmmkernel.add_noise.default
-skip_step_loss = torch.ops.gmmkernel.skip_step_loss.default
-scale_pull = torch.ops.gmmkernel.scale_pull.default
-skip_step_loss_backward = torch.ops.gmmkernel.skip_step_loss_backward.default
-standard_normal = torch.ops.gmmkernel.standard_normal.default
-draw_components = torch.ops.gmmkernel.draw_components.default
+
+def _is_plain(values: Sequence[Any]) -> bool:
+    """Return whether tensors are what their memory holds, and nothing but tensors."""
+    for value in values:
+        kind = type(value)
+        if kind is Tensor or kind is Parameter:
+            if value.is_neg() or value._is_zerotensor():
+                return False
+        elif kind is list:
+            if not _is_plain(value):
+                return False
+        elif kind not in _NUMBERS:
+            return False
+    return True
+
+
+def _short(name: str) -> Callable[..., Any]:
+    """Return an operator that goes past PyTorch's dispatcher, which takes longer than a small kernel, where it can."""
+    operator, implementation = getattr(torch.ops.gmmkernel, name).default, _implementations[name]
+
+    def call(*given: Any) -> Any:
+        return implementation(*given) if is_eager() and _is_plain(given) else operator(*given)
+
+    return call
+
+
+gmm_step = _short("gmm_step")
+gmm_step_backward = _short("gmm_step_backward")
+log_prob = _short("gmm_step_log_prob")
+log_prob_backward = _short("gmm_step_log_prob_backward")
+add_noise = _short("add_noise")
+skip_step_loss = _short("skip_step_loss")
+scale_pull = _short("scale_pull")
+skip_step_loss_backward = _short("skip_step_loss_backward")
+standard_normal = _short("standard_normal")
+draw_components = _short("draw_components")

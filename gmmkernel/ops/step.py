@@ -63,6 +63,9 @@ def _step_at_once(
     backend: str | None,
 ) -> GMMStepOutput | None:
     """Do a step whose arguments the extension finds beyond doubt; None where Python has to explain or to do more."""
+    tracks = torch.is_grad_enabled()
+    if tracks and (sample.requires_grad or getattr(model_output, "requires_grad", True)):
+        return None
     kernels = backends.load(backends.resolve(sample.device, backend))
     unchecked = getattr(kernels, "gmm_step_unchecked", None)
     if unchecked is None or type(seeds) is not Tensor or prediction not in _PREDICTION_NAMES:
@@ -92,7 +95,7 @@ def _step_at_once(
     predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
     components = torch.empty_like(seeds) if return_components else None
     kind = _PREDICTIONS[prediction]
-    if not unchecked(inputs, result, predicted, kind, components, tracks=torch.is_grad_enabled()):
+    if not unchecked(inputs, result, predicted, kind, components, tracks=tracks):
         return None
     if out is not None:
         increment_version(out)

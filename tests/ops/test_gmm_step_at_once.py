@@ -79,26 +79,25 @@ def test_memory_that_is_read_elsewhere_is_not_written() -> None:
     assert not at_once(OTHER, out=torch.zeros(1, ELEMENTS).expand(BATCH, ELEMENTS))
 
 
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"row": True},
-        {"row": 2**70},
-        {"row": torch.zeros(3, dtype=torch.int64)},
-        {"seeds": torch.arange(BATCH + 1)},
-        {"seeds": torch.zeros(BATCH)},
-        {"coefficients": torch.ones(4, 15)},
-        {"coefficients": torch.ones(4, 16, dtype=torch.float64)},
-        {"history": [OTHER] * 5},
-        {"history": [None]},
-        {"history": "x"},
-        {"thresholds": torch.zeros(1, 0, dtype=torch.int64)},
-        {"offsets": torch.zeros(1, 1, ELEMENTS)},
-    ],
-    ids=str,
-)
-def test_what_needs_an_explanation_is_left_to_python(named: dict[str, Any]) -> None:
-    assert not at_once(OTHER, **named)
+EXPLAINED: dict[str, dict[str, Any]] = {
+    "a flag for a row": {"row": True},
+    "a row beyond 64 bits": {"row": 2**70},
+    "rows for another batch": {"row": torch.zeros(BATCH + 1, dtype=torch.int64)},
+    "seeds for another batch": {"seeds": torch.arange(BATCH + 1)},
+    "seeds that are none": {"seeds": torch.zeros(BATCH)},
+    "a column too few": {"coefficients": torch.ones(4, 15)},
+    "coefficients of another type": {"coefficients": torch.ones(4, 16, dtype=torch.float64)},
+    "too long a history": {"history": [OTHER] * 5},
+    "a history of nothing": {"history": [None]},
+    "a history that is none": {"history": "x"},
+    "thresholds without offsets": {"thresholds": torch.zeros(1, 0, dtype=torch.int64)},
+    "offsets without std": {"offsets": torch.zeros(1, 1, ELEMENTS)},
+}
+
+
+@pytest.mark.parametrize("what", EXPLAINED)
+def test_what_needs_an_explanation_is_left_to_python(what: str) -> None:
+    assert not at_once(OTHER, **EXPLAINED[what])
 
 
 class _Functions(TorchFunctionMode):
