@@ -10,14 +10,17 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist load
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: sample test test-all test-newest gpu-check lint format bench train study golden accuracy wheel clean
+.PHONY: sample test pytest test-all test-newest gpu-check lint format bench train study golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
 sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
 	$(PY) -m gmmkernel compare --output out/comparison.png
 
-# What everybody runs.
-test: lint
+# What everybody runs: the linters beside the tests.
+test: $(VENV)/ready
+	$(MAKE) --no-print-directory --jobs 2 lint pytest
+
+pytest: $(VENV)/ready
 	$(PYTEST)
 
 # What `make test` leaves out, since it takes long: a wheel in a clean environment, C++ alone and with sanitizers, every

@@ -13,13 +13,13 @@ from typing import Any
 
 from ptx import arithmetic
 from ptx.arithmetic import DTYPES
+from ptx.operands import Operands
 from ptx.parse import (
     ENDS_BLOCK,
     Address,
     Constant,
     Instruction,
     Kernel,
-    Negated,
     Operand,
     PTXError,
     Register,
@@ -73,15 +73,12 @@ class Program:
         return f"K[{self.literals[literal]}]"
 
 
-class _Block:
+class _Block(Operands):
     """One block's lines."""
 
     def __init__(self, program: Program, block: int, masked: bool) -> None:
-        self.program, self.block, self.masked = program, block, masked
-        self.kernel = program.kernel
-        self.made: list[str] = []
-        self.mask = "mask" if masked else ""  # of the instruction at hand
-        self.name = ""  # its name
+        super().__init__(program.kernel, program.constant)
+        self.block, self.masked = block, masked
 
     def lines(self) -> list[str]:
         instructions = self.kernel.blocks[self.block]
@@ -95,68 +92,6 @@ class _Block:
     def next_block(self) -> int:
         following = self.block + 1
         return following if following < len(self.kernel.blocks) else DONE
-
-    # ------------------------------------------------------------------------------- operands
-
-    def constant(self, role: str, bits: int, width: int) -> str:
-        return self.program.constant(role, bits, width)
-
-    def bits(self, operand: Operand, width: int) -> str:
-        """Return the expression of an operand's bits; a wider register gives its lower ones."""
-        if isinstance(operand, Register):
-            if operand.width < width:
-                raise PTXError(f"{width} bits of a register of {operand.width}")
-            return f"R[{operand.number}]" + ("" if operand.width == width else f".astype(u{width})")
-        if isinstance(operand, Constant):
-            if operand.width not in (None, width):
-                raise PTXError(f"a constant of {operand.width} bits for {width}")
-            return self.constant("float" if operand.width else self.name, operand.bits, width)
-        if isinstance(operand, Symbol):
-            if operand.name in self.kernel.parameters:
-                offset, _ = self.kernel.parameters[operand.name]
-                return f"(T.parameters + {self.constant('address', offset, 64)})"
-            if operand.name in self.kernel.shared:
-                return self.constant("address", self.kernel.shared[operand.name], width)
-            return f"T.special[{operand.name!r}]"
-        raise PTXError(f"not an operand: {operand}")
-
-    def value(self, operand: Operand, kind: str) -> str:
-        """Return the expression of an operand as a type's numbers, "pred" for a predicate."""
-        if kind == "pred":
-            if isinstance(operand, Negated):
-                return f"~R[{operand.predicate.number}]"
-            if isinstance(operand, Constant):
-                return f"np.bool_({bool(operand.bits)})"
-            assert isinstance(operand, Register)
-            return f"R[{operand.number}]"
-        bits = self.bits(operand, int(kind[1:]))
-        return bits if kind[0] in "bu" else f"{bits}.view({kind})"
-
-    def values(self, instruction: Instruction, kind: str) -> list[str]:
-        """Return all of an instruction's operands but the result."""
-        return [self.value(operand, kind) for operand in instruction.operands[1:]]
-
-    def set(self, result: Operand, expression: str, kind: str) -> None:
-        """Write a result for the threads that run; a wider register takes it extended."""
-        if result is None:
-            return
-        assert isinstance(result, Register)
-        if kind != "pred":
-            width = int(kind[1:])
-            if result.width < width:
-                raise PTXError(f"a result of {width} bits for a register of {result.width}")
-            if result.width > width:
-                if kind[0] == "f":
-                    raise PTXError(f"{kind} for a register of {result.width} bits")
-                expression, kind = (
-                    f"({expression}).astype({kind[0]}{result.width})",
-                    f"{kind[0]}{result.width}",
-                )
-            if kind[0] in "sf":
-                expression = f"({expression}).view(u{result.width})"
-        target = f"R[{result.number}]"
-        masked = f"np.where({self.mask}, {expression}, {target})" if self.mask else expression
-        self.made.append(f"{target} = {masked}")
 
     # ------------------------------------------------------------------------------- instructions
 

@@ -9,7 +9,25 @@ import triton
 import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import multiply_add
-from gmmkernel.backends.triton.step import COLUMNS, index_of, load, store
+from gmmkernel.backends.triton.kernel import (
+    CLIP_MAX,
+    CLIP_MIN,
+    COLUMNS,
+    EPS_OUTPUT,
+    EPS_SAMPLE,
+    GUIDANCE,
+    HISTORY_0,
+    HISTORY_1,
+    HISTORY_2,
+    HISTORY_3,
+    OUTPUT,
+    SAMPLE,
+    X0,
+    X0_OUTPUT,
+    X0_SAMPLE,
+    kernel,
+)
+from gmmkernel.backends.triton.step import index_of, load, store
 
 
 @triton.jit
@@ -19,15 +37,15 @@ def flow_back(c, x, o, grad, more, PREDICTION: tl.constexpr):
     `c` is the sample's row of coefficients; `x` and `o` matter only where it clips. `more` is the gradient of the
     prediction that PREDICTION says: 0 none, 1 x0, 2 epsilon, 3 model output.
     """
-    x0_sample, x0_output = tl.load(c), tl.load(c + 1)
-    low, high = tl.load(c + 2), tl.load(c + 3)
+    x0_sample, x0_output = tl.load(c + X0_SAMPLE), tl.load(c + X0_OUTPUT)
+    low, high = tl.load(c + CLIP_MIN), tl.load(c + CLIP_MAX)
     x0 = multiply_add(x0_output, o, x0_sample * x)
     below = x0 < low
     x0 = tl.where(below, low, x0)
     above = x0 > high
     x0 = tl.where(above, high, x0)
 
-    of_clipped = tl.load(c + 6) * grad
+    of_clipped = tl.load(c + X0) * grad
     if PREDICTION == 1:
         of_clipped += more
     of_high = tl.where(above, of_clipped, 0.0)
@@ -35,13 +53,13 @@ def flow_back(c, x, o, grad, more, PREDICTION: tl.constexpr):
     of_low = tl.where(below, not_above, 0.0)
     of_x0 = tl.where(below, 0.0, not_above)
 
-    of_output = multiply_add(x0_output, of_x0, tl.load(c + 5) * grad)
-    of_x = multiply_add(x0_sample, of_x0, tl.load(c + 4) * grad)
+    of_output = multiply_add(x0_output, of_x0, tl.load(c + OUTPUT) * grad)
+    of_x = multiply_add(x0_sample, of_x0, tl.load(c + SAMPLE) * grad)
     if PREDICTION == 3:
         of_output += more
     if PREDICTION == 2:
-        of_output = multiply_add(tl.load(c + 15), more, of_output)
-        of_x = multiply_add(tl.load(c + 14), more, of_x)
+        of_output = multiply_add(tl.load(c + EPS_OUTPUT), more, of_output)
+        of_x = multiply_add(tl.load(c + EPS_SAMPLE), more, of_x)
     return x0, of_x0, of_low, of_high, of_x, of_output
 
 
@@ -62,8 +80,7 @@ def unless(none, gradient):
     return gradient
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(16), do_not_specialize=range(16, 28))
+@kernel
 def step_backward_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     grad, grad_prediction,
@@ -101,12 +118,12 @@ def step_backward_kernel(
         more = load(grad_prediction + sample * grad_prediction_stride, element, inside, T, WHOLE)
     # Without bounds nothing depends on what x0 was.
     sample_x, o = tl.zeros([TILE], T), tl.zeros([TILE], T)
-    if (tl.load(c + 2) != float("-inf")) | (tl.load(c + 3) != float("inf")):
+    if (tl.load(c + CLIP_MIN) != float("-inf")) | (tl.load(c + CLIP_MAX) != float("inf")):
         sample_x = load(x + sample * x_stride, element, inside, T, WHOLE)
         o = load(output + sample * output_stride, element, inside, T, WHOLE)
         if uncond is not None:
             u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
-            o = multiply_add(tl.load(c + 11), o - u, u)
+            o = multiply_add(tl.load(c + GUIDANCE), o - u, u)
     _, _, _, _, of_x, of_output = flow_back(c, sample_x, o, g, more, PREDICTION)
 
     none = None
@@ -117,12 +134,12 @@ def step_backward_kernel(
         store(grad_x + place, element, inside, unless(none, of_x), PTX, WHOLE)
     of_conditional = of_output
     if uncond is not None:
-        of_conditional = tl.load(c + 11) * of_output
+        of_conditional = tl.load(c + GUIDANCE) * of_output
     if grad_output is not None:
         store(grad_output + place, element, inside, unless(none, of_conditional), PTX, WHOLE)
     if grad_uncond is not None:
         store(grad_uncond + place, element, inside, unless(none, of_output - of_conditional), PTX, WHOLE)
-    store_history_gradient(grad_history0, c + 7, place, element, inside, g, none, PTX, WHOLE)
-    store_history_gradient(grad_history1, c + 8, place, element, inside, g, none, PTX, WHOLE)
-    store_history_gradient(grad_history2, c + 9, place, element, inside, g, none, PTX, WHOLE)
-    store_history_gradient(grad_history3, c + 10, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history0, c + HISTORY_0, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history1, c + HISTORY_1, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history2, c + HISTORY_2, place, element, inside, g, none, PTX, WHOLE)
+    store_history_gradient(grad_history3, c + HISTORY_3, place, element, inside, g, none, PTX, WHOLE)

@@ -10,8 +10,29 @@ import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import multiply_add
 from gmmkernel.backends.triton.backward import flow_back
+from gmmkernel.backends.triton.kernel import (
+    CLIP_MAX,
+    CLIP_MIN,
+    COLUMNS,
+    EPS_OUTPUT,
+    EPS_SAMPLE,
+    GUIDANCE,
+    HISTORY_0,
+    HISTORY_1,
+    HISTORY_2,
+    HISTORY_3,
+    OFFSET,
+    OUTPUT,
+    SAMPLE,
+    SIGMA,
+    TRANSITION,
+    X0,
+    X0_OUTPUT,
+    X0_SAMPLE,
+    kernel,
+)
 from gmmkernel.backends.triton.normal import normals
-from gmmkernel.backends.triton.step import COLUMNS, TRANSITION, index_of, load
+from gmmkernel.backends.triton.step import index_of, load
 from gmmkernel.backends.triton.sums import TILE, sum_tile
 from gmmkernel.backends.triton.tables import ENTRIES
 
@@ -31,9 +52,8 @@ def put_history_sum(target, stored, stride, sample, element, inside, grad):
         put_sum(target, grad * load(stored + sample * stride, element, inside, grad.dtype, False), inside)
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
 # Nothing is said of alignment, so that a thread's elements are 128 apart: the first three halvings are its own.
-@triton.jit(do_not_specialize_on_alignment=range(15), do_not_specialize=range(15, 30))
+@kernel
 def coefficient_sums_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     history0, history1, history2, history3,
@@ -69,7 +89,7 @@ def coefficient_sums_kernel(
     if uncond is not None:
         u = load(uncond + sample * uncond_stride, element, inside, T, False)
         difference = o - u
-        o = multiply_add(tl.load(c + 11), difference, u)
+        o = multiply_add(tl.load(c + GUIDANCE), difference, u)
     g = load(grad + sample * grad_stride, element, inside, T, False)
     more = g
     if PREDICTION > 0:
@@ -78,36 +98,36 @@ def coefficient_sums_kernel(
 
     # What needs the most is summed first, so that registers are free again for the rest.
     target = sums + (sample * places + tile) * COLUMNS
-    put_sum(target + 2, of_low, inside)
-    put_sum(target + 3, of_high, inside)
-    put_sum(target, of_x0 * sample_x, inside)
-    put_sum(target + 1, of_x0 * o, inside)
-    put_sum(target + 6, g * x0, inside)
+    put_sum(target + CLIP_MIN, of_low, inside)
+    put_sum(target + CLIP_MAX, of_high, inside)
+    put_sum(target + X0_SAMPLE, of_x0 * sample_x, inside)
+    put_sum(target + X0_OUTPUT, of_x0 * o, inside)
+    put_sum(target + X0, g * x0, inside)
     if uncond is not None:
-        put_sum(target + 11, of_output * difference, inside)
+        put_sum(target + GUIDANCE, of_output * difference, inside)
     else:
-        tl.store(target + 11, 0.0)
+        tl.store(target + GUIDANCE, 0.0)
     if PREDICTION == 2:
-        put_sum(target + 14, more * sample_x, inside)
-        put_sum(target + 15, more * o, inside)
+        put_sum(target + EPS_SAMPLE, more * sample_x, inside)
+        put_sum(target + EPS_OUTPUT, more * o, inside)
     else:
-        tl.store(target + 14, 0.0)
-        tl.store(target + 15, 0.0)
-    put_sum(target + 4, g * sample_x, inside)
-    put_sum(target + 5, g * o, inside)
-    put_history_sum(target + 7, history0, history0_stride, sample, element, inside, g)
-    put_history_sum(target + 8, history1, history1_stride, sample, element, inside, g)
-    put_history_sum(target + 9, history2, history2_stride, sample, element, inside, g)
-    put_history_sum(target + 10, history3, history3_stride, sample, element, inside, g)
+        tl.store(target + EPS_SAMPLE, 0.0)
+        tl.store(target + EPS_OUTPUT, 0.0)
+    put_sum(target + SAMPLE, g * sample_x, inside)
+    put_sum(target + OUTPUT, g * o, inside)
+    put_history_sum(target + HISTORY_0, history0, history0_stride, sample, element, inside, g)
+    put_history_sum(target + HISTORY_1, history1, history1_stride, sample, element, inside, g)
+    put_history_sum(target + HISTORY_2, history2, history2_stride, sample, element, inside, g)
+    put_history_sum(target + HISTORY_3, history3, history3_stride, sample, element, inside, g)
     if seeds is not None:
         if first + TILE > std_elements:
             step = index_of(steps, steps_stride, step_value, sample)
             z = normals(tl.load(seeds + sample), first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
-            put_sum(target + 12, g * z, inside & (element >= std_elements))
+            put_sum(target + SIGMA, g * z, inside & (element >= std_elements))
         else:  # the mixture's table gives all of these elements their std
-            tl.store(target + 12, 0.0)
+            tl.store(target + SIGMA, 0.0)
         if offsets is not None:
             entry = tl.maximum(tl.load(entries + sample * ENTRIES + 1), 0)
-            put_sum(target + 13, g * load(offsets + entry * elements, element, inside, T, False), inside)
+            put_sum(target + OFFSET, g * load(offsets + entry * elements, element, inside, T, False), inside)
         else:
-            tl.store(target + 13, 0.0)
+            tl.store(target + OFFSET, 0.0)

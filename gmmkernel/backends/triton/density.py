@@ -12,7 +12,8 @@ from gmmkernel.backends.reference.density import HALF_LOG_2_PI
 from gmmkernel.backends.triton.arithmetic import divide, multiply_add
 from gmmkernel.backends.triton.coefficient_sums import put_sum
 from gmmkernel.backends.triton.elementary import constant, exp, log
-from gmmkernel.backends.triton.step import COLUMNS, index_of, load, predict
+from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, SIGMA, kernel
+from gmmkernel.backends.triton.step import index_of, load, predict
 from gmmkernel.backends.triton.sums import TILE, sum_tile
 
 HALF_LOG = tl.constexpr(HALF_LOG_2_PI)
@@ -29,9 +30,8 @@ def load_std(std, table_row, std_elements, sigma, element, T: tl.constexpr):
     return deviation
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
 # Nothing is said of alignment, so that a thread's elements are 128 apart: the first three halvings are its own.
-@triton.jit(do_not_specialize_on_alignment=range(13), do_not_specialize=range(13, 33))
+@kernel
 def density_sums_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     history0, history1, history2, history3,
@@ -73,7 +73,7 @@ def density_sums_kernel(
     )  # fmt: skip
     a = load(prev_sample + sample * prev_sample_stride, element, inside, T, False) - mean
 
-    sigma = tl.load(c + 12)
+    sigma = tl.load(c + SIGMA)
     std_row = tl.where(std_rows == 1, 0, row) * std_components
     first_std = load_std(std, std_row, std_elements, sigma, element, T)
     first_log, first_inverse = log(first_std), divide(constant(a, 1.0), first_std)
@@ -81,7 +81,7 @@ def density_sums_kernel(
     target = sums + (sample * places + tile) * columns
     put_sum(target, multiply_add(b * 0.5, b, first_log), inside)
     if offsets is not None:
-        weight = tl.load(c + 13)
+        weight = tl.load(c + OFFSET)
         offset_row = tl.where(offset_rows == 1, 0, row) * K
         for k in range(K):
             d = a
@@ -96,7 +96,7 @@ def density_sums_kernel(
             put_sum(target + 1 + k, multiply_add((t - b) * 0.5, t + b, log_ratio), inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(7), do_not_specialize=range(7, 16))
+@kernel
 def log_prob_kernel(
     result,  # [B]
     responsibilities,  # [B, K]

@@ -12,7 +12,8 @@ from gmmkernel.backends.triton.arithmetic import divide, multiply_add
 from gmmkernel.backends.triton.coefficient_sums import put_sum
 from gmmkernel.backends.triton.density import load_std
 from gmmkernel.backends.triton.elementary import constant
-from gmmkernel.backends.triton.step import COLUMNS, index_of, load, predict, store
+from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, SIGMA, kernel
+from gmmkernel.backends.triton.step import index_of, load, predict, store
 from gmmkernel.backends.triton.sums import TILE
 
 
@@ -30,9 +31,8 @@ def units_of(a, offset, weight, deviation):
     return t * inverse, multiply_add(t, t, constant(t, -1.0)) * inverse
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
 # Nothing is said of alignment, so that a thread's elements are 128 apart: the first three halvings are its own.
-@triton.jit(do_not_specialize_on_alignment=range(18), do_not_specialize=range(18, 37))
+@kernel
 def density_backward_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     history0, history1, history2, history3,
@@ -78,7 +78,7 @@ def density_backward_kernel(
     a = load(prev_sample + sample * prev_sample_stride, element, inside, T, False) - mean
     store(distance + sample * elements, element, inside, a, PTX, False)
 
-    sigma, weight, g = tl.load(c + 12), tl.load(c + 13), tl.load(grad + sample)
+    sigma, weight, g = tl.load(c + SIGMA), tl.load(c + OFFSET), tl.load(grad + sample)
     std_row = tl.where(std_rows == 1, 0, row) * std_components
     zero = tl.zeros([TILE], T)
     of_mean, of_sigma, of_offset = zero, zero, zero
@@ -104,11 +104,11 @@ def density_backward_kernel(
         store(grad_prev_sample + sample * elements, element, inside, of_prev, PTX, False)
     if sums is not None:
         target = sums + (sample * places + tile) * COLUMNS
-        put_sum(target + 12, g * of_sigma, inside & (element >= std_elements))
-        put_sum(target + 13, g * of_offset, inside)
+        put_sum(target + SIGMA, g * of_sigma, inside & (element >= std_elements))
+        put_sum(target + OFFSET, g * of_offset, inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 22))
+@kernel
 def add_density_entries_kernel(
     table,  # [table rows, table components, length]
     distance,  # [B, D]
@@ -142,7 +142,7 @@ def add_density_entries_kernel(
         g = tl.load(grad + sample)
         if (row >= 0) & (row < coefficient_rows) & (own >= 0) & (own < table_components) & (g != 0):
             c = coefficients + row * COLUMNS
-            sigma, weight = tl.load(c + 12), tl.load(c + 13)
+            sigma, weight = tl.load(c + SIGMA), tl.load(c + OFFSET)
             a = load(distance + sample * elements, element, inside, T, False)
             # One entry for all components takes each one's part, in their order.
             first = tl.where(table_components == 1, 0, own)
@@ -162,7 +162,7 @@ def add_density_entries_kernel(
     store(table + entry * length, element, inside, total, PTX, False)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 12))
+@kernel
 def add_weights_kernel(
     table,  # [S or 1, K]
     responsibilities,  # [B, K]

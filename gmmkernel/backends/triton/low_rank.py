@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import multiply_add
+from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, SIGMA, TRANSITION, kernel
 from gmmkernel.backends.triton.normal import normals
-from gmmkernel.backends.triton.step import COLUMNS, TRANSITION, choose_component, index_of, load
+from gmmkernel.backends.triton.step import choose_component, index_of, load
 from gmmkernel.backends.triton.sums import TILE, sum_tile
 
 
@@ -19,11 +20,10 @@ from gmmkernel.backends.triton.sums import TILE, sum_tile
 def removes_in_directions(coefficients, row):
     """Return whether a row has both an offset and noise."""
     c = coefficients + row * COLUMNS
-    return (tl.load(c + 13) != 0) & (tl.load(c + 12) != 0)
+    return (tl.load(c + OFFSET) != 0) & (tl.load(c + SIGMA) != 0)
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(6), do_not_specialize=range(6, 16))
+@kernel
 def project_kernel(
     sums,  # to write: [B, places, K], the first of a sample's those of its tiles
     coefficients,  # [S, 16]
@@ -59,7 +59,7 @@ def project_kernel(
             tl.store(target + k, sum_tile(tl.where(inside, offset * z, 0.0)))
 
 
-@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 22))
+@kernel
 def pulls_kernel(
     pulls,  # to write: [B, R]
     values,  # [B, places, columns]: the last of a sample's are the projections or, from the second on, the energies
@@ -105,7 +105,7 @@ def pulls_kernel(
     tl.store(pulls + sample * R + r, total, mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 18))
+@kernel
 def offset_weights_kernel(
     weights,  # to write: [B, K]
     pulls,  # [B, R]
@@ -135,7 +135,7 @@ def offset_weights_kernel(
         table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
         step = index_of(steps, steps_stride, step_value, sample)
         component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
-    own = tl.load(coefficients + row * COLUMNS + 13)
+    own = tl.load(coefficients + row * COLUMNS + OFFSET)
     total = tl.where(k == component, own, tl.zeros([TILE], T))
     of_row = basis + tl.where(basis_rows == 1, 0, row) * R * K
     for r in range(R):
@@ -144,7 +144,7 @@ def offset_weights_kernel(
     tl.store(weights + sample * K + k, total, mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(7), do_not_specialize=range(7, 18))
+@kernel
 def penalties_kernel(
     penalties,  # to write: [B, K]
     along,  # [B, R], the energies along each direction
@@ -179,5 +179,5 @@ def penalties_kernel(
         h = tl.load(shifts + shift * R + r, mask=inside, other=0.0)
         h = multiply_add(tl.load(along + sample * R + r), of_slope, h)
         total = multiply_add(h, h, total)
-    has_offset = tl.load(coefficients + row * COLUMNS + 13) != 0
+    has_offset = tl.load(coefficients + row * COLUMNS + OFFSET) != 0
     tl.store(penalties + sample * K + k, tl.where(has_offset, total, 0.0), mask=inside)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
+from gmmkernel.backends.triton.kernel import kernel
 from gmmkernel.backends.triton.normal import normals
 from gmmkernel.backends.triton.step import choose_component, index_of, store
 
 
-# No size, index or address compiles a kernel anew.
-@triton.jit(do_not_specialize_on_alignment=range(3), do_not_specialize=range(3, 8))
+@kernel
 def standard_normal_kernel(
     result, seeds, steps,
     result_stride: tl.int64,
@@ -32,7 +31,7 @@ def standard_normal_kernel(
     store(result + sample * result_stride, element, element < elements, z, PTX, WHOLE)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 12))
+@kernel
 def draw_components_kernel(
     result, seeds, rows, steps, thresholds,
     rows_stride: tl.int64, row_value: tl.int64,

@@ -9,12 +9,30 @@ import triton
 import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import clip, multiply_add, round_to
+from gmmkernel.backends.triton.kernel import (
+    CLIP_MAX,
+    CLIP_MIN,
+    COLUMNS,
+    COMPONENT,
+    EPS_OUTPUT,
+    EPS_SAMPLE,
+    GUIDANCE,
+    HISTORY_0,
+    HISTORY_1,
+    HISTORY_2,
+    HISTORY_3,
+    OFFSET,
+    OUTPUT,
+    SAMPLE,
+    SIGMA,
+    TRANSITION,
+    X0,
+    X0_OUTPUT,
+    X0_SAMPLE,
+    kernel,
+)
 from gmmkernel.backends.triton.normal import normals
 from gmmkernel.backends.triton.philox import random_words
-
-COLUMNS = tl.constexpr(16)
-TRANSITION = tl.constexpr(0)  # streams
-COMPONENT = tl.constexpr(1)
 
 
 @triton.jit
@@ -82,27 +100,36 @@ def predict(
     o = load(output + sample * output_stride, element, inside, T, WHOLE)
     if uncond is not None:
         u = load(uncond + sample * uncond_stride, element, inside, T, WHOLE)
-        o = multiply_add(tl.load(c + 11), o - u, u)
+        o = multiply_add(tl.load(c + GUIDANCE), o - u, u)
     # Where row or step is out of range, a NaN among the coefficients of the sample makes all of it NaN.
-    of_sample = tl.where(valid, tl.load(c + 4), float("nan"))
-    x0 = multiply_add(tl.load(c + 1), o, tl.where(valid, tl.load(c), float("nan")) * sample_x)
-    x0 = clip(x0, tl.load(c + 2), tl.load(c + 3), PTX)
-    y = tl.load(c + 6) * x0
-    y = multiply_add(tl.load(c + 5), o, y)
+    of_sample = tl.where(valid, tl.load(c + SAMPLE), float("nan"))
+    x0 = multiply_add(
+        tl.load(c + X0_OUTPUT), o, tl.where(valid, tl.load(c + X0_SAMPLE), float("nan")) * sample_x
+    )
+    x0 = clip(x0, tl.load(c + CLIP_MIN), tl.load(c + CLIP_MAX), PTX)
+    y = tl.load(c + X0) * x0
+    y = multiply_add(tl.load(c + OUTPUT), o, y)
     y = multiply_add(of_sample, sample_x, y)
     if history0 is not None:
-        y = add_history(y, history0, history0_stride, tl.load(c + 7), sample, element, inside, T, WHOLE)
+        y = add_history(
+            y, history0, history0_stride, tl.load(c + HISTORY_0), sample, element, inside, T, WHOLE
+        )
     if history1 is not None:
-        y = add_history(y, history1, history1_stride, tl.load(c + 8), sample, element, inside, T, WHOLE)
+        y = add_history(
+            y, history1, history1_stride, tl.load(c + HISTORY_1), sample, element, inside, T, WHOLE
+        )
     if history2 is not None:
-        y = add_history(y, history2, history2_stride, tl.load(c + 9), sample, element, inside, T, WHOLE)
+        y = add_history(
+            y, history2, history2_stride, tl.load(c + HISTORY_2), sample, element, inside, T, WHOLE
+        )
     if history3 is not None:
-        y = add_history(y, history3, history3_stride, tl.load(c + 10), sample, element, inside, T, WHOLE)
+        y = add_history(
+            y, history3, history3_stride, tl.load(c + HISTORY_3), sample, element, inside, T, WHOLE
+        )
     return sample_x, o, x0, y
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(18), do_not_specialize=range(18, 40))
+@kernel
 def step_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     history0, history1, history2, history3,
@@ -158,10 +185,10 @@ def step_kernel(
         c, valid, sample, element, inside, T, WHOLE, PTX,
     )  # fmt: skip
 
-    sigma = tl.load(c + 12)
+    sigma = tl.load(c + SIGMA)
     noisy = sigma != 0
     if offsets is not None:
-        weight = tl.load(c + 13)
+        weight = tl.load(c + OFFSET)
         own_offset = weight != 0
         if weights is not None:
             own_offset = own_offset & (sigma == 0)
@@ -172,7 +199,9 @@ def step_kernel(
     if PREDICTION > 0:
         made = x0
         if PREDICTION == 2:
-            made = multiply_add(tl.load(c + 15), o, tl.where(valid, tl.load(c + 14), float("nan")) * sample_x)
+            made = multiply_add(
+                tl.load(c + EPS_OUTPUT), o, tl.where(valid, tl.load(c + EPS_SAMPLE), float("nan")) * sample_x
+            )
         if PREDICTION == 3:
             made = tl.where(valid, o, float("nan"))
         store(prediction + sample * prediction_stride, element, inside, made, PTX, WHOLE)
@@ -191,7 +220,7 @@ def step_kernel(
                 spread = tl.where(reduced, from_table, spread)
         y = multiply_add(spread, z, y)
     if weights is not None:
-        if (tl.load(c + 13) != 0) & noisy:
+        if (tl.load(c + OFFSET) != 0) & noisy:
             first_row = tl.where(offset_rows == 1, 0, row) * K
             for k in range(K):
                 offset = load(offsets + (first_row + k) * elements, element, inside, T, WHOLE)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from gmmkernel.backends.constants import SUM_TILE
+from gmmkernel.backends.triton.kernel import kernel
 
 TILE = tl.constexpr(SUM_TILE)
 HALVINGS = tl.constexpr(SUM_TILE.bit_length() - 2)  # until two numbers are left
@@ -22,8 +23,7 @@ def sum_tile(values):
     return tl.sum(values, axis=0)
 
 
-# No size or address compiles a kernel anew.
-@triton.jit(do_not_specialize_on_alignment=range(1), do_not_specialize=range(1, 8))
+@kernel
 def sum_level_kernel(
     sums,  # [B, places, columns]: each level's, one after another
     places: tl.int64,

@@ -5,20 +5,19 @@ A program has an entry, or a tile of one, to itself, and goes over the batch: no
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import multiply_add
+from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, TRANSITION, kernel
 from gmmkernel.backends.triton.normal import normals
-from gmmkernel.backends.triton.step import COLUMNS, TRANSITION, choose_component, index_of, load, store
+from gmmkernel.backends.triton.step import choose_component, index_of, load, store
 
 ENTRIES = tl.constexpr(
     3
 )  # of a sample: its row, its offset's, its std's; -1 where row or step is out of range, or it has no part in the loss
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(6), do_not_specialize=range(6, 17))
+@kernel
 def entries_kernel(
     entries,  # int64 [B, 3]
     rows, steps, seeds,  # int64 [B]
@@ -54,7 +53,7 @@ def entries_kernel(
     tl.store(target + 2, tl.where(valid, std, -1))
 
 
-@triton.jit(do_not_specialize_on_alignment=range(3), do_not_specialize=range(3, 6))
+@kernel
 def add_rows_kernel(
     table,  # [S, 16]
     sums,  # [B, places, 16]: the last of a sample's those over all its elements
@@ -74,7 +73,7 @@ def add_rows_kernel(
     tl.store(table + row * COLUMNS + column, total)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(6), do_not_specialize=range(6, 12))
+@kernel
 def add_entries_kernel(
     table,  # [entries, elements]
     grad,  # [B, D]: elements contiguous, any stride from sample to sample
@@ -108,6 +107,6 @@ def add_entries_kernel(
                 z = normals(seed, first, step, TILE, grad.dtype.element_ty, TRANSITION, PTX).to(T)
                 total = multiply_add(g, z, total)
             else:
-                weight = tl.load(coefficients + tl.load(of_sample) * COLUMNS + 13)
+                weight = tl.load(coefficients + tl.load(of_sample) * COLUMNS + OFFSET)
                 total = multiply_add(weight, g, total)
     store(table + entry * elements, element, inside, total, PTX, WHOLE)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gmmkernel.backends.constants import Stream, TrainingColumn
+from gmmkernel.backends.constants import TrainingColumn
 from gmmkernel.backends.triton.arithmetic import divide, multiply_add
+from gmmkernel.backends.triton.kernel import TRAINING, TRAINING_SKIP, kernel
 from gmmkernel.backends.triton.normal import normals
 from gmmkernel.backends.triton.step import index_of, load, store
 from gmmkernel.backends.triton.sums import TILE as SUM_TILE
 from gmmkernel.backends.triton.sums import sum_tile
 
-TRAINING = tl.constexpr(int(Stream.TRAINING))
-TRAINING_SKIP = tl.constexpr(int(Stream.TRAINING_SKIP))
 COLUMNS = tl.constexpr(len(TrainingColumn))
 SIGNAL, NOISE, EPS_SAMPLE, EPS_OUTPUT, WEIGHT, SKIP_WEIGHT, SKIP_SCALE, SKIP_NOISE, SKIP_FRESH = (
     tl.constexpr(int(column)) for column in TrainingColumn
@@ -29,8 +28,7 @@ def is_valid(row, coefficient_rows, step):
     return (row >= 0) & (row < coefficient_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
 
 
-# Absent tensors are None, which compiles a kernel without them. No size, index or address compiles one anew.
-@triton.jit(do_not_specialize_on_alignment=range(7), do_not_specialize=range(7, 16))
+@kernel
 def add_noise_kernel(
     x, result,  # [B, D]: elements contiguous, any stride from sample to sample
     noise,  # contiguous
@@ -102,7 +100,7 @@ def pull_of(own, skip, c):
     return pull
 
 
-@triton.jit(do_not_specialize_on_alignment=range(8), do_not_specialize=range(8, 18))
+@kernel
 def skip_loss_kernel(
     output, x,  # [B, D]: elements contiguous, any stride from sample to sample
     sums,  # to write: [B, places], the first of a sample's those of its tiles
@@ -143,7 +141,7 @@ def skip_loss_kernel(
         store(pull + sample * elements, element, inside, pull_of(own, skip, c), PTX, WHOLE)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(2), do_not_specialize=range(2, 5))
+@kernel
 def finish_loss_kernel(
     result,  # [B]
     sums,  # [B, places], the last of a sample's the sum of all
@@ -166,7 +164,7 @@ def pull_scale(grad, coefficient, elements, T: tl.constexpr):
     return grad * divide(one - 2.0, one + elements.to(T)) * coefficient
 
 
-@triton.jit(do_not_specialize_on_alignment=range(5), do_not_specialize=range(5, 12))
+@kernel
 def scale_pull_kernel(
     pull,  # [B, D], contiguous
     grad,  # [B]
@@ -195,7 +193,7 @@ def scale_pull_kernel(
     store(of_sample, element, inside, scale * load(of_sample, element, inside, T, WHOLE), PTX, WHOLE)
 
 
-@triton.jit(do_not_specialize_on_alignment=range(9), do_not_specialize=range(9, 18))
+@kernel
 def skip_loss_backward_kernel(
     output, x,  # [B, D]: elements contiguous, any stride from sample to sample
     grad,  # [B]
