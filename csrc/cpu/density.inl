@@ -270,7 +270,7 @@ void log_prob_backward_tile(const SampleDensity<T>& s, const DensityGrad<T>& g, 
     load_distance(s, i, left, a);
     for (int v = 0; v < n; ++v) mean[v] = sigma[v] = weight[v] = offset[v] = L::splat(0);
     for (int64_t k = 0; k < (s.components == 0 ? 1 : s.components); ++k) {
-      const typename L::f32 share = L::splat(s.components == 0 ? T(1) : g.shares[k]);
+      const typename L::real share = L::splat(s.components == 0 ? T(1) : g.shares[k]);
       load_offset_from(s, k, i, left, a, d);
       if (k == 0 || s.std_components > 1) {
         load_std(s, k, i, left, std);

@@ -16,7 +16,7 @@ namespace gmmkernel {
 namespace {
 
 using Lanes = GMM_LANES;
-using F = Lanes::f32;
+using F = Lanes::real;
 
 constexpr int vectors = 4;  // one vector for each word of a Philox block
 constexpr int group = vectors * Lanes::width;

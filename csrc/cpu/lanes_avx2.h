@@ -10,7 +10,7 @@ namespace gmmkernel {
 struct Avx2Lanes {
   static constexpr int width = 8;
 
-  using f32 = __m256;
+  using real = __m256;
   using u32 = __m256i;
   using mask = __m256;
 
@@ -42,14 +42,14 @@ struct Avx2Lanes {
   }
   GMM_INLINE u32 words(wide w) { return _mm256_blend_epi32(w.even, _mm256_slli_epi64(w.odd, 32), 0xAA); }
 
-  GMM_INLINE f32 splat(float value) { return _mm256_set1_ps(value); }
-  GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return _mm256_fmadd_ps(a, b, c); }
-  GMM_INLINE f32 mul(f32 a, f32 b) { return _mm256_mul_ps(a, b); }
-  GMM_INLINE f32 add(f32 a, f32 b) { return _mm256_add_ps(a, b); }
-  GMM_INLINE f32 sub(f32 a, f32 b) { return _mm256_sub_ps(a, b); }
-  GMM_INLINE f32 div(f32 a, f32 b) { return _mm256_div_ps(a, b); }
-  GMM_INLINE f32 sqrt(f32 a) { return _mm256_sqrt_ps(a); }
-  GMM_INLINE f32 signed_to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
+  GMM_INLINE real splat(float value) { return _mm256_set1_ps(value); }
+  GMM_INLINE real fma(real a, real b, real c) { return _mm256_fmadd_ps(a, b, c); }
+  GMM_INLINE real mul(real a, real b) { return _mm256_mul_ps(a, b); }
+  GMM_INLINE real add(real a, real b) { return _mm256_add_ps(a, b); }
+  GMM_INLINE real sub(real a, real b) { return _mm256_sub_ps(a, b); }
+  GMM_INLINE real div(real a, real b) { return _mm256_div_ps(a, b); }
+  GMM_INLINE real sqrt(real a) { return _mm256_sqrt_ps(a); }
+  GMM_INLINE real signed_to_float(u32 a) { return _mm256_cvtepi32_ps(a); }
   // The exponent of the word as a float gives the position of its top bit. Clearing the bit below the top one first
   // keeps the conversion from rounding up to the next power of two. Words from 2^31 on convert as negative numbers,
   // whose sign bit makes the difference below negative: 0 zeros; the word 0 has exponent 0: 32.
@@ -62,30 +62,30 @@ struct Avx2Lanes {
   // A count of 32 comes only with the word 0, which any shift leaves 0.
   GMM_INLINE u32 shift_left_mod32(u32 a, u32 count) { return _mm256_sllv_epi32(a, count); }
   GMM_INLINE u32 times_four_plus_two(u32 a) { return _mm256_or_si256(_mm256_slli_epi32(a, 2), _mm256_set1_epi32(2)); }
-  GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) {
+  GMM_INLINE real flip_sign_by_bit31(real a, u32 word) {
     return _mm256_xor_ps(a, _mm256_and_ps(_mm256_castsi256_ps(word), _mm256_set1_ps(-0.0f)));
   }
   // A blend looks only at the sign bit, so moving bit 30 there is enough.
   GMM_INLINE mask bit30(u32 word) { return _mm256_castsi256_ps(_mm256_slli_epi32(word, 1)); }
-  GMM_INLINE mask less(f32 a, f32 b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
-  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return _mm256_blendv_ps(no, yes, m); }
-  GMM_INLINE void split(f32 a, f32& exponent, f32& significand) {
+  GMM_INLINE mask less(real a, real b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+  GMM_INLINE real select(mask m, real yes, real no) { return _mm256_blendv_ps(no, yes, m); }
+  GMM_INLINE void split(real a, real& exponent, real& significand) {
     const __m256i root = _mm256_set1_epi32(0x3F3504F3);
     const __m256i above = _mm256_sub_epi32(_mm256_castps_si256(a), root);
     exponent = _mm256_cvtepi32_ps(_mm256_srai_epi32(above, 23));
     const __m256i fraction = _mm256_and_si256(above, _mm256_set1_epi32(0x7FFFFF));
     significand = _mm256_castsi256_ps(_mm256_add_epi32(fraction, root));
   }
-  GMM_INLINE f32 power_of_two(f32 n) {
+  GMM_INLINE real power_of_two(real n) {
     const __m256 sum = _mm256_add_ps(n, _mm256_set1_ps(0x1.8p23f + 127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
   }
   // max and min return their second operand when either is NaN or both are zero.
-  GMM_INLINE f32 at_least(f32 value, f32 low) { return _mm256_max_ps(low, value); }
-  GMM_INLINE f32 at_most(f32 value, f32 high) { return _mm256_min_ps(high, value); }
+  GMM_INLINE real at_least(real value, real low) { return _mm256_max_ps(low, value); }
+  GMM_INLINE real at_most(real value, real high) { return _mm256_min_ps(high, value); }
 
   // Normals (z0, z1, z2, z3) of each lane's block -> 32 elements in order: a 4x4 transpose inside each half.
-  GMM_INLINE void interleave(f32 (&z)[4]) {
+  GMM_INLINE void interleave(real (&z)[4]) {
     const __m256d low01 = _mm256_castps_pd(_mm256_unpacklo_ps(z[0], z[1]));
     const __m256d high01 = _mm256_castps_pd(_mm256_unpackhi_ps(z[0], z[1]));
     const __m256d low23 = _mm256_castps_pd(_mm256_unpacklo_ps(z[2], z[3]));
@@ -96,13 +96,13 @@ struct Avx2Lanes {
     z[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(high01, high23));
   }
 
-  GMM_INLINE f32 load(const float* p) { return _mm256_loadu_ps(p); }
-  GMM_INLINE void store(float* p, f32 v) { _mm256_storeu_ps(p, v); }
-  GMM_INLINE f32 load_bfloat16(const uint16_t* p) {
+  GMM_INLINE real load(const float* p) { return _mm256_loadu_ps(p); }
+  GMM_INLINE void store(float* p, real v) { _mm256_storeu_ps(p, v); }
+  GMM_INLINE real load_bfloat16(const uint16_t* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
-  GMM_INLINE void store_bfloat16(uint16_t* p, f32 v) {
+  GMM_INLINE void store_bfloat16(uint16_t* p, real v) {
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i last_kept = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), last_kept);
@@ -111,10 +111,10 @@ struct Avx2Lanes {
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded, rounded), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
-  GMM_INLINE f32 load_float16(const uint16_t* p) {
+  GMM_INLINE real load_float16(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
-  GMM_INLINE void store_float16(uint16_t* p, f32 v) {
+  GMM_INLINE void store_float16(uint16_t* p, real v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
 };

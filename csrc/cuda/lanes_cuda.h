@@ -20,29 +20,29 @@ struct CudaLanes : ScalarLanes {
   // Two numbers' larger and smaller, NaN if either is NaN; of two zeros the larger is +0. So these clip as ScalarLanes
   // do for bounds that are neither NaN nor zero.
 #if defined(__CUDA_ARCH__)
-  GMM_INLINE f32 at_least(f32 value, f32 low) {
+  GMM_INLINE real at_least(real value, real low) {
     float result;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(low));
     return result;
   }
-  GMM_INLINE f32 at_most(f32 value, f32 high) {
+  GMM_INLINE real at_most(real value, real high) {
     float result;
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(value), "f"(high));
     return result;
   }
 #else
-  GMM_INLINE f32 at_least(f32 value, f32 low) {
+  GMM_INLINE real at_least(real value, real low) {
     if (value == low) return bits_float(float_bits(value) & float_bits(low));
     return value != value || value > low ? value : low;
   }
-  GMM_INLINE f32 at_most(f32 value, f32 high) {
+  GMM_INLINE real at_most(real value, real high) {
     if (value == high) return bits_float(float_bits(value) | float_bits(high));
     return value != value || value < high ? value : high;
   }
 #endif
 
 #if defined(__CUDA_ARCH__)
-  GMM_INLINE f32 sqrt(f32 a) {
+  GMM_INLINE real sqrt(real a) {
     float estimate;
     asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
     return square_root_from_estimate(a, estimate);
@@ -54,7 +54,7 @@ struct CudaLanes : ScalarLanes {
     asm("and.b32 %0, %1, 0x40000000;" : "=r"(bit) : "r"(word));
     return bit;
   }
-  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m != 0 ? yes : no; }
+  GMM_INLINE real select(mask m, real yes, real no) { return m != 0 ? yes : no; }
 #endif
 };
 

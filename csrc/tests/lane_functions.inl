@@ -10,7 +10,7 @@ namespace {
 
 using namespace gmmkernel;
 using Lanes = GMM_LANES;
-using F = Lanes::f32;
+using F = Lanes::real;
 using U = Lanes::u32;
 
 GMM_INLINE U load_words(const uint32_t* p) {

@@ -252,21 +252,30 @@ def gmm_step(
                 check_overlap(out, in_place={}, tables={**elementwise, **elsewhere})
             else:
                 check_overlap(out, in_place=elementwise, tables=elsewhere)
-        needed = (out, sample, model_output, coefficients, seeds, row, step, name)
         predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
         components = seeds.new_empty(batch) if return_components else None
-        no_inputs = (
-            rows is None
-            and steps is None
-            and model_output_uncond is None
-            and stored is None
-            and tables is None
+        library.gmm_step(
+            out,
+            sample,
+            model_output,
+            coefficients,
+            seeds,
+            row,
+            step,
+            name,
+            rows,
+            steps,
+            model_output_uncond,
+            stored,
+            thresholds,
+            offsets,
+            std,
+            basis,
+            shrinkage,
+            predicted,
+            components,
+            _PREDICTIONS[prediction],
         )
-        if no_inputs and predicted is None and components is None:
-            library.gmm_step(*needed)
-        else:
-            inputs = (rows, steps, model_output_uncond, stored, thresholds, offsets, std, basis, shrinkage)
-            library.gmm_step(*needed, *inputs, predicted, components, _PREDICTIONS[prediction])
         made = GMMStepOutput(out, predicted, components)
     if not return_log_prob:
         return made

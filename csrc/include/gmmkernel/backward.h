@@ -9,11 +9,11 @@ namespace gmmkernel {
 // What one element of the next sample's gradient, and of a prediction's, becomes on its way back.
 template <class Lanes>
 struct Flow {
-  typename Lanes::f32 x0;                   // clipped, as in the step
-  typename Lanes::f32 grad_x0;              // of x0 before clipping
-  typename Lanes::f32 grad_low, grad_high;  // what a bound took instead
-  typename Lanes::f32 grad_x;
-  typename Lanes::f32 grad_output;  // of the guided output
+  typename Lanes::real x0;                   // clipped, as in the step
+  typename Lanes::real grad_x0;              // of x0 before clipping
+  typename Lanes::real grad_low, grad_high;  // what a bound took instead
+  typename Lanes::real grad_x;
+  typename Lanes::real grad_output;  // of the guided output
 };
 
 // The values of gmm_prediction.
@@ -21,9 +21,9 @@ enum class PredictionKind : int32_t { none = 0, x0 = 1, epsilon = 2, model_outpu
 
 // `x` and `output` matter only where the row clips.
 template <class Lanes, class T>
-GMM_INLINE Flow<Lanes> flow_back(const Row<T>& row, typename Lanes::f32 x, typename Lanes::f32 output,
-                                 typename Lanes::f32 grad, PredictionKind kind, typename Lanes::f32 grad_prediction) {
-  using F = typename Lanes::f32;
+GMM_INLINE Flow<Lanes> flow_back(const Row<T>& row, typename Lanes::real x, typename Lanes::real output,
+                                 typename Lanes::real grad, PredictionKind kind, typename Lanes::real grad_prediction) {
+  using F = typename Lanes::real;
   const F zero = Lanes::splat(0), low = Lanes::splat(row.clip_min), high = Lanes::splat(row.clip_max);
   const F free = Lanes::fma(Lanes::splat(row.x0_output), output, Lanes::mul(Lanes::splat(row.x0_sample), x));
   const typename Lanes::mask below = Lanes::less(free, low);

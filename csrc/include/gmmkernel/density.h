@@ -11,32 +11,32 @@ constexpr double half_log_2_pi = 0x1.d67f1c864beb5p-1;
 
 // The sample less the mean of a component: a - w delta, or a where the row switches the offset off.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 offset_from(const Row<T>& row, typename Lanes::f32 a, typename Lanes::f32 offset) {
+GMM_INLINE typename Lanes::real offset_from(const Row<T>& row, typename Lanes::real a, typename Lanes::real offset) {
   return Lanes::fma(Lanes::splat(-row.offset), offset, a);
 }
 
 // b^2 / 2 + log s
 template <class Lanes>
-GMM_INLINE typename Lanes::f32 base_term(typename Lanes::f32 b, typename Lanes::f32 log_std) {
+GMM_INLINE typename Lanes::real base_term(typename Lanes::real b, typename Lanes::real log_std) {
   return Lanes::fma(Lanes::mul(Lanes::splat(0.5f), b), b, log_std);
 }
 
 // (t^2 - b^2) / 2 + log s_k - log s_0
 template <class Lanes>
-GMM_INLINE typename Lanes::f32 difference_term(typename Lanes::f32 t, typename Lanes::f32 b,
-                                               typename Lanes::f32 log_ratio) {
+GMM_INLINE typename Lanes::real difference_term(typename Lanes::real t, typename Lanes::real b,
+                                                typename Lanes::real log_ratio) {
   return Lanes::fma(Lanes::mul(Lanes::splat(0.5f), Lanes::sub(t, b)), Lanes::add(t, b), log_ratio);
 }
 
 // Derivatives of a component's log-density: with respect to its mean, and to its standard deviation.
 template <class Lanes>
 struct DensityUnits {
-  typename Lanes::f32 mean, std;
+  typename Lanes::real mean, std;
 };
 
 template <class Lanes>
-GMM_INLINE DensityUnits<Lanes> density_units(typename Lanes::f32 d, typename Lanes::f32 inverse_std) {
-  const typename Lanes::f32 t = Lanes::mul(d, inverse_std);
+GMM_INLINE DensityUnits<Lanes> density_units(typename Lanes::real d, typename Lanes::real inverse_std) {
+  const typename Lanes::real t = Lanes::mul(d, inverse_std);
   return {Lanes::mul(t, inverse_std), Lanes::mul(Lanes::fma(t, t, Lanes::splat(-1)), inverse_std)};
 }
 

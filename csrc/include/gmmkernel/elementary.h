@@ -8,11 +8,11 @@ namespace gmmkernel {
 
 // coefficients from the lowest degree up
 template <class Lanes, class Number>
-GMM_INLINE typename Lanes::f32 horner(typename Lanes::f32, Number last) {
+GMM_INLINE typename Lanes::real horner(typename Lanes::real, Number last) {
   return Lanes::splat(last);
 }
 template <class Lanes, class Number, class... Numbers>
-GMM_INLINE typename Lanes::f32 horner(typename Lanes::f32 x, Number first, Numbers... higher) {
+GMM_INLINE typename Lanes::real horner(typename Lanes::real x, Number first, Numbers... higher) {
   return Lanes::fma(horner<Lanes>(x, higher...), x, Lanes::splat(first));
 }
 
@@ -30,12 +30,12 @@ struct Float32Elementary {
   static constexpr float exp_high = 89;
 
   template <class Lanes>
-  GMM_INLINE typename Lanes::f32 log_p(typename Lanes::f32 f) {
+  GMM_INLINE typename Lanes::real log_p(typename Lanes::real f) {
     return horner<Lanes>(f, -0x1p-1f, 0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a01cp-3f, -0x1.54728ap-3f, 0x1.22d92ep-3f,
                          -0x1.0d8242p-3f, 0x1.055ec6p-3f, -0x1.38c9dep-4f);
   }
   template <class Lanes>
-  GMM_INLINE typename Lanes::f32 exp_p(typename Lanes::f32 r) {
+  GMM_INLINE typename Lanes::real exp_p(typename Lanes::real r) {
     return horner<Lanes>(r, 0x1.fffffcp-2f, 0x1.555492p-3f, 0x1.5558aap-5f, 0x1.12396ep-7f, 0x1.6a524ep-10f);
   }
 };
@@ -77,8 +77,8 @@ struct Elementary<DoubleLanes> : Float64Elementary {};
 
 // ln x: -inf at zeros, NaN below them, infinity and NaN unchanged.
 template <class Lanes>
-GMM_INLINE typename Lanes::f32 logarithm(typename Lanes::f32 x) {
-  using F = typename Lanes::f32;
+GMM_INLINE typename Lanes::real logarithm(typename Lanes::real x) {
+  using F = typename Lanes::real;
   using C = Elementary<Lanes>;
   const typename Lanes::mask subnormal = Lanes::less(x, Lanes::splat(C::smallest_normal));
   F e, m;
@@ -100,8 +100,8 @@ GMM_INLINE typename Lanes::f32 logarithm(typename Lanes::f32 x) {
 
 // e^x: infinity where it is too large, through the subnormals down to 0, NaN for NaN.
 template <class Lanes>
-GMM_INLINE typename Lanes::f32 exponential(typename Lanes::f32 x) {
-  using F = typename Lanes::f32;
+GMM_INLINE typename Lanes::real exponential(typename Lanes::real x) {
+  using F = typename Lanes::real;
   using C = Elementary<Lanes>;
   const F to_integer = Lanes::splat(C::to_integer);
   x = Lanes::at_most(Lanes::at_least(x, Lanes::splat(C::exp_low)), Lanes::splat(C::exp_high));

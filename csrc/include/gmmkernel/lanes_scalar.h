@@ -12,7 +12,7 @@ namespace gmmkernel {
 struct ScalarLanes {
   static constexpr int width = 1;
 
-  using f32 = float;
+  using real = float;
   using u32 = uint32_t;
   using mask = bool;
 
@@ -27,49 +27,49 @@ struct ScalarLanes {
   GMM_INLINE wide xor3(wide a, wide b, uint32_t key) { return a ^ b ^ key; }
   GMM_INLINE u32 words(wide w) { return w; }
 
-  GMM_INLINE f32 splat(float value) { return value; }
-  GMM_INLINE f32 fma(f32 a, f32 b, f32 c) { return fused_multiply_add(a, b, c); }
+  GMM_INLINE real splat(float value) { return value; }
+  GMM_INLINE real fma(real a, real b, real c) { return fused_multiply_add(a, b, c); }
 #if defined(__CUDA_ARCH__)
-  GMM_INLINE f32 mul(f32 a, f32 b) { return __fmul_rn(a, b); }
-  GMM_INLINE f32 add(f32 a, f32 b) { return __fadd_rn(a, b); }
-  GMM_INLINE f32 sub(f32 a, f32 b) { return __fsub_rn(a, b); }
-  GMM_INLINE f32 div(f32 a, f32 b) { return __fdiv_rn(a, b); }
-  GMM_INLINE f32 sqrt(f32 a) { return __fsqrt_rn(a); }
-  GMM_INLINE f32 signed_to_float(u32 a) { return __int2float_rn(static_cast<int32_t>(a)); }
+  GMM_INLINE real mul(real a, real b) { return __fmul_rn(a, b); }
+  GMM_INLINE real add(real a, real b) { return __fadd_rn(a, b); }
+  GMM_INLINE real sub(real a, real b) { return __fsub_rn(a, b); }
+  GMM_INLINE real div(real a, real b) { return __fdiv_rn(a, b); }
+  GMM_INLINE real sqrt(real a) { return __fsqrt_rn(a); }
+  GMM_INLINE real signed_to_float(u32 a) { return __int2float_rn(static_cast<int32_t>(a)); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return __clz(static_cast<int>(a)); }
 #else
-  GMM_INLINE f32 mul(f32 a, f32 b) { return a * b; }
-  GMM_INLINE f32 add(f32 a, f32 b) { return a + b; }
-  GMM_INLINE f32 sub(f32 a, f32 b) { return a - b; }
-  GMM_INLINE f32 div(f32 a, f32 b) { return a / b; }
-  GMM_INLINE f32 sqrt(f32 a) { return __builtin_sqrtf(a); }
-  GMM_INLINE f32 signed_to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
+  GMM_INLINE real mul(real a, real b) { return a * b; }
+  GMM_INLINE real add(real a, real b) { return a + b; }
+  GMM_INLINE real sub(real a, real b) { return a - b; }
+  GMM_INLINE real div(real a, real b) { return a / b; }
+  GMM_INLINE real sqrt(real a) { return __builtin_sqrtf(a); }
+  GMM_INLINE real signed_to_float(u32 a) { return static_cast<float>(static_cast<int32_t>(a)); }
   GMM_INLINE u32 count_leading_zeros(u32 a) { return a == 0 ? 32 : static_cast<uint32_t>(__builtin_clz(a)); }
 #endif
   GMM_INLINE u32 shift_left_mod32(u32 a, u32 count) { return a << (count & 31); }
   GMM_INLINE u32 times_four_plus_two(u32 a) { return (a << 2) | 2; }
-  GMM_INLINE f32 flip_sign_by_bit31(f32 a, u32 word) { return bits_float(float_bits(a) ^ (word & 0x80000000)); }
+  GMM_INLINE real flip_sign_by_bit31(real a, u32 word) { return bits_float(float_bits(a) ^ (word & 0x80000000)); }
   GMM_INLINE mask bit30(u32 word) { return (word & 0x40000000) != 0; }
-  GMM_INLINE mask less(f32 a, f32 b) { return a < b; }
-  GMM_INLINE f32 select(mask m, f32 yes, f32 no) { return m ? yes : no; }
+  GMM_INLINE mask less(real a, real b) { return a < b; }
+  GMM_INLINE real select(mask m, real yes, real no) { return m ? yes : no; }
 
   // A positive normal number as significand in [sqrt(1/2), sqrt(2)) times 2^exponent.
-  GMM_INLINE void split(f32 a, f32& exponent, f32& significand) {
+  GMM_INLINE void split(real a, real& exponent, real& significand) {
     const uint32_t above = float_bits(a) - 0x3F3504F3;  // the bits of sqrt(1/2)
     exponent = signed_to_float(static_cast<uint32_t>(static_cast<int32_t>(above) >> 23));
     significand = bits_float((above & 0x7FFFFF) + 0x3F3504F3);
   }
   // 2^n of an integer in [-126, 127]: the sum has it, and the exponent's bias, in its lowest bits.
-  GMM_INLINE f32 power_of_two(f32 n) { return bits_float(float_bits(add(n, 0x1.8p23f + 127)) << 23); }
+  GMM_INLINE real power_of_two(real n) { return bits_float(float_bits(add(n, 0x1.8p23f + 127)) << 23); }
 
   // NaN passes through both.
-  GMM_INLINE f32 at_least(f32 value, f32 low) { return value < low ? low : value; }
-  GMM_INLINE f32 at_most(f32 value, f32 high) { return value > high ? high : value; }
+  GMM_INLINE real at_least(real value, real low) { return value < low ? low : value; }
+  GMM_INLINE real at_most(real value, real high) { return value > high ? high : value; }
 };
 
 // float64 arithmetic of the step: every multiply and add rounds separately, as in the NumPy reference.
 struct DoubleLanes {
-  using f32 = double;
+  using real = double;
   using mask = bool;
   GMM_INLINE double splat(double value) { return value; }
   GMM_INLINE double add(double a, double b) { return a + b; }

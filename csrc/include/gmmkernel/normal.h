@@ -9,8 +9,8 @@ namespace gmmkernel {
 
 // -2 ln u of u = word / 2^32 (0 counts as 1), always at least 2^-31.
 template <class Lanes>
-GMM_INLINE typename Lanes::f32 minus_two_log(typename Lanes::u32 word) {
-  using F = typename Lanes::f32;
+GMM_INLINE typename Lanes::real minus_two_log(typename Lanes::u32 word) {
+  using F = typename Lanes::real;
   const typename Lanes::u32 zeros = Lanes::count_leading_zeros(word);
   const F g = Lanes::mul(Lanes::signed_to_float(Lanes::shift_left_mod32(word, zeros)), Lanes::splat(-0x1p-31f));
   F q = Lanes::splat(0x1.5a115ap-8f);
@@ -27,8 +27,8 @@ GMM_INLINE typename Lanes::f32 minus_two_log(typename Lanes::u32 word) {
 
 // Cosine and sine of the full turn a word stands for: 30 bits of angle, a sign bit (31) and a swap bit (30).
 template <class Lanes>
-GMM_INLINE void cos_sin(typename Lanes::u32 word, typename Lanes::f32& cosine, typename Lanes::f32& sine) {
-  using F = typename Lanes::f32;
+GMM_INLINE void cos_sin(typename Lanes::u32 word, typename Lanes::real& cosine, typename Lanes::real& sine) {
+  using F = typename Lanes::real;
   const F t = Lanes::mul(Lanes::signed_to_float(Lanes::times_four_plus_two(word)), Lanes::splat(0x1p-32f));
   const F t2 = Lanes::mul(t, t);
   F s = Lanes::splat(-0x1.2ccf7ap-8f);
@@ -47,10 +47,10 @@ GMM_INLINE void cos_sin(typename Lanes::u32 word, typename Lanes::f32& cosine, t
 
 // Words (w0, w1) -> normals (z0, z1) and (w2, w3) -> (z2, z3).
 template <class Lanes>
-GMM_INLINE void normals_from_words(const typename Lanes::u32 (&words)[4], typename Lanes::f32 (&normals)[4]) {
+GMM_INLINE void normals_from_words(const typename Lanes::u32 (&words)[4], typename Lanes::real (&normals)[4]) {
   for (int pair = 0; pair < 4; pair += 2) {
-    const typename Lanes::f32 radius = Lanes::sqrt(minus_two_log<Lanes>(words[pair]));
-    typename Lanes::f32 cosine, sine;
+    const typename Lanes::real radius = Lanes::sqrt(minus_two_log<Lanes>(words[pair]));
+    typename Lanes::real cosine, sine;
     cos_sin<Lanes>(words[pair + 1], cosine, sine);
     normals[pair] = Lanes::mul(radius, cosine);
     normals[pair + 1] = Lanes::mul(radius, sine);

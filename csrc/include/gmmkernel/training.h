@@ -21,61 +21,61 @@ constexpr int training_columns = 9;
 static_assert(sizeof(TrainingRow<float>) == training_columns * sizeof(float), "a row is its columns and nothing else");
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 noised(const TrainingRow<T>& row, typename Lanes::f32 x0, typename Lanes::f32 noise) {
+GMM_INLINE typename Lanes::real noised(const TrainingRow<T>& row, typename Lanes::real x0, typename Lanes::real noise) {
   return Lanes::fma(Lanes::splat(row.noise), noise, Lanes::mul(Lanes::splat(row.signal), x0));
 }
 
 // The noise that an output stands for; where the row reads the sample, its part comes on top.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 noise_of_output(const TrainingRow<T>& row, typename Lanes::f32 output) {
+GMM_INLINE typename Lanes::real noise_of_output(const TrainingRow<T>& row, typename Lanes::real output) {
   return Lanes::mul(Lanes::splat(row.eps_output), output);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 add_noise_of_sample(const TrainingRow<T>& row, typename Lanes::f32 sample,
-                                                   typename Lanes::f32 epsilon) {
+GMM_INLINE typename Lanes::real add_noise_of_sample(const TrainingRow<T>& row, typename Lanes::real sample,
+                                                    typename Lanes::real epsilon) {
   return Lanes::fma(Lanes::splat(row.eps_sample), sample, epsilon);
 }
 
 // What the second target has of the noise in the sample; where the row draws fresh noise, that comes on top.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 skip_target(const TrainingRow<T>& row, typename Lanes::f32 noise) {
+GMM_INLINE typename Lanes::real skip_target(const TrainingRow<T>& row, typename Lanes::real noise) {
   return Lanes::mul(Lanes::splat(row.skip_noise), noise);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 add_fresh_noise(const TrainingRow<T>& row, typename Lanes::f32 fresh,
-                                               typename Lanes::f32 target) {
+GMM_INLINE typename Lanes::real add_fresh_noise(const TrainingRow<T>& row, typename Lanes::real fresh,
+                                                typename Lanes::real target) {
   return Lanes::fma(Lanes::splat(row.skip_fresh), fresh, target);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 skip_residual(const TrainingRow<T>& row, typename Lanes::f32 target,
-                                             typename Lanes::f32 epsilon) {
+GMM_INLINE typename Lanes::real skip_residual(const TrainingRow<T>& row, typename Lanes::real target,
+                                              typename Lanes::real epsilon) {
   return Lanes::fma(Lanes::splat(-row.skip_scale), epsilon, target);
 }
 
 // The two squares of the loss, from how far the prediction is off each target.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 own_term(const TrainingRow<T>& row, typename Lanes::f32 own) {
+GMM_INLINE typename Lanes::real own_term(const TrainingRow<T>& row, typename Lanes::real own) {
   return Lanes::mul(Lanes::mul(Lanes::splat(row.weight), own), own);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 add_skip_term(const TrainingRow<T>& row, typename Lanes::f32 skip,
-                                             typename Lanes::f32 term) {
+GMM_INLINE typename Lanes::real add_skip_term(const TrainingRow<T>& row, typename Lanes::real skip,
+                                              typename Lanes::real term) {
   return Lanes::fma(Lanes::mul(Lanes::splat(row.skip_weight), skip), skip, term);
 }
 
 // Their derivatives: half of that of a term with respect to the prediction, negated.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 own_pull(const TrainingRow<T>& row, typename Lanes::f32 own) {
+GMM_INLINE typename Lanes::real own_pull(const TrainingRow<T>& row, typename Lanes::real own) {
   return Lanes::mul(Lanes::splat(row.weight), own);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 add_skip_pull(const TrainingRow<T>& row, typename Lanes::f32 skip,
-                                             typename Lanes::f32 pull) {
+GMM_INLINE typename Lanes::real add_skip_pull(const TrainingRow<T>& row, typename Lanes::real skip,
+                                              typename Lanes::real pull) {
   return Lanes::fma(Lanes::splat(row.skip_weight * row.skip_scale), skip, pull);
 }
 

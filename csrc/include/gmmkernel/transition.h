@@ -20,27 +20,28 @@ constexpr int row_columns = 16;
 static_assert(sizeof(Row<float>) == row_columns * sizeof(float), "a row is its columns and nothing else");
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 guide(const Row<T>& row, typename Lanes::f32 uncond, typename Lanes::f32 cond) {
+GMM_INLINE typename Lanes::real guide(const Row<T>& row, typename Lanes::real uncond, typename Lanes::real cond) {
   return Lanes::fma(Lanes::splat(row.guidance), Lanes::sub(cond, uncond), uncond);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 predict_x0(const Row<T>& row, typename Lanes::f32 x, typename Lanes::f32 output) {
-  const typename Lanes::f32 x0 =
+GMM_INLINE typename Lanes::real predict_x0(const Row<T>& row, typename Lanes::real x, typename Lanes::real output) {
+  const typename Lanes::real x0 =
       Lanes::fma(Lanes::splat(row.x0_output), output, Lanes::mul(Lanes::splat(row.x0_sample), x));
   return Lanes::at_most(Lanes::at_least(x0, Lanes::splat(row.clip_min)), Lanes::splat(row.clip_max));
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 predict_epsilon(const Row<T>& row, typename Lanes::f32 x, typename Lanes::f32 output) {
+GMM_INLINE typename Lanes::real predict_epsilon(const Row<T>& row, typename Lanes::real x,
+                                                typename Lanes::real output) {
   return Lanes::fma(Lanes::splat(row.eps_output), output, Lanes::mul(Lanes::splat(row.eps_sample), x));
 }
 
 // The mean before history and offset, which are added by further fmas in that order.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::f32 predict_mean(const Row<T>& row, typename Lanes::f32 x, typename Lanes::f32 output,
-                                            typename Lanes::f32 x0) {
-  typename Lanes::f32 mean = Lanes::mul(Lanes::splat(row.x0), x0);
+GMM_INLINE typename Lanes::real predict_mean(const Row<T>& row, typename Lanes::real x, typename Lanes::real output,
+                                             typename Lanes::real x0) {
+  typename Lanes::real mean = Lanes::mul(Lanes::splat(row.x0), x0);
   mean = Lanes::fma(Lanes::splat(row.output), output, mean);
   return Lanes::fma(Lanes::splat(row.sample), x, mean);
 }
