@@ -25,7 +25,7 @@ pytest: $(VENV)/ready
 
 # What `make test` leaves out, since it takes long: a wheel in a clean environment, C++ alone and with sanitizers, every
 # architecture, AMD, the studies, large tensors. The newest PyTorch is `make test-newest`, which downloads gigabytes.
-test-all: $(VENV)/ready
+test-all: $(VENV)/all
 	$(PYTEST) -m "slow and not gpu"
 
 # What depends on PyTorch, with the newest one that the index has (and what it asks for) in an environment of its own:
@@ -106,6 +106,12 @@ $(VENV)/sample: $(VENV)/tools $(CORE)
 	  --no-build-isolation --editable '.[plot,train]'
 	touch $@
 
+# CUDA code for what `make test` looks at, which other devices' drivers compile from PTX; `make test-all` has them all.
 $(VENV)/ready: $(VENV)/tools $(CORE)
-	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	GMM_CUDA_ARCHITECTURES="$${GMM_CUDA_ARCHITECTURES-80;90}" \
+	  $(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+$(VENV)/all: $(VENV)/ready
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps --editable .
 	touch $@

@@ -200,7 +200,7 @@ def _eager(workload: RotatingWorkload, dtype: torch.dtype, *, make: Callable[[],
     sets = workload.sets(dtype)
     tables = workload.mixture(8)
     # Tables of the sample's type, so that PyTorch computes in that type, as a program written for it would.
-    tables = MixtureTables(tables.thresholds, tables.offsets.to(dtype), tables.std.to(dtype))
+    tables = MixtureTables(tables.cdf, tables.offsets.to(dtype), tables.std.to(dtype))
     offsets, std = tables.offsets[0], tables.std[0, 0]
     step = make()
     alpha, prev_alpha, sigma = workload.alpha, workload.prev_alpha, workload.sigma

@@ -48,10 +48,10 @@ def forward_backward(
 
 def step(workload: Workload) -> Forward:
     """Return `gmm_step` of the leaves."""
-    thresholds = workload.mixture(COMPONENTS).thresholds
+    cdf = workload.mixture(COMPONENTS).cdf
 
     def forward(index: int, sample: Tensor, model_output: Tensor, offsets: Tensor, std: Tensor) -> Tensor:
-        tables = MixtureTables(thresholds, offsets, std)
+        tables = MixtureTables(cdf, offsets, std)
         return gmm_step(
             sample,
             model_output,
@@ -83,10 +83,10 @@ def step_in_pytorch(workload: Workload) -> Forward:
 def log_prob(workload: Workload) -> Forward:
     """Return `gmm_step_log_prob` of half the sample."""
     weights = torch.full((1, COMPONENTS), 1 / COMPONENTS, device=workload.device)
-    thresholds = workload.mixture(COMPONENTS).thresholds
+    cdf = workload.mixture(COMPONENTS).cdf
 
     def forward(_: int, sample: Tensor, model_output: Tensor, offsets: Tensor, std: Tensor) -> Tensor:
-        tables = MixtureTables(thresholds, offsets, std, weights)
+        tables = MixtureTables(cdf, offsets, std, weights)
         half = sample.detach()
         return gmm_step_log_prob(half, sample, model_output, workload.coefficients, row=0, mixture=tables)
 

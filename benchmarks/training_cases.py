@@ -82,7 +82,7 @@ def drawn_again(workload: Workload, dtype: torch.dtype, tau: float) -> Call:
 
     def call(index: int) -> Tensor:
         noised = add_noise(data, rows, row=timesteps, seeds=workload.seeds, step=index)
-        options = LossOptions(0, index, workload.device.type, pull=False)
+        options = LossOptions(0, index, workload.device.type, residual=False)
         tensors = LossTensors(leaf, None, rows, workload.seeds, timesteps, None)
         losses = skip_step_loss_with_gradient(options, tensors)
         (gradient,) = torch.autograd.grad(losses.mean(), leaf)

@@ -75,7 +75,7 @@ class Workload:
             offsets *= self.sigma / 4
             removed = torch.linalg.vector_norm(offsets, dim=1, keepdim=True).square() / components
             std = (self.sigma**2 - removed).sqrt()
-            self._mixtures[components] = MixtureTables(self._thresholds(components), offsets, std)
+            self._mixtures[components] = MixtureTables(self._cdf(components), offsets, std)
         return self._mixtures[components]
 
     def unbound_mixture(self, components: int) -> Mixture:
@@ -87,27 +87,27 @@ class Workload:
 
     def bounded_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO-VUB: variance is removed from the first R = min(K, D) elements only."""
-        thresholds, offsets, std, *_ = self.mixture(components)
+        cdf, offsets, std, *_ = self.mixture(components)
         first = torch.full_like(std[:, :, :components], math.sqrt(15 / 16) * self.sigma)
-        return MixtureTables(thresholds, offsets, first)
+        return MixtureTables(cdf, offsets, first)
 
     def exact_mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like one of exactly matched moments: K - 1 directions that all components share.
 
         Noise is added in these directions and not removed, which is as much work.
         """
-        thresholds, offsets, *_ = self.mixture(components)
+        cdf, offsets, *_ = self.mixture(components)
         generator = torch.Generator(self.device).manual_seed(components)
         shape = (1, components - 1, components)
         basis = torch.randn(shape, generator=generator, device=self.device) / self.elements
-        shrinkage = torch.ones(1, 1, components - 1, device=self.device)
+        std_delta = torch.ones(1, 1, components - 1, device=self.device)
         none = offsets.new_empty(1, 1, 0)
-        slopes, shifts, log_volumes = (
+        slopes, shifts, half_logdet = (
             offsets.new_zeros(1, *size) for size in ((1, components - 1), (components, components - 1), (1,))
         )
-        return MixtureTables(thresholds, offsets, none, None, basis, shrinkage, slopes, shifts, log_volumes)
+        return MixtureTables(cdf, offsets, none, None, basis, std_delta, slopes, shifts, half_logdet)
 
-    def _thresholds(self, components: int) -> Tensor:
+    def _cdf(self, components: int) -> Tensor:
         values = [(k * 2**32) // components for k in range(1, components)]
         return torch.tensor(values, dtype=torch.int64, device=self.device).reshape(1, components - 1)
 

@@ -127,8 +127,8 @@ def _noise(dtype: torch.dtype) -> Case:
 
 def _components(count: int) -> Case:
     def run(backend: str, device: str) -> list[Tensor]:
-        thresholds = (torch.arange(1, count, dtype=torch.int64, device=device) * 2**32 // count)[None]
-        return [draw_components(torch.arange(2000, device=device), thresholds, step=3, backend=backend)]
+        cdf = (torch.arange(1, count, dtype=torch.int64, device=device) * 2**32 // count)[None]
+        return [draw_components(torch.arange(2000, device=device), cdf, step=3, backend=backend)]
 
     return run
 
@@ -164,7 +164,7 @@ def _mixture(
         rows = ddim_coefficients(noise_schedule("linear"), timesteps(STEPS), eta=1.0)
         if rho is None:
             tables = mixture.bind(rows)
-            return [tables.thresholds, tables.offsets, tables.std]
+            return [tables.cdf, tables.offsets, tables.std]
         scaled = mixture.scaled(rows)
         return [scaled, *(table for table in mixture.bind(scaled) if table is not None)]
 
@@ -244,8 +244,8 @@ def _gradients(dtype: torch.dtype, *, variant: str = "rand", density: bool = Fal
             name
             for name, table in tables._asdict().items()
             if table is not None
-            and name not in ("thresholds", "shrinkage" if density else "weights")
-            and (density or name not in ("slopes", "shifts", "log_volumes"))
+            and name not in ("cdf", "std_delta" if density else "weights")
+            and (density or name not in ("slopes", "shifts", "half_logdet"))
         ]
         given = [
             *_inputs(dtype, device, 7),

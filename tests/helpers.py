@@ -108,7 +108,7 @@ class StepCase:
         return replace(chosen, row=of_batch(self.row), step=of_batch(self.step), seeds=self.seeds[index])
 
 
-def random_thresholds(rng: np.random.Generator, tables: int, components: int) -> Tensor:
+def random_cdf(rng: np.random.Generator, tables: int, components: int) -> Tensor:
     """Return floor(2^32 cdf) of random positive weights, int64 [tables, components - 1]."""
     weights = rng.random((tables, components)) + 0.05
     cdf = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)[:, :-1]
@@ -126,11 +126,11 @@ def random_mixture(
     shared: Sequence[bool] = (True, True, True),
     dtype: torch.dtype = torch.float32,
 ) -> MixtureTables:
-    """Return random tables; `shared` says for thresholds, offsets and std whether all rows share one entry."""
-    of_thresholds, of_offsets, of_std = (1 if one else rows for one in shared)
+    """Return random tables; `shared` says for cdf, offsets and std whether all rows share one entry."""
+    of_cdf, of_offsets, of_std = (1 if one else rows for one in shared)
     std_shape = (of_std, 1 if shared_std else components, removed)
     return MixtureTables(
-        random_thresholds(rng, of_thresholds, components),
+        random_cdf(rng, of_cdf, components),
         torch.from_numpy(rng.standard_normal((of_offsets, components, elements))).to(dtype),
         torch.from_numpy(rng.random(std_shape)).to(dtype),
     )
@@ -222,7 +222,7 @@ def random_case(
         )
         if special:
             planted = (plant_special_values(rng, table, 0.1) for table in mixture[1:3])
-            mixture = MixtureTables(mixture.thresholds, *planted)
+            mixture = MixtureTables(mixture.cdf, *planted)
     if guidance is None:
         guidance = bool(rng.integers(2))
     if history is None:

@@ -109,9 +109,9 @@ def standard_normal(seed: int, step: int, stream: int, count: int) -> Extended:
 NORMAL_RELATIVE_ERROR = 2.0**-21 + 2.0**-23
 
 
-def choose_component(seed: int, step: int, thresholds: Sequence[int]) -> int:
-    """The number of thresholds that the component word reaches."""
-    return bisect.bisect_right(list(thresholds), random_words(seed, step, COMPONENT, 1)[0])
+def choose_component(seed: int, step: int, cdf: Sequence[int]) -> int:
+    """The number of values of the cdf that the component word reaches."""
+    return bisect.bisect_right(list(cdf), random_words(seed, step, COMPONENT, 1)[0])
 
 
 @dataclass(frozen=True)

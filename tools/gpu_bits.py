@@ -274,7 +274,7 @@ def large_case(
             1, components, size, generator=generator, dtype=arithmetic, device=comparison.device
         )
         std = torch.rand(1, 1, removed, generator=generator, dtype=arithmetic, device=comparison.device)
-        tables = MixtureTables(helpers.random_thresholds(rng, ROWS, components), offsets.cpu(), std.cpu())
+        tables = MixtureTables(helpers.random_cdf(rng, ROWS, components), offsets.cpu(), std.cpu())
     coefficients = helpers.random_coefficients(rng, ROWS, arithmetic)
     case = helpers.StepCase(
         sample=values(dtype).cpu(),
@@ -316,10 +316,10 @@ def component_case(comparison: Comparison, components: int, elements: int) -> No
     rng = np.random.default_rng(components)
     seeds = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, size=elements))
     row = torch.from_numpy(rng.integers(ROWS, size=elements))
-    thresholds = helpers.random_thresholds(rng, ROWS, components)
-    expected = draw_components(seeds, thresholds, row=row, step=7)
+    cdf = helpers.random_cdf(rng, ROWS, components)
+    expected = draw_components(seeds, cdf, row=row, step=7)
     device = comparison.device
-    actual = draw_components(seeds.to(device), thresholds.to(device), row=row.to(device), step=7)
+    actual = draw_components(seeds.to(device), cdf.to(device), row=row.to(device), step=7)
     comparison.compare(f"components, K={components}", "draws", actual, expected)
 
 

@@ -34,7 +34,7 @@ gradients draw none; their hot loops, unrolled and remainder, are `free`, which 
 
 Every instruction is one, whatever it costs, a predicated one also where its predicate is false. `gather` takes
 each of its loops once, which is more than happens with few components and less than with very many: the loop over
-thresholds adds a turn per 128 components from about 160 on, some 0.17 instructions per element each. Of a branch
+cdf adds a turn per 128 components from about 160 on, some 0.17 instructions per element each. Of a branch
 with two sides one is counted, the longer, although the lanes of a warp may take both.
 """
 
@@ -106,7 +106,7 @@ TRAINING_KERNELS = (
         for kind, dtypes in (("common", DTYPES.values()), ("any", ("float32", "float64")))
         for dtype in dtypes
     ),
-    *(f"{name} {dtype}" for name in ("finish_loss", "scale_pull") for dtype in ("float32", "float64")),
+    *(f"{name} {dtype}" for name in ("finish_loss", "scale_residual") for dtype in ("float32", "float64")),
 )
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (

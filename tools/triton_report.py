@@ -65,7 +65,7 @@ from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel
 from gmmkernel.backends.triton.training import (
     add_noise_kernel,
     finish_loss_kernel,
-    scale_pull_kernel,
+    scale_residual_kernel,
     skip_loss_backward_kernel,
     skip_loss_kernel,
 )
@@ -109,7 +109,7 @@ def step(dtype: str, variant: str) -> Kernel:
     tensors = dict.fromkeys(("x", "output", "result"), dtype) | {"coefficients": table_type, "seeds": "i64"}
     constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "MOST": 64, "WHOLE": True}
     if variant != "gaussian":
-        tensors |= {"thresholds": "i64", "offsets": table_type, "std": table_type}
+        tensors |= {"cdf": "i64", "offsets": table_type, "std": table_type}
     if variant == "exact":
         tensors["weights"] = table_type
     if variant == "everything":
@@ -193,7 +193,7 @@ def log_prob(dtype: str) -> Kernel:
 def low_rank(dtype: str) -> dict[str, Kernel]:
     """Return what exact moment matching has besides the step."""
     drawn = dict.fromkeys(("rows", "steps", "seeds"), "i64")
-    components = drawn | {"thresholds": "i64"}
+    components = drawn | {"cdf": "i64"}
 
     def tables(*names: str) -> dict[str, str]:
         return dict.fromkeys(names, dtype)
@@ -203,12 +203,12 @@ def low_rank(dtype: str) -> dict[str, Kernel]:
     density = tables("result", "responsibilities", "sums", "weights", "penalties", "energies") | {
         "rows": "i64"
     }
-    penalized = tables("penalties", "along", "slopes", "shifts", "log_volumes", "coefficients") | {
+    penalized = tables("penalties", "along", "slopes", "shifts", "half_logdet", "coefficients") | {
         "rows": "i64"
     }
     return {
         "project": Kernel(project_kernel, tables("sums", "coefficients", "offsets") | drawn, {}),
-        "pulls": Kernel(pulls_kernel, values | {"shrinkage": dtype} | components, most),
+        "pulls": Kernel(pulls_kernel, values | {"std_delta": dtype} | components, most),
         "energies-along": Kernel(pulls_kernel, values | {"rows": "i64"}, most),
         "offset-weights": Kernel(
             offset_weights_kernel, tables("weights", "pulls", "basis", "coefficients") | components, most
@@ -230,14 +230,14 @@ def skip_loss(dtype: str) -> Kernel:
     tensors = {"output": dtype, "x": dtype, "sums": table_type, "coefficients": table_type}
     tensors |= dict.fromkeys(("rows", "steps", "seeds"), "i64")
     if dtype == table_type:
-        tensors["pull"] = dtype
+        tensors["residual"] = dtype
     return Kernel(skip_loss_kernel, tensors, {"WHOLE": True})
 
 
-def scale_pull(dtype: str) -> Kernel:
-    """Return what makes a gradient of a loss's pull, on full tiles."""
-    tensors = dict.fromkeys(("pull", "grad", "coefficients"), dtype) | {"rows": "i64", "steps": "i64"}
-    return Kernel(scale_pull_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
+def scale_residual(dtype: str) -> Kernel:
+    """Return what makes a gradient of a loss's weighted residual, on full tiles."""
+    tensors = dict.fromkeys(("residual", "grad", "coefficients"), dtype) | {"rows": "i64", "steps": "i64"}
+    return Kernel(scale_residual_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
 
 
 def skip_loss_backward(dtype: str) -> Kernel:
@@ -256,7 +256,7 @@ KERNELS = {
     **{f"noise {name}": noise(dtype) for name, dtype in TYPES.items()},
     "components": Kernel(
         draw_components_kernel,
-        dict.fromkeys(("result", "seeds", "rows", "steps", "thresholds"), "i64"),
+        dict.fromkeys(("result", "seeds", "rows", "steps", "cdf"), "i64"),
         {"MOST": 1024},
     ),
     **{f"backward {name}": backward(dtype, "backward") for name, dtype in TYPES.items()},
@@ -292,11 +292,11 @@ KERNELS = {
         f"finish-loss {name}": Kernel(finish_loss_kernel, {"result": dtype, "sums": dtype}, {})
         for name, dtype in TABLE_TYPES.items()
     },
-    **{f"scale-pull {name}": scale_pull(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"scale-residual {name}": scale_residual(dtype) for name, dtype in TABLE_TYPES.items()},
     **{f"skip-loss-backward {name}": skip_loss_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
     "entries": Kernel(
         entries_kernel,
-        dict.fromkeys(("entries", "rows", "steps", "seeds", "thresholds"), "i64"),
+        dict.fromkeys(("entries", "rows", "steps", "seeds", "cdf"), "i64"),
         {"MOST": 1024},
     ),
 }

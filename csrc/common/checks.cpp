@@ -86,9 +86,9 @@ int check_count(int64_t components) {
               (long long)components);
 }
 
-int check_components(int64_t components, const int64_t* thresholds) {
+int check_components(int64_t components, const int64_t* cdf) {
   if (const int status = check_count(components)) return status;
-  if (components > 1 && thresholds == nullptr) return fail(GMM_INVALID_ARGUMENT, "thresholds: no data");
+  if (components > 1 && cdf == nullptr) return fail(GMM_INVALID_ARGUMENT, "cdf: no data");
   return GMM_SUCCESS;
 }
 
@@ -99,8 +99,8 @@ int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_ro
   if (m.components == 0) return GMM_SUCCESS;
   if (const int status = check_count(m.components)) return status;
   if (draws == Draws::component) {
-    if (const int status = check_components(m.components, m.thresholds)) return status;
-    if (const int status = check_rows(m.threshold_rows, coefficient_rows, "threshold_rows")) return status;
+    if (const int status = check_components(m.components, m.cdf)) return status;
+    if (const int status = check_rows(m.cdf_rows, coefficient_rows, "cdf_rows")) return status;
   }
   if (elements > 0 && m.offsets == nullptr) return fail(GMM_INVALID_ARGUMENT, "offsets: no data");
   if (m.std_elements < 0 || m.std_elements > elements) {
@@ -195,14 +195,14 @@ int check_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_st
 
 namespace {
 
-int check_shrinkage(const gmm_step_arguments& a) {
+int check_std_delta(const gmm_step_arguments& a) {
   const gmm_mixture& m = a.mixture;
   if (m.components == 0 || m.directions == 0) return GMM_SUCCESS;
   if (const int status =
-          check_table(m.shrinkage, m.shrinkage_rows, a.coefficient_rows, "shrinkage", "shrinkage_rows")) {
+          check_table(m.std_delta, m.std_delta_rows, a.coefficient_rows, "std_delta", "std_delta_rows")) {
     return status;
   }
-  if (const int status = check_components_of(m.shrinkage_components, m, "shrinkage_components")) return status;
+  if (const int status = check_components_of(m.std_delta_components, m, "std_delta_components")) return status;
   return a.workspace != nullptr ? GMM_SUCCESS
                                 : fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with directions");
 }
@@ -216,10 +216,10 @@ int check_penalties(const gmm_log_prob_arguments& p) {
   if (const int status = check_table(of.slopes, of.slope_rows, rows, "slopes", "slope_rows")) return status;
   if (const int status = check_components_of(of.slope_components, m, "slope_components")) return status;
   if (const int status = check_table(of.shifts, of.shift_rows, rows, "shifts", "shift_rows")) return status;
-  if (const int status = check_table(of.log_volumes, of.log_volume_rows, rows, "log_volumes", "log_volume_rows")) {
+  if (const int status = check_table(of.half_logdet, of.half_logdet_rows, rows, "half_logdet", "half_logdet_rows")) {
     return status;
   }
-  return check_components_of(of.log_volume_components, m, "log_volume_components");
+  return check_components_of(of.half_logdet_components, m, "half_logdet_components");
 }
 
 }  // namespace
@@ -228,7 +228,7 @@ int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_inputs(a, memory, Draws::component)) return status;
   if (const int status = check_directions(a.mixture, a.coefficient_rows)) return status;
   if (is_empty(a)) return GMM_SUCCESS;
-  if (const int status = check_shrinkage(a)) return status;
+  if (const int status = check_std_delta(a)) return status;
   const int32_t dtype = a.sample.dtype;
   if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
   if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
@@ -387,20 +387,22 @@ int check(const gmm_skip_loss_arguments& a, Memory memory) {
   if (a.training.batch == 0) return GMM_SUCCESS;
   if (a.loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "loss: no data");
   if (a.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
-  if (a.pull.data == nullptr || is_empty(a.training)) return GMM_SUCCESS;
+  if (a.residual.data == nullptr || is_empty(a.training)) return GMM_SUCCESS;
   if (is_half(a.model_output.dtype)) {
-    return fail(GMM_INVALID_ARGUMENT, "pull: not for a model_output of dtype %d", a.model_output.dtype);
+    return fail(GMM_INVALID_ARGUMENT, "residual: not for a model_output of dtype %d", a.model_output.dtype);
   }
-  if (const int status = check_output_dtype(a.pull, a.model_output.dtype, "pull", "model_output")) return status;
-  return check_output(a.pull, a.training.batch, a.training.elements, "pull");
+  if (const int status = check_output_dtype(a.residual, a.model_output.dtype, "residual", "model_output"))
+    return status;
+  return check_output(a.residual, a.training.batch, a.training.elements, "residual");
 }
 
-int check(const gmm_scale_pull_arguments& a, Memory memory) {
-  if (const int status = check_training(a.training, a.pull.dtype, "pull", memory, false)) return status;
-  if (is_half(a.pull.dtype)) return fail(GMM_INVALID_ARGUMENT, "pull: dtype %d, which none has", a.pull.dtype);
+int check(const gmm_scale_residual_arguments& a, Memory memory) {
+  if (const int status = check_training(a.training, a.residual.dtype, "residual", memory, false)) return status;
+  if (is_half(a.residual.dtype))
+    return fail(GMM_INVALID_ARGUMENT, "residual: dtype %d, which none has", a.residual.dtype);
   if (is_empty(a.training)) return GMM_SUCCESS;
   if (a.grad_loss == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_loss: no data");
-  return check_output(a.pull, a.training.batch, a.training.elements, "pull");
+  return check_output(a.residual, a.training.batch, a.training.elements, "residual");
 }
 
 int check(const gmm_skip_loss_backward_arguments& b, Memory memory) {
@@ -432,10 +434,10 @@ int check(const gmm_component_arguments& a, Memory memory) {
   if (a.batch == 0) return GMM_SUCCESS;
   if (a.result == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
   if (a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
-  if (const int status = check_components(a.components, a.thresholds)) return status;
-  if (a.threshold_rows < 1) return fail(GMM_INVALID_ARGUMENT, "threshold_rows: expected at least 1");
-  if (a.threshold_rows > 1) {
-    if (const int status = check_index(a.row, a.batch, a.threshold_rows - 1, "row", memory)) return status;
+  if (const int status = check_components(a.components, a.cdf)) return status;
+  if (a.cdf_rows < 1) return fail(GMM_INVALID_ARGUMENT, "cdf_rows: expected at least 1");
+  if (a.cdf_rows > 1) {
+    if (const int status = check_index(a.row, a.batch, a.cdf_rows - 1, "row", memory)) return status;
   }
   return check_index(a.step, a.batch, max_step, "step", memory);
 }

@@ -17,7 +17,7 @@ int check(const gmm_log_prob_arguments& arguments, Memory memory);
 int check(const gmm_log_prob_backward_arguments& arguments, Memory memory);
 int check(const gmm_add_noise_arguments& arguments, Memory memory);
 int check(const gmm_skip_loss_arguments& arguments, Memory memory);
-int check(const gmm_scale_pull_arguments& arguments, Memory memory);
+int check(const gmm_scale_residual_arguments& arguments, Memory memory);
 int check(const gmm_skip_loss_backward_arguments& arguments, Memory memory);
 int check(const gmm_normal_arguments& arguments, Memory memory);
 int check(const gmm_component_arguments& arguments, Memory memory);

@@ -18,8 +18,8 @@ struct SampleDensity {
   const T* std;      // [std_components][std_elements]
   int64_t std_components, std_elements;
   int64_t directions;  // 0: no penalties
-  const T *basis, *slopes, *shifts, *log_volumes;
-  int64_t slope_components, log_volume_components;
+  const T *basis, *slopes, *shifts, *half_logdet;
+  int64_t slope_components, half_logdet_components;
 };
 
 template <class T>
@@ -61,8 +61,8 @@ GMM_INLINE SampleDensity<T> gather_density(const gmm_log_prob_arguments& p, int6
     s.slopes = entry(of.slopes, of.slope_rows, of.slope_components * s.directions);
     s.slope_components = of.slope_components;
     s.shifts = entry(of.shifts, of.shift_rows, m.components * s.directions);
-    s.log_volumes = entry(of.log_volumes, of.log_volume_rows, of.log_volume_components);
-    s.log_volume_components = of.log_volume_components;
+    s.half_logdet = entry(of.half_logdet, of.half_logdet_rows, of.half_logdet_components);
+    s.half_logdet_components = of.half_logdet_components;
   }
   return s;
 }
@@ -192,8 +192,8 @@ void find_penalties(const SampleDensity<T>& s, const T* energies, T* penalties) 
   }
   for (int64_t k = 0; k < s.components; ++k) {
     const T* slopes = s.slopes + (s.slope_components == 1 ? 0 : k) * s.directions;
-    const T log_volume = s.log_volumes[s.log_volume_components == 1 ? 0 : k];
-    penalties[k] = penalty(slopes, s.shifts + k * s.directions, along, s.directions, log_volume);
+    const T half_logdet = s.half_logdet[s.half_logdet_components == 1 ? 0 : k];
+    penalties[k] = penalty(slopes, s.shifts + k * s.directions, along, s.directions, half_logdet);
   }
 }
 

@@ -49,10 +49,10 @@ void draw_components(const gmm_component_arguments& a) {
       a.result[b] = 0;
       continue;
     }
-    const int64_t table = a.threshold_rows == 1 ? 0 : index_at(a.row, b);
+    const int64_t table = a.cdf_rows == 1 ? 0 : index_at(a.row, b);
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[b]));
-    a.result[b] = choose_component(keys, static_cast<uint32_t>(index_at(a.step, b)),
-                                   a.thresholds + table * (a.components - 1), a.components);
+    a.result[b] = choose_component(keys, static_cast<uint32_t>(index_at(a.step, b)), a.cdf + table * (a.components - 1),
+                                   a.components);
   }
 }
 
@@ -70,7 +70,7 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
 
   if (a.components != nullptr) {
     const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
-    draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.thresholds, a.mixture.threshold_rows});
+    draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.cdf, a.mixture.cdf_rows});
   }
   const TypedKernels& of = kernels->of(a.sample.dtype);
   if (a.mixture.components > 0 && a.mixture.directions > 0) {
@@ -174,15 +174,15 @@ int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_op
   return GMM_SUCCESS;
 }
 
-int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options) {
+int gmm_cpu_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cpu_options* options) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_scale_pull_arguments& a = *arguments;
+  const gmm_scale_residual_arguments& a = *arguments;
   const Kernels* kernels = nullptr;
   if (const int status = pick(options, kernels)) return status;
   if (const int status = check(a, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.pull.dtype);
+  const TypedKernels& of = kernels->of(a.residual.dtype);
   parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.scale_pull(a, first, last); });
+               [&](int64_t first, int64_t last) { of.scale_residual(a, first, last); });
   return GMM_SUCCESS;
 }
 

@@ -34,7 +34,7 @@ struct TypedKernels {
   // Tiles' sums; then the losses.
   void (*skip_loss_tiles)(const gmm_skip_loss_arguments&, int64_t first_tile, int64_t last_tile);
   void (*skip_loss_samples)(const gmm_skip_loss_arguments&);
-  void (*scale_pull)(const gmm_scale_pull_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*scale_residual)(const gmm_scale_residual_arguments&, int64_t first_tile, int64_t last_tile);
   void (*skip_loss_backward)(const gmm_skip_loss_backward_arguments&, int64_t first_tile, int64_t last_tile);
 };
 

@@ -41,10 +41,10 @@ namespace {
 
 template <class T>
 constexpr TypedKernels typed = {
-    step<T>,        project_noise<T>,     weigh_offsets<T>,  add_offsets<T>,      backward<T>,
-    sum_rows<T>,    scatter<T>,           log_prob_tiles<T>, log_prob_samples<T>, log_prob_backward<T>,
-    sum_weights<T>, log_prob_scatter<T>,  add_noise<T>,      skip_loss_tiles<T>,  skip_loss_samples<T>,
-    scale_pull<T>,  skip_loss_backward<T>};
+    step<T>,           project_noise<T>,     weigh_offsets<T>,  add_offsets<T>,      backward<T>,
+    sum_rows<T>,       scatter<T>,           log_prob_tiles<T>, log_prob_samples<T>, log_prob_backward<T>,
+    sum_weights<T>,    log_prob_scatter<T>,  add_noise<T>,      skip_loss_tiles<T>,  skip_loss_samples<T>,
+    scale_residual<T>, skip_loss_backward<T>};
 
 const Kernels kernels = {group, typed<float>, typed<double>, low_rank_items, standard_normal, dot, subtract_scaled};
 

@@ -235,11 +235,11 @@ void weigh_offsets(const gmm_step_arguments& a, int64_t first_sample, int64_t la
     for (int64_t k = 0; k < m.components; ++k) projections[k] = sum_level(partial + k, tiles, m.components);
     const T* basis =
         static_cast<const T*>(m.basis) + table_row(m.basis_rows, entries.row) * m.directions * m.components;
-    const int64_t entry = table_row(m.shrinkage_rows, entries.row) * m.shrinkage_components +
-                          (m.shrinkage_components == 1 ? 0 : entries.component);
-    const T* shrinkage = static_cast<const T*>(m.shrinkage) + entry * m.directions;
+    const int64_t entry = table_row(m.std_delta_rows, entries.row) * m.std_delta_components +
+                          (m.std_delta_components == 1 ? 0 : entries.component);
+    const T* std_delta = static_cast<const T*>(m.std_delta) + entry * m.directions;
     for (int64_t r = 0; r < m.directions; ++r) {
-      pulls[r] = pull_along(basis + r * m.components, projections, m.components, shrinkage[r]);
+      pulls[r] = pull_along(basis + r * m.components, projections, m.components, std_delta[r]);
     }
     for (int64_t k = 0; k < m.components; ++k) {
       const T own = k == entries.component ? row.offset : T(0);

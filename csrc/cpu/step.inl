@@ -21,8 +21,8 @@ GMM_INLINE Entries entries_of(const gmm_step_arguments& a, int64_t sample) {
   const gmm_mixture& m = a.mixture;
   e.component = 0;
   if (m.components > 1) {
-    const int64_t* thresholds = m.thresholds + table_row(m.threshold_rows, e.row) * (m.components - 1);
-    e.component = choose_component(e.keys, e.step, thresholds, m.components);
+    const int64_t* cdf = m.cdf + table_row(m.cdf_rows, e.row) * (m.components - 1);
+    e.component = choose_component(e.keys, e.step, cdf, m.components);
   }
   e.offset_row = table_row(m.offset_rows, e.row) * m.components + e.component;
   e.std_row = table_row(m.std_rows, e.row) * m.std_components + (m.std_components == 1 ? 0 : e.component);

@@ -108,11 +108,12 @@ GMM_INLINE void find_residuals(const TrainingRow<T>& row, const Source& output, 
 }
 
 template <class T>
-GMM_INLINE void find_pull(const TrainingRow<T>& row, const GroupResiduals<T>& r, typename Group<T>::V& pull) {
+GMM_INLINE void find_weighted_residual(const TrainingRow<T>& row, const GroupResiduals<T>& r,
+                                       typename Group<T>::V& residual) {
   using L = typename Group<T>::L;
-  for (int v = 0; v < Group<T>::n; ++v) pull[v] = own_pull<L>(row, r.own[v]);
+  for (int v = 0; v < Group<T>::n; ++v) residual[v] = weighted_own<L>(row, r.own[v]);
   if (!row.skips()) return;
-  for (int v = 0; v < Group<T>::n; ++v) pull[v] = add_skip_pull<L>(row, r.skip[v], pull[v]);
+  for (int v = 0; v < Group<T>::n; ++v) residual[v] = add_weighted_skip<L>(row, r.skip[v], residual[v]);
 }
 
 template <class T>
@@ -124,16 +125,16 @@ void skip_loss_tiles(const gmm_skip_loss_arguments& a, int64_t first_tile, int64
     const Source output = sample_of(a.model_output, sample), x = sample_of(a.sample, sample);
     TileNoise noise;
     draw_targets(s, first, count, output, noise);
-    const Target pull = sample_of(a.pull, sample);
+    const Target residual = sample_of(a.residual, sample);
     T terms[tile];
     GroupResiduals<T> r;
     typename G::V term;
     for (int at = 0; at < count; at += G::size) {
       const int left = count - at < G::size ? count - at : G::size;
       find_residuals(s.row, output, x, noise, first, at, left, r);
-      if (pull.data != nullptr) {
-        find_pull(s.row, r, term);
-        G::store(pull, first + at, left, term);
+      if (residual.data != nullptr) {
+        find_weighted_residual(s.row, r, term);
+        G::store(residual, first + at, left, term);
       }
       for (int v = 0; v < G::n; ++v) term[v] = own_term<L>(s.row, r.own[v]);
       if (s.row.skips()) {
@@ -158,15 +159,15 @@ void skip_loss_samples(const gmm_skip_loss_arguments& a) {
 }
 
 template <class T>
-void scale_pull(const gmm_scale_pull_arguments& a, int64_t first_tile, int64_t last_tile) {
+void scale_residual(const gmm_scale_residual_arguments& a, int64_t first_tile, int64_t last_tile) {
   const int64_t elements = a.training.elements, tiles = tiles_of(elements);
   for (int64_t t = first_tile; t < last_tile; ++t) {
     const int64_t sample = t / tiles, first = (t - sample * tiles) * tile;
     const auto& row = static_cast<const TrainingRow<T>*>(a.training.coefficients)[index_at(a.training.row, sample)];
-    const T scale = pull_scale(static_cast<const T*>(a.grad_loss)[sample], elements) * row.eps_output;
-    T* pull = static_cast<T*>(sample_of(a.pull, sample).data);
+    const T scale = residual_scale(static_cast<const T*>(a.grad_loss)[sample], elements) * row.eps_output;
+    T* residual = static_cast<T*>(sample_of(a.residual, sample).data);
     const int64_t end = elements - first < tile ? elements : first + tile;
-    for (int64_t i = first; i < end; ++i) pull[i] = scale * pull[i];
+    for (int64_t i = first; i < end; ++i) residual[i] = scale * residual[i];
   }
 }
 
@@ -177,24 +178,24 @@ void skip_loss_backward(const gmm_skip_loss_backward_arguments& b, int64_t first
   const auto body = [&](const SampleTraining<T>& s, int64_t sample, int64_t, int64_t first, int count) {
     const Source output = sample_of(b.of.model_output, sample), x = sample_of(b.of.sample, sample);
     const Target grad_output = sample_of(b.grad_model_output, sample), grad_x = sample_of(b.grad_sample, sample);
-    const T scale = pull_scale(static_cast<const T*>(b.grad_loss)[sample], b.of.training.elements);
+    const T scale = residual_scale(static_cast<const T*>(b.grad_loss)[sample], b.of.training.elements);
     const T of_output = scale * s.row.eps_output, of_sample = scale * s.row.eps_sample;
     TileNoise noise;
     draw_targets(s, first, count, output, noise);
     GroupResiduals<T> r;
-    typename G::V pull, value;
+    typename G::V residual, value;
     for (int at = 0; at < count; at += G::size) {
       const int left = count - at < G::size ? count - at : G::size;
       find_residuals(s.row, output, x, noise, first, at, left, r);
-      find_pull(s.row, r, pull);
+      find_weighted_residual(s.row, r, residual);
       if (grad_output.data != nullptr) {
-        for (int v = 0; v < G::n; ++v) value[v] = L::mul(L::splat(of_output), pull[v]);
+        for (int v = 0; v < G::n; ++v) value[v] = L::mul(L::splat(of_output), residual[v]);
         G::store(grad_output, first + at, left, value);
       }
       if (grad_x.data != nullptr) {
         for (int v = 0; v < G::n; ++v) value[v] = L::splat(0);
         if (s.row.reads_sample()) {
-          for (int v = 0; v < G::n; ++v) value[v] = L::mul(L::splat(of_sample), pull[v]);
+          for (int v = 0; v < G::n; ++v) value[v] = L::mul(L::splat(of_sample), residual[v]);
         }
         G::store(grad_x, first + at, left, value);
       }

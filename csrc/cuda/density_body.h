@@ -199,10 +199,10 @@ GMM_INLINE T penalty_of(const gmm_log_prob_arguments& p, int64_t row, int64_t k,
   const int64_t components = p.step.mixture.components, directions = p.step.mixture.directions;
   const int64_t slope = table_row(of.slope_rows, row) * of.slope_components + (of.slope_components == 1 ? 0 : k);
   const int64_t volume =
-      table_row(of.log_volume_rows, row) * of.log_volume_components + (of.log_volume_components == 1 ? 0 : k);
+      table_row(of.half_logdet_rows, row) * of.half_logdet_components + (of.half_logdet_components == 1 ? 0 : k);
   return penalty(static_cast<const T*>(of.slopes) + slope * directions,
                  static_cast<const T*>(of.shifts) + (table_row(of.shift_rows, row) * components + k) * directions,
-                 along.of, directions, static_cast<const T*>(of.log_volumes)[volume]);
+                 along.of, directions, static_cast<const T*>(of.half_logdet)[volume]);
 }
 
 template <class T>

@@ -16,12 +16,12 @@ constexpr uint32_t gathering_lanes = 32;
 constexpr uint32_t gathering_lanes = 1;
 #endif
 
-// Number of thresholds that the word reaches, counted by all lanes together.
-GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* thresholds, uint32_t count, uint32_t word, uint32_t lane) {
+// How many values of the cdf the word reaches, counted by all lanes together.
+GMM_INLINE uint32_t count_reached_by_lanes(const int64_t* cdf, uint32_t count, uint32_t word, uint32_t lane) {
   uint32_t reached = 0;
   GMM_NO_UNROLL
   for (uint32_t k = lane; k < count; k += gathering_lanes) {
-    reached += static_cast<int64_t>(word) >= thresholds[k] ? 1 : 0;
+    reached += static_cast<int64_t>(word) >= cdf[k] ? 1 : 0;
   }
 #if defined(__CUDA_ARCH__)
   reached = __reduce_add_sync(0xFFFFFFFF, reached);
@@ -38,9 +38,8 @@ GMM_INLINE uint32_t component_word(const PhiloxKeys& keys, uint32_t step) {
 // The component of a sample that takes the given coefficient row, of at least two.
 GMM_INLINE uint32_t draw_component(const gmm_mixture& m, int64_t row, const PhiloxKeys& keys, uint32_t step,
                                    uint32_t lane) {
-  const uint32_t thresholds = static_cast<uint32_t>(m.components) - 1;  // at most 1023
-  return count_reached_by_lanes(m.thresholds + table_row(m.threshold_rows, row) * thresholds, thresholds,
-                                component_word(keys, step), lane);
+  const uint32_t count = static_cast<uint32_t>(m.components) - 1;  // at most 1023
+  return count_reached_by_lanes(m.cdf + table_row(m.cdf_rows, row) * count, count, component_word(keys, step), lane);
 }
 
 // ---- every thread ----

@@ -135,14 +135,14 @@ int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_
   return on_device(*options, [&](int, cudaStream_t stream) { return launch_skip_loss(a, stream); });
 }
 
-int gmm_cuda_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cuda_options* options) {
+int gmm_cuda_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cuda_options* options) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_scale_pull_arguments& a = *arguments;
+  const gmm_scale_residual_arguments& a = *arguments;
   if (const int status = check_options(options)) return status;
   if (const int status = check(a, Memory::device)) return status;
   if (a.training.batch == 0 || a.training.elements == 0) return GMM_SUCCESS;
   return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
-    return launch_scale_pull(a, multiprocessors, stream);
+    return launch_scale_residual(a, multiprocessors, stream);
   });
 }
 

@@ -212,11 +212,11 @@ GMM_INLINE void find_pulls(const gmm_step_arguments& a, const SumRows& rows, int
   const gmm_mixture& m = a.mixture;
   const int64_t row = index_at(a.row, sample);
   const int64_t entry =
-      table_row(m.shrinkage_rows, row) * m.shrinkage_components + (m.shrinkage_components == 1 ? 0 : pulls.component);
-  const T* shrinkage = static_cast<const T*>(m.shrinkage) + entry * m.directions;
+      table_row(m.std_delta_rows, row) * m.std_delta_components + (m.std_delta_components == 1 ? 0 : pulls.component);
+  const T* std_delta = static_cast<const T*>(m.std_delta) + entry * m.directions;
   const T* projections = sums_of<T>(rows, sample);
   for (int64_t r = thread; r < m.directions; r += block_threads) {
-    pulls.of[r] = pull_along(basis_of<T>(m, row) + r * m.components, projections, m.components, shrinkage[r]);
+    pulls.of[r] = pull_along(basis_of<T>(m, row) + r * m.components, projections, m.components, std_delta[r]);
   }
 }
 

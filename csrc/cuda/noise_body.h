@@ -57,12 +57,12 @@ GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling&
 
 // The component of one sample; -1 where its row or step is out of range.
 GMM_INLINE void draw_component_body(const gmm_component_arguments& a, int64_t sample) {
-  const int64_t row = a.threshold_rows == 1 ? 0 : index_at(a.row, sample), step = index_at(a.step, sample);
-  const bool valid = row >= 0 && row < a.threshold_rows && is_step(step);
+  const int64_t row = a.cdf_rows == 1 ? 0 : index_at(a.row, sample), step = index_at(a.step, sample);
+  const bool valid = row >= 0 && row < a.cdf_rows && is_step(step);
   int64_t component = valid ? 0 : -1;
   if (valid && a.components > 1) {
     component = choose_component(philox_keys(static_cast<uint64_t>(a.seeds[sample])), static_cast<uint32_t>(step),
-                                 a.thresholds + row * (a.components - 1), a.components);
+                                 a.cdf + row * (a.components - 1), a.components);
   }
   a.result[sample] = component;
 }

@@ -59,14 +59,13 @@ struct Users {
   uint32_t step[block_threads];
 };
 
-// Whether the component is the one that a sample draws: of ascending thresholds it reaches just those before.
+// Whether the component is the one that a sample draws: of the ascending cdf it reaches just those before.
 GMM_INLINE bool draws_component(const gmm_step_arguments& a, int64_t sample, int64_t row, uint32_t step,
                                 int64_t component) {
   const gmm_mixture& m = a.mixture;
-  const int64_t* thresholds = m.thresholds + table_row(m.threshold_rows, row) * (m.components - 1);
+  const int64_t* cdf = m.cdf + table_row(m.cdf_rows, row) * (m.components - 1);
   const int64_t word = component_word(philox_keys(static_cast<uint64_t>(a.seeds[sample])), step);
-  return (component == 0 || word >= thresholds[component - 1]) &&
-         (component == m.components - 1 || word < thresholds[component]);
+  return (component == 0 || word >= cdf[component - 1]) && (component == m.components - 1 || word < cdf[component]);
 }
 
 // One thread's sample of the round that begins at sample `first`.

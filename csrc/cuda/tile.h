@@ -102,7 +102,7 @@ inline bool is_common(const gmm_add_noise_arguments& a) {
 }
 
 inline bool is_common(const gmm_skip_loss_arguments& a) {
-  return is_common_training(a.training, a.model_output.dtype, a.model_output, a.sample, a.pull);
+  return is_common_training(a.training, a.model_output.dtype, a.model_output, a.sample, a.residual);
 }
 
 inline bool is_common(const gmm_skip_loss_backward_arguments& b) {

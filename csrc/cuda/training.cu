@@ -40,7 +40,7 @@ __device__ __forceinline__ void sum_loss(const gmm_skip_loss_arguments& a, const
   prepare<dtype>(a, {a.training.elements, loss_tiles * sum_tile}, tile);
   if (tile.kind == TrainingKind::nothing) return;
   if (tile.kind == TrainingKind::invalid) {
-    fill_with_nan<dtype, T>(tile.result, a.pull.dtype, tile.count, threadIdx.x);
+    fill_with_nan<dtype, T>(tile.result, a.residual.dtype, tile.count, threadIdx.x);
     return;
   }
   sum_loss_of_threads<dtype>(a, tile, threadIdx.x, sums);
@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(block_threads)
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 4)
-    scale_pull_kernel(const __grid_constant__ gmm_scale_pull_arguments a, const __grid_constant__ Tiling tiling) {
-  scale_pull<T>(a, tiling, here());
+    scale_residual_kernel(const __grid_constant__ gmm_scale_residual_arguments a,
+                          const __grid_constant__ Tiling tiling) {
+  scale_residual<T>(a, tiling, here());
 }
 
 template <int32_t dtype, class T>
@@ -145,9 +146,9 @@ cudaError_t launch_skip_loss(const gmm_skip_loss_arguments& a, cudaStream_t stre
   return error;
 }
 
-cudaError_t launch_scale_pull(const gmm_scale_pull_arguments& a, int multiprocessors, cudaStream_t stream) {
-  const auto kernel = a.pull.dtype == GMM_FLOAT64 ? reinterpret_cast<const void*>(scale_pull_kernel<double>)
-                                                  : reinterpret_cast<const void*>(scale_pull_kernel<float>);
+cudaError_t launch_scale_residual(const gmm_scale_residual_arguments& a, int multiprocessors, cudaStream_t stream) {
+  const auto kernel = a.residual.dtype == GMM_FLOAT64 ? reinterpret_cast<const void*>(scale_residual_kernel<double>)
+                                                      : reinterpret_cast<const void*>(scale_residual_kernel<float>);
   const Tiling tiling = tiling_of(a.training.batch, a.training.elements, 4 * block_threads, multiprocessors);
   return launch(kernel, a.training.batch, tiling, a, tiling, stream);
 }

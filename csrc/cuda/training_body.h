@@ -24,8 +24,8 @@ struct alignas(16) TrainingTile {
   TrainingKind kind;
   TrainingRow<T> row;
   const void *input, *x;  // the data, or the model's output and x_t
-  void *result, *other;   // x_t and its noise, or the pull, or the gradients of output and x_t
-  T of_result, of_other;  // what gradients are the pull times
+  void *result, *other;   // x_t and its noise, or the residual, or the gradients of output and x_t
+  T of_result, of_other;  // what gradients are the residual times
   uint32_t count;         // elements of the tile
 };
 
@@ -83,7 +83,7 @@ GMM_INLINE void gather(const gmm_skip_loss_arguments& a, const Tiling& tiling, c
   gather_training(a.training, loss_row<T>(a, sample), tiling, place, tile);
   tile.input = sample_at<dtype>(a.model_output, sample, first);
   tile.x = present_at<dtype>(a.sample, sample, first);
-  tile.result = present_at<dtype>(a.pull, sample, first);
+  tile.result = present_at<dtype>(a.residual, sample, first);
 }
 
 template <int32_t dtype, class T>
@@ -95,7 +95,7 @@ GMM_INLINE void gather(const gmm_skip_loss_backward_arguments& b, const Tiling& 
   tile.result = present_at<dtype>(b.grad_model_output, sample, first);
   tile.other = present_at<dtype>(b.grad_sample, sample, first);
   if (tile.kind == TrainingKind::invalid) return;
-  const T scale = pull_scale(static_cast<const T*>(b.grad_loss)[sample], b.of.training.elements);
+  const T scale = residual_scale(static_cast<const T*>(b.grad_loss)[sample], b.of.training.elements);
   tile.of_result = scale * tile.row.eps_output;
   tile.of_other = scale * tile.row.eps_sample;
 }
@@ -218,11 +218,11 @@ GMM_INLINE FourResiduals<T> find_residuals(const gmm_skip_loss_arguments& a, con
 }
 
 template <class T>
-GMM_INLINE void find_pull(const TrainingRow<T>& row, const FourResiduals<T>& r, T (&pull)[4]) {
+GMM_INLINE void find_weighted_residual(const TrainingRow<T>& row, const FourResiduals<T>& r, T (&residual)[4]) {
   using Lanes = typename LanesOf<T>::type;
   for (int j = 0; j < 4; ++j) {
-    pull[j] = own_pull<Lanes>(row, r.own[j]);
-    if (row.skips()) pull[j] = add_skip_pull<Lanes>(row, r.skip[j], pull[j]);
+    residual[j] = weighted_own<Lanes>(row, r.own[j]);
+    if (row.skips()) residual[j] = add_weighted_skip<Lanes>(row, r.skip[j], residual[j]);
   }
 }
 
@@ -258,10 +258,10 @@ GMM_INLINE void sum_loss_of_threads(const gmm_skip_loss_arguments& a, const Trai
         if (row.skips()) value = add_skip_term<Lanes>(row, r.skip[j], value);
         if (dtype != any_dtype || i + j < tile.count) term[j] = value;
       }
-      if (dtype == any_dtype || dtype == GMM_FLOAT32) {  // a pull has the type of the arithmetic
-        T pull[4];
-        find_pull(row, r, pull);
-        if (tile.result != nullptr) store_numbers<dtype>(tile.result, a.pull.dtype, i, tile.count, pull);
+      if (dtype == any_dtype || dtype == GMM_FLOAT32) {  // a residual has the type of the arithmetic
+        T residual[4];
+        find_weighted_residual(row, r, residual);
+        if (tile.result != nullptr) store_numbers<dtype>(tile.result, a.residual.dtype, i, tile.count, residual);
       }
     }
     for (int j = 0; j < 4; ++j) {
@@ -308,23 +308,23 @@ GMM_INLINE void finish_loss(const gmm_skip_loss_arguments& a, const SumRows& row
 
 // ---- its gradients ----
 
-// The gradient of the model's output from the pull, in its place.
+// The gradient of the model's output from the residual, in its place.
 template <class T>
-GMM_INLINE void scale_pull(const gmm_scale_pull_arguments& a, const Tiling& tiling, const Place& place) {
+GMM_INLINE void scale_residual(const gmm_scale_residual_arguments& a, const Tiling& tiling, const Place& place) {
   const int64_t sample = place.sample();
   if (sample >= a.training.batch) return;
   const TrainingRow<T>* row = training_row<T>(a.training, sample);
   T scale = static_cast<T>(bits_float(0x7FC00000));
   if (row != nullptr) {
-    scale = pull_scale(static_cast<const T*>(a.grad_loss)[sample], a.training.elements) * row->eps_output;
+    scale = residual_scale(static_cast<const T*>(a.grad_loss)[sample], a.training.elements) * row->eps_output;
   }
-  void* pull = sample_at<any_dtype>(a.pull, sample, place.first(tiling));
+  void* residual = sample_at<any_dtype>(a.residual, sample, place.first(tiling));
   const uint32_t count = place.count(tiling);
   for (uint32_t i = 4 * place.thread; i < count; i += 4 * block_threads) {
     T values[4];
-    load_four(pull, a.pull.dtype, i, count, values);
+    load_four(residual, a.residual.dtype, i, count, values);
     for (int j = 0; j < 4; ++j) values[j] = LanesOf<T>::type::mul(scale, values[j]);
-    store_four(pull, a.pull.dtype, i, count, values);
+    store_four(residual, a.residual.dtype, i, count, values);
   }
 }
 
@@ -342,14 +342,14 @@ GMM_INLINE void skip_loss_backward(const gmm_skip_loss_backward_arguments& b, co
   const TrainingRow<T> row = tile.row;
   const PhiloxKeys keys = tile.keys;
   for (uint32_t i = 4 * thread; i < count; i += 4 * block_threads) {
-    T pull[4], value[4];
-    find_pull(row, find_residuals<dtype>(b.of, tile, row, keys, i), pull);
+    T residual[4], value[4];
+    find_weighted_residual(row, find_residuals<dtype>(b.of, tile, row, keys, i), residual);
     if (tile.result != nullptr) {
-      for (int j = 0; j < 4; ++j) value[j] = Lanes::mul(tile.of_result, pull[j]);
+      for (int j = 0; j < 4; ++j) value[j] = Lanes::mul(tile.of_result, residual[j]);
       store_numbers<dtype>(tile.result, b.grad_model_output.dtype, i, count, value);
     }
     if (tile.other != nullptr) {
-      for (int j = 0; j < 4; ++j) value[j] = row.reads_sample() ? Lanes::mul(tile.of_other, pull[j]) : T(0);
+      for (int j = 0; j < 4; ++j) value[j] = row.reads_sample() ? Lanes::mul(tile.of_other, residual[j]) : T(0);
       store_numbers<dtype>(tile.other, b.grad_sample.dtype, i, count, value);
     }
   }

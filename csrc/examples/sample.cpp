@@ -90,8 +90,8 @@ int main() {
     step.seeds = seeds.data();
     gmm_mixture& mixture = step.mixture;
     mixture.components = 2;
-    mixture.thresholds = &threshold;
-    mixture.threshold_rows = 1;
+    mixture.cdf = &threshold;
+    mixture.cdf_rows = 1;
     mixture.offsets = offsets.data();
     mixture.offset_rows = steps;
     mixture.std = std.data();

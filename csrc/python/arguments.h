@@ -84,32 +84,30 @@ inline const void* coefficients(Call& call, py::handle object, std::int64_t colu
 
 inline gmm_mixture mixture(Call& call, Fields& of, std::int64_t rows) {
   gmm_mixture m = {};
-  const py::handle thresholds = of.next(), offsets = of.next(), std = of.next(), basis = of.next(),
-                   shrinkage = of.next();
+  const py::handle cdf = of.next(), offsets = of.next(), std = of.next(), basis = of.next(), std_delta = of.next();
   if (offsets.is_none()) {
-    call.require(thresholds.is_none() && std.is_none() && basis.is_none());
+    call.require(cdf.is_none() && std.is_none() && basis.is_none());
     return m;
   }
-  std::int64_t elements = 0, one_less = 0, of_basis = 0, of_shrinkage = 0;
+  std::int64_t elements = 0, one_less = 0, of_basis = 0, of_std_delta = 0;
   m.offsets = table(call, offsets, rows, m.offset_rows, m.components, elements);
   m.std = table(call, needed(call, std), rows, m.std_rows, m.std_components, m.std_elements);
   call.require(m.components >= 1 && m.components <= GMM_MAX_COMPONENTS && elements == call.elements &&
                m.std_elements <= elements && (m.std_components == 1 || m.std_components == m.components));
-  if (!thresholds.is_none()) {
-    m.thresholds = static_cast<const std::int64_t*>(
-        call.contiguous(thresholds, tensors::int64_type, {&m.threshold_rows, &one_less}));
-    call.require(one_less + 1 == m.components && (m.threshold_rows == 1 || m.threshold_rows == rows));
+  if (!cdf.is_none()) {
+    m.cdf = static_cast<const std::int64_t*>(call.contiguous(cdf, tensors::int64_type, {&m.cdf_rows, &one_less}));
+    call.require(one_less + 1 == m.components && (m.cdf_rows == 1 || m.cdf_rows == rows));
   }
   if (basis.is_none()) return m;
   m.basis = table(call, basis, rows, m.basis_rows, m.directions, of_basis);
   call.require(m.directions >= 1 && m.directions <= m.components && of_basis == m.components && m.std_elements == 0);
-  if (shrinkage.is_none()) return m;
-  m.shrinkage = table(call, shrinkage, rows, m.shrinkage_rows, m.shrinkage_components, of_shrinkage);
-  call.require(of_shrinkage == m.directions && (m.shrinkage_components == 1 || m.shrinkage_components == m.components));
+  if (std_delta.is_none()) return m;
+  m.std_delta = table(call, std_delta, rows, m.std_delta_rows, m.std_delta_components, of_std_delta);
+  call.require(of_std_delta == m.directions && (m.std_delta_components == 1 || m.std_delta_components == m.components));
   return m;
 }
 
-// StepInputs; the call was begun with the first of them. `draws`: seeds, step and thresholds are looked at.
+// StepInputs; the call was begun with the first of them. `draws`: seeds, step and cdf are looked at.
 inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true) {
   Fields of(given);
   gmm_step_arguments a = {};
@@ -127,7 +125,7 @@ inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true
   read_history(call, of.next(),
                [&](Py_ssize_t j, py::handle stored) { a.history[j] = call.input(needed(call, stored)); });
   a.mixture = mixture(call, of, a.coefficient_rows);
-  call.require(!draws || a.mixture.components <= 1 || a.mixture.thresholds != nullptr);
+  call.require(!draws || a.mixture.components <= 1 || a.mixture.cdf != nullptr);
   return a;
 }
 
@@ -176,7 +174,7 @@ inline gmm_penalties penalties(Call& call, py::handle given, std::int64_t rows) 
   of.next();  // the basis, which is the mixture's
   p.slopes = table(call, of.next(), rows, p.slope_rows, p.slope_components, directions);
   p.shifts = table(call, of.next(), rows, p.shift_rows, components, directions);
-  p.log_volumes = table(call, of.next(), rows, p.log_volume_rows, p.log_volume_components);
+  p.half_logdet = table(call, of.next(), rows, p.half_logdet_rows, p.half_logdet_components);
   return p;
 }
 

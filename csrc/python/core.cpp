@@ -20,7 +20,7 @@ struct Cpu {
   static constexpr auto log_prob_backward = gmm_cpu_log_prob_backward;
   static constexpr auto add_noise = gmm_cpu_add_noise;
   static constexpr auto skip_loss = gmm_cpu_skip_loss;
-  static constexpr auto scale_pull = gmm_cpu_scale_pull;
+  static constexpr auto scale_residual = gmm_cpu_scale_residual;
   static constexpr auto skip_loss_backward = gmm_cpu_skip_loss_backward;
   static constexpr auto standard_normal = gmm_cpu_standard_normal;
 

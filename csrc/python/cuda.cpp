@@ -24,7 +24,7 @@ struct Cuda {
   static constexpr auto log_prob_backward = gmm_cuda_log_prob_backward;
   static constexpr auto add_noise = gmm_cuda_add_noise;
   static constexpr auto skip_loss = gmm_cuda_skip_loss;
-  static constexpr auto scale_pull = gmm_cuda_scale_pull;
+  static constexpr auto scale_residual = gmm_cuda_scale_residual;
   static constexpr auto skip_loss_backward = gmm_cuda_skip_loss_backward;
   static constexpr auto standard_normal = gmm_cuda_standard_normal;
   static constexpr auto draw_components = gmm_cuda_draw_components;

@@ -81,24 +81,24 @@ struct Functions {
     return finish(call, a, Api::add_noise, first, second);
   }
 
-  static bool skip_step_loss(py::handle inputs, py::handle result, py::handle pull, py::handle workspace,
+  static bool skip_step_loss(py::handle inputs, py::handle result, py::handle residual, py::handle workspace,
                              std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), true);
     gmm_skip_loss_arguments a = arguments::skip_loss(call, inputs);
-    a.pull = call.output(pull);
+    a.residual = call.output(residual);
     a.loss = call.room(result);
     a.workspace = call.room(workspace);
     return finish(call, a, Api::skip_loss, first, second);
   }
 
-  static bool scale_pull(py::handle pull, py::handle coefficients, py::handle row, py::handle step, py::handle grad,
-                         std::int64_t first, std::uintptr_t second) {
-    Call call(Api::device(first), pull, true);
-    gmm_scale_pull_arguments a = {};
+  static bool scale_residual(py::handle residual, py::handle coefficients, py::handle row, py::handle step,
+                             py::handle grad, std::int64_t first, std::uintptr_t second) {
+    Call call(Api::device(first), residual, true);
+    gmm_scale_residual_arguments a = {};
     a.training = arguments::training(call, coefficients, py::none(), row, step);
-    a.pull = call.output(pull);
+    a.residual = call.output(residual);
     a.grad_loss = call.room(grad);
-    return finish(call, a, Api::scale_pull, first, second);
+    return finish(call, a, Api::scale_residual, first, second);
   }
 
   // `gradients`: TrainingGradients.
@@ -127,8 +127,8 @@ struct Functions {
     return finish(call, a, Api::standard_normal, first, second);
   }
 
-  static bool draw_components(py::handle result, py::handle seeds, py::handle thresholds, py::handle row,
-                              py::handle step, std::int64_t first, std::uintptr_t second) {
+  static bool draw_components(py::handle result, py::handle seeds, py::handle cdf, py::handle row, py::handle step,
+                              std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), result, true);
     gmm_component_arguments a = {};
     a.batch = call.batch;
@@ -136,8 +136,7 @@ struct Functions {
     a.seeds = call.of_batch(seeds);
     a.row = call.index(row);
     a.step = call.index(step);
-    a.thresholds = static_cast<const std::int64_t*>(
-        call.contiguous(thresholds, tensors::int64_type, {&a.threshold_rows, &a.components}));
+    a.cdf = static_cast<const std::int64_t*>(call.contiguous(cdf, tensors::int64_type, {&a.cdf_rows, &a.components}));
     ++a.components;
     return finish(call, a, Api::draw_components, first, second);
   }
@@ -151,7 +150,7 @@ struct Functions {
     m.def("log_prob_backward", &log_prob_backward);
     m.def("add_noise", &add_noise);
     m.def("skip_step_loss", &skip_step_loss);
-    m.def("scale_pull", &scale_pull);
+    m.def("scale_residual", &scale_residual);
     m.def("skip_step_loss_backward", &skip_step_loss_backward);
     m.def("standard_normal", &standard_normal);
     m.def("draw_components", &draw_components);

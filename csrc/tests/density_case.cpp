@@ -31,8 +31,8 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
   // Not looked at by a density.
   p.step.seeds = nullptr;
   p.step.step = {nullptr, 0, -1};
-  p.step.mixture.thresholds = nullptr;
-  p.step.mixture.threshold_rows = 0;
+  p.step.mixture.cdf = nullptr;
+  p.step.mixture.cdf_rows = 0;
   prev_sample = Tensor(o.dtype, o.batch, o.elements, o.padding, poison);
   prev_sample.fill(random, o.special);
   p.prev_sample = {prev_sample.data(), prev_sample.stride(), o.dtype};
@@ -46,7 +46,7 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
   }
   if (o.directions > 0) {
     const int64_t rows = o.direction_per_row ? o.coefficient_rows : 1;
-    const int64_t own = o.shrinkage_per_component ? o.components : 1;
+    const int64_t own = o.std_delta_per_component ? o.components : 1;
     const auto any = [&](Tensor& tensor, int64_t elements) {
       tensor = Tensor(table_dtype, rows, elements, 0, poison);
       tensor.fill(random, o.special);
@@ -54,10 +54,10 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
     };
     p.penalties.slopes = any(slopes, own * o.directions);
     p.penalties.shifts = any(shifts, o.components * o.directions);
-    p.penalties.log_volumes = any(log_volumes, own);
-    p.penalties.slope_rows = p.penalties.shift_rows = p.penalties.log_volume_rows = rows;
-    p.penalties.slope_components = p.penalties.log_volume_components = own;
-    p.step.mixture.shrinkage = nullptr;  // not looked at
+    p.penalties.half_logdet = any(half_logdet, own);
+    p.penalties.slope_rows = p.penalties.shift_rows = p.penalties.half_logdet_rows = rows;
+    p.penalties.slope_components = p.penalties.half_logdet_components = own;
+    p.step.mixture.std_delta = nullptr;  // not looked at
     energies = Tensor(table_dtype, o.batch, o.components, 0, poison);
     p.energies = energies.data();
   }

@@ -29,7 +29,7 @@ class DensityCase {
   gmm_log_prob_backward_arguments gradients = {};
 
   Tensor prev_sample, weights, log_prob, responsibilities, energies, workspace;
-  Tensor slopes, shifts, log_volumes;
+  Tensor slopes, shifts, half_logdet;
   Tensor shares, grad, grad_prev_sample, grad_weights;  // `shares` are the responsibilities that gradients read
 };
 

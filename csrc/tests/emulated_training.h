@@ -52,7 +52,8 @@ void emulate_loss(const gmm_skip_loss_arguments& a) {
       auto sums = uncleared<LossSums<T>>();
       gather<dtype>(a, tiling, place, tile);
       if (tile.kind == TrainingKind::invalid) {
-        for_threads([&](uint32_t thread) { fill_with_nan<dtype, T>(tile.result, a.pull.dtype, tile.count, thread); });
+        for_threads(
+            [&](uint32_t thread) { fill_with_nan<dtype, T>(tile.result, a.residual.dtype, tile.count, thread); });
         return;
       }
       for_threads([&](uint32_t thread) { sum_loss_of_threads<dtype>(a, tile, thread, sums); });
@@ -74,16 +75,16 @@ inline void emulate_skip_loss(const gmm_skip_loss_arguments& a) {
               [&](auto kernel, auto number) { emulate_loss<kernel.dtype, decltype(number)>(a); });
 }
 
-inline void emulate_scale_pull(const gmm_scale_pull_arguments& a, int multiprocessors) {
+inline void emulate_scale_residual(const gmm_scale_residual_arguments& a, int multiprocessors) {
   const gmm_training& t = a.training;
   if (t.batch == 0 || t.elements == 0) return;
   const Tiling tiling = tiling_of(t.batch, t.elements, 4 * block_threads, multiprocessors);
   for_blocks(t.batch, tiling, [&](Place place) {
     for (place.thread = 0; place.thread < block_threads; ++place.thread) {
-      if (a.pull.dtype == GMM_FLOAT64) {
-        scale_pull<double>(a, tiling, place);
+      if (a.residual.dtype == GMM_FLOAT64) {
+        scale_residual<double>(a, tiling, place);
       } else {
-        scale_pull<float>(a, tiling, place);
+        scale_residual<float>(a, tiling, place);
       }
     }
   });

@@ -191,14 +191,14 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
   if (o.components == 0) return;
   gmm_mixture& m = a.mixture;
   m.components = o.components;
-  m.threshold_rows = o.threshold_per_row ? o.coefficient_rows : 1;
-  for (int64_t r = 0; r < m.threshold_rows; ++r) {
+  m.cdf_rows = o.threshold_per_row ? o.coefficient_rows : 1;
+  for (int64_t r = 0; r < m.cdf_rows; ++r) {
     std::vector<int64_t> ascending;
     for (int64_t k = 0; k + 1 < o.components; ++k) ascending.push_back(random.word());
     std::sort(ascending.begin(), ascending.end());
-    thresholds.insert(thresholds.end(), ascending.begin(), ascending.end());
+    cdf.insert(cdf.end(), ascending.begin(), ascending.end());
   }
-  m.thresholds = thresholds.data();
+  m.cdf = cdf.data();
   m.offset_rows = o.offset_per_row ? o.coefficient_rows : 1;
   offsets = Tensor(table_dtype, m.offset_rows, o.components * o.elements, 0, poison);
   offsets.fill(random, o.special);
@@ -211,14 +211,14 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
   m.std = o.std_elements == 0 ? nullptr : std.data();
   if (o.directions == 0) return;
   m.directions = o.directions;
-  m.basis_rows = m.shrinkage_rows = o.direction_per_row ? o.coefficient_rows : 1;
-  m.shrinkage_components = o.shrinkage_per_component ? o.components : 1;
+  m.basis_rows = m.std_delta_rows = o.direction_per_row ? o.coefficient_rows : 1;
+  m.std_delta_components = o.std_delta_per_component ? o.components : 1;
   basis = Tensor(table_dtype, m.basis_rows, o.directions * o.components, 0, poison);
   basis.fill(random, o.special);
   m.basis = basis.data();
-  shrinkage = Tensor(table_dtype, m.shrinkage_rows, m.shrinkage_components * o.directions, 0, poison);
-  shrinkage.fill(random, o.special);
-  m.shrinkage = shrinkage.data();
+  std_delta = Tensor(table_dtype, m.std_delta_rows, m.std_delta_components * o.directions, 0, poison);
+  std_delta.fill(random, o.special);
+  m.std_delta = std_delta.data();
   workspace = Tensor(table_dtype, o.batch, GMM_SUM_ENTRIES(o.elements) * o.components, 0, poison);
   a.workspace = workspace.data();
 }
@@ -228,7 +228,7 @@ StepOptions with_directions(TestRandom& random, StepOptions o) {
   o.std_elements = 0;
   o.directions = 1 + static_cast<int64_t>(random.word() % static_cast<uint32_t>(o.components));
   o.direction_per_row = (random.word() & 1) != 0;
-  o.shrinkage_per_component = (random.word() & 1) != 0;
+  o.std_delta_per_component = (random.word() & 1) != 0;
   return o;
 }
 

@@ -49,7 +49,7 @@ struct StepOptions {
   bool threshold_per_row = false, offset_per_row = false, std_per_row = false, std_per_component = false;
   int64_t std_elements = 0;
   int64_t directions = 0;  // with std_elements 0
-  bool direction_per_row = false, shrinkage_per_component = false;
+  bool direction_per_row = false, std_delta_per_component = false;
   bool offset_off = false, sigma_off = false, history_off = false;  // these columns are 0 in every other row
   bool special = false;
 };
@@ -71,8 +71,8 @@ class StepCase {
   gmm_cpu_options cpu = {1, GMM_BEST};
 
   Tensor sample, model_output, uncond, history[GMM_MAX_HISTORY], result, prediction;
-  std::vector<int64_t> components, row, step, seeds, thresholds;
-  Tensor coefficients, offsets, std, basis, shrinkage;  // one "sample" for each table row
+  std::vector<int64_t> components, row, step, seeds, cdf;
+  Tensor coefficients, offsets, std, basis, std_delta;  // one "sample" for each table row
   Tensor workspace;
 };
 

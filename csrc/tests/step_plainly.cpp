@@ -25,8 +25,7 @@ void step_in(StepCase& c) {
 
     int64_t k = 0;
     if (m.components > 0) {
-      k = component_plainly(a.seeds[b], step, m.thresholds + (m.threshold_rows == 1 ? 0 : row) * (m.components - 1),
-                            m.components);
+      k = component_plainly(a.seeds[b], step, m.cdf + (m.cdf_rows == 1 ? 0 : row) * (m.components - 1), m.components);
     }
     if (a.components != nullptr) a.components[b] = k;
 
@@ -86,11 +85,11 @@ float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream)
   return normals[element % 4];
 }
 
-int64_t component_plainly(int64_t seed, int64_t step, const int64_t* thresholds, int64_t components) {
+int64_t component_plainly(int64_t seed, int64_t step, const int64_t* cdf, int64_t components) {
   uint32_t words[4];
   words_plainly(seed, 0, step, GMM_STREAM_COMPONENT, words);
   int64_t reached = 0;
-  for (int64_t k = 0; k + 1 < components; ++k) reached += int64_t{words[0]} >= thresholds[k] ? 1 : 0;
+  for (int64_t k = 0; k + 1 < components; ++k) reached += int64_t{words[0]} >= cdf[k] ? 1 : 0;
   return reached;
 }
 

@@ -12,5 +12,5 @@ void words_plainly(int64_t seed, int64_t block, int64_t step, int32_t stream, ui
 // Element `element` of the noise of a sample.
 float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream);
 
-// The number of thresholds, `components - 1` of them, that the sample's word reaches.
-int64_t component_plainly(int64_t seed, int64_t step, const int64_t* thresholds, int64_t components);
+// The number of values of the cdf, `components - 1` of them, that the sample's word reaches.
+int64_t component_plainly(int64_t seed, int64_t step, const int64_t* cdf, int64_t components);

@@ -140,15 +140,15 @@ void test_many_samples() {
 }
 
 void test_components() {
-  const int64_t thresholds[] = {1ll << 30, 1ll << 31, 3ll << 30, 0, 1ll << 32, 1ll << 32};
+  const int64_t cdf[] = {1ll << 30, 1ll << 31, 3ll << 30, 0, 1ll << 32, 1ll << 32};
   std::vector<int64_t> seeds, rows, steps, expected(200), got(200, -9);
   for (int64_t b = 0; b < 200; ++b) {
     seeds.push_back(b * b);
     rows.push_back(b % 2);
     steps.push_back(b % 7);
   }
-  gmm_component_arguments a = {
-      200, expected.data(), seeds.data(), {rows.data(), 1, 0}, {steps.data(), 1, 0}, 4, thresholds, 2};
+  gmm_component_arguments a = {200, expected.data(), seeds.data(), {rows.data(), 1, 0}, {steps.data(), 1, 0}, 4, cdf,
+                               2};
   CHECK(gmm_cpu_draw_components(&a) == GMM_SUCCESS, "%s", gmm_last_error());
   a.result = got.data();
   for (int64_t b = 0; b < 200; ++b) gmmkernel::draw_component_body(a, b);

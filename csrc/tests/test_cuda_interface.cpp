@@ -110,8 +110,8 @@ void test_bad_directions() {
   spoilt([](gmm_step_arguments& a) { a.mixture.directions = 5; }, "directions: ");
   spoilt([](gmm_step_arguments& a) { a.mixture.basis = nullptr; }, "basis: ");
   spoilt([](gmm_step_arguments& a) { a.mixture.basis_rows = 2; }, "basis_rows: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.shrinkage = nullptr; }, "shrinkage: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.shrinkage_components = 2; }, "shrinkage_components: ");
+  spoilt([](gmm_step_arguments& a) { a.mixture.std_delta = nullptr; }, "std_delta: ");
+  spoilt([](gmm_step_arguments& a) { a.mixture.std_delta_components = 2; }, "std_delta_components: ");
   spoilt([](gmm_step_arguments& a) { a.workspace = nullptr; }, "workspace: ");
   CHECK(c.result.bytes_are(0x5A) && c.workspace.bytes_are(0x5A), "something was written");
 
@@ -125,7 +125,7 @@ void test_bad_directions() {
   };
   bad([](gmm_log_prob_arguments& p) { p.penalties.slopes = nullptr; }, "slopes: ");
   bad([](gmm_log_prob_arguments& p) { p.penalties.shifts = nullptr; }, "shifts: ");
-  bad([](gmm_log_prob_arguments& p) { p.penalties.log_volumes = nullptr; }, "log_volumes: ");
+  bad([](gmm_log_prob_arguments& p) { p.penalties.half_logdet = nullptr; }, "half_logdet: ");
   bad([](gmm_log_prob_arguments& p) { p.penalties.slope_components = 3; }, "slope_components: ");
   CHECK(d.log_prob.bytes_are(0x5A) && d.energies.bytes_are(0x5A), "something was written");
 }
@@ -138,8 +138,8 @@ void test_bad_training() {
   expect(gmm_cuda_add_noise(&c.noising, nullptr), GMM_INVALID_ARGUMENT, "options: ");
   expect(gmm_cuda_skip_loss(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cuda_skip_loss(&c.loss_of, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
-  expect(gmm_cuda_scale_pull(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
-  expect(gmm_cuda_scale_pull(&c.scaling, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
+  expect(gmm_cuda_scale_residual(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_scale_residual(&c.scaling, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
   expect(gmm_cuda_skip_loss_backward(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cuda_skip_loss_backward(&c.backward, &bad_device), GMM_INVALID_ARGUMENT, "device: ");
   gmm_add_noise_arguments noising = c.noising;

@@ -15,7 +15,7 @@ int common = 0, losses = 0;  // calls that take a kernel without branches; losse
 void emulate(TrainingCase& c, int multiprocessors) {
   gmmkernel::emulate_add_noise(c.noising, multiprocessors);
   gmmkernel::emulate_skip_loss(c.loss_of);
-  if (c.options.pull) gmmkernel::emulate_scale_pull(c.scaling, multiprocessors);
+  if (c.options.residual) gmmkernel::emulate_scale_residual(c.scaling, multiprocessors);
   gmmkernel::emulate_skip_loss_backward(c.backward, multiprocessors);
 }
 
@@ -24,9 +24,9 @@ void compare(const TrainingOptions& o, uint64_t seed, int multiprocessors) {
   CHECK(expected.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
   emulate(got, multiprocessors);
   char text[256];
-  std::snprintf(text, sizeof text, "seed %llu: %lld x %lld + %lld, dtypes %d %d, sample %d, pull %d, special %d",
+  std::snprintf(text, sizeof text, "seed %llu: %lld x %lld + %lld, dtypes %d %d, sample %d, residual %d, special %d",
                 (unsigned long long)seed, (long long)o.batch, (long long)o.elements, (long long)o.padding, o.dtype,
-                o.sample_dtype, o.sample, o.pull, o.special);
+                o.sample_dtype, o.sample, o.residual, o.special);
   CHECK(same_training(got, expected), "%s", text);
   CHECK(padding_is(got, another), "wrote between samples: %s", text);
   common += gmmkernel::is_common(got.loss_of) && gmmkernel::is_common(got.noising);
@@ -62,7 +62,7 @@ void test_samples_that_cannot_be() {
         o.batch = 2;
         o.elements = elements;
         o.dtype = o.sample_dtype = dtype;
-        o.pull = dtype != GMM_BFLOAT16;
+        o.residual = dtype != GMM_BFLOAT16;
         o.sample = o.grad_sample = fault != 3;
         TrainingCase bad(o, 3, another), good(o, 3, poison);
         CHECK(good.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
@@ -82,9 +82,9 @@ void test_samples_that_cannot_be() {
         for (int64_t i = 0; i < elements; ++i) {
           CHECK(bad.grad_output.get(0, i) == good.grad_output.get(0, i) && std::isnan(bad.grad_output.get(1, i)),
                 "dtype %d, fault %d", dtype, fault);
-          CHECK(!o.pull || std::isnan(bad.pull.get(1, i)), "dtype %d, fault %d", dtype, fault);
+          CHECK(!o.residual || std::isnan(bad.residual.get(1, i)), "dtype %d, fault %d", dtype, fault);
           CHECK(!o.sample || std::isnan(bad.grad_sample.get(1, i)), "dtype %d, fault %d", dtype, fault);
-          CHECK(fault == 3 || !o.pull || std::isnan(bad.scaled.get(1, i)), "dtype %d, fault %d", dtype, fault);
+          CHECK(fault == 3 || !o.residual || std::isnan(bad.scaled.get(1, i)), "dtype %d, fault %d", dtype, fault);
           if (fault == 3) continue;  // which adding noise knows nothing of
           CHECK(bad.result.get(0, i) == good.result.get(0, i) && std::isnan(bad.result.get(1, i)) &&
                     std::isnan(bad.noise.get(1, i)),

@@ -58,8 +58,8 @@ const BadStep bad_steps[] = {
     {GMM_OUT_OF_RANGE, "step: ", [](StepCase& c) { c.step[1] = int64_t{1} << 32; }},
     {GMM_INVALID_ARGUMENT, "components: ", [](StepCase& c) { c.arguments.mixture.components = -1; }},
     {GMM_INVALID_ARGUMENT, "components: ", [](StepCase& c) { c.arguments.mixture.components = 1025; }},
-    {GMM_INVALID_ARGUMENT, "thresholds: ", [](StepCase& c) { c.arguments.mixture.thresholds = nullptr; }},
-    {GMM_INVALID_ARGUMENT, "threshold_rows: ", [](StepCase& c) { c.arguments.mixture.threshold_rows = 2; }},
+    {GMM_INVALID_ARGUMENT, "cdf: ", [](StepCase& c) { c.arguments.mixture.cdf = nullptr; }},
+    {GMM_INVALID_ARGUMENT, "cdf_rows: ", [](StepCase& c) { c.arguments.mixture.cdf_rows = 2; }},
     {GMM_INVALID_ARGUMENT, "offsets: ", [](StepCase& c) { c.arguments.mixture.offsets = nullptr; }},
     {GMM_INVALID_ARGUMENT, "offset_rows: ", [](StepCase& c) { c.arguments.mixture.offset_rows = 0; }},
     {GMM_INVALID_ARGUMENT, "std: ", [](StepCase& c) { c.arguments.mixture.std = nullptr; }},
@@ -160,16 +160,16 @@ void test_draw_components() {
       {GMM_INVALID_ARGUMENT, "seeds: ", [](gmm_component_arguments& a) { a.seeds = nullptr; }},
       {GMM_INVALID_ARGUMENT, "components: ", [](gmm_component_arguments& a) { a.components = 0; }},
       {GMM_INVALID_ARGUMENT, "components: ", [](gmm_component_arguments& a) { a.components = 1025; }},
-      {GMM_INVALID_ARGUMENT, "thresholds: ", [](gmm_component_arguments& a) { a.thresholds = nullptr; }},
-      {GMM_INVALID_ARGUMENT, "threshold_rows: ", [](gmm_component_arguments& a) { a.threshold_rows = 0; }},
+      {GMM_INVALID_ARGUMENT, "cdf: ", [](gmm_component_arguments& a) { a.cdf = nullptr; }},
+      {GMM_INVALID_ARGUMENT, "cdf_rows: ", [](gmm_component_arguments& a) { a.cdf_rows = 0; }},
       {GMM_OUT_OF_RANGE, "row: ", [](gmm_component_arguments& a) { a.row = {nullptr, 0, 2}; }},
       {GMM_OUT_OF_RANGE, "row: ", [](gmm_component_arguments& a) { a.row.data = two; }},
       {GMM_OUT_OF_RANGE, "step: ", [](gmm_component_arguments& a) { a.step = {nullptr, 0, -1}; }},
   };
-  const int64_t seeds[] = {1, 2}, row[] = {0, 1}, step = 0, thresholds[] = {5, 6};
+  const int64_t seeds[] = {1, 2}, row[] = {0, 1}, step = 0, cdf[] = {5, 6};
   for (const Case& bad : cases) {
     int64_t result[] = {-1, -1};
-    gmm_component_arguments a = {2, result, seeds, {row, 1, 0}, {&step, 0, 0}, 2, thresholds, 2};
+    gmm_component_arguments a = {2, result, seeds, {row, 1, 0}, {&step, 0, 0}, 2, cdf, 2};
     bad.spoil(a);
     expect(gmm_cpu_draw_components(&a), bad.status, bad.named);
     CHECK(result[0] == -1 && result[1] == -1, "%s: something was written", bad.named);

@@ -90,7 +90,7 @@ const struct {
     {GMM_INVALID_ARGUMENT, "batch: ", [](Backward& b) { b.step.batch = -1; }},
     {GMM_INVALID_ARGUMENT, "model_output: ", [](Backward& b) { b.step.model_output.data = nullptr; }},
     {GMM_INVALID_ARGUMENT, "seeds: ", [](Backward& b) { b.step.seeds = nullptr; }},
-    {GMM_INVALID_ARGUMENT, "thresholds: ", [](Backward& b) { b.step.mixture.thresholds = nullptr; }},
+    {GMM_INVALID_ARGUMENT, "cdf: ", [](Backward& b) { b.step.mixture.cdf = nullptr; }},
     {GMM_OUT_OF_RANGE, "row: ", [](Backward& b) { b.step.row = {nullptr, 0, 99}; }},
     {GMM_INVALID_ARGUMENT, "grad_result: ", [](Backward& b) { b.grad_result.data = nullptr; }},
     {GMM_INVALID_ARGUMENT, "grad_result: ", [](Backward& b) { b.grad_result.dtype = GMM_BFLOAT16; }},

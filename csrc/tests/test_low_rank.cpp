@@ -199,9 +199,9 @@ void test_errors() {
   refused("directions: expected 0 to 4, got -1", [](gmm_step_arguments& a) { a.mixture.directions = -1; });
   refused("basis: no data", [](gmm_step_arguments& a) { a.mixture.basis = nullptr; });
   refused("basis_rows: expected 1 or 3 rows, got 2", [](gmm_step_arguments& a) { a.mixture.basis_rows = 2; });
-  refused("shrinkage: no data", [](gmm_step_arguments& a) { a.mixture.shrinkage = nullptr; });
-  refused("shrinkage_components: expected 1 or 4, got 3",
-          [](gmm_step_arguments& a) { a.mixture.shrinkage_components = 3; });
+  refused("std_delta: no data", [](gmm_step_arguments& a) { a.mixture.std_delta = nullptr; });
+  refused("std_delta_components: expected 1 or 4, got 3",
+          [](gmm_step_arguments& a) { a.mixture.std_delta_components = 3; });
   refused("workspace: no data", [](gmm_step_arguments& a) { a.workspace = nullptr; });
   float std[4] = {};
   refused("std_elements: expected 0 with directions, got 1", [&](gmm_step_arguments& a) {

@@ -63,16 +63,10 @@ void test_moments() {
 }
 
 std::vector<int64_t> draw(const std::vector<int64_t>& seeds, gmm_index row, gmm_index step, int64_t components,
-                          const std::vector<int64_t>& thresholds, int64_t threshold_rows) {
+                          const std::vector<int64_t>& cdf, int64_t cdf_rows) {
   std::vector<int64_t> drawn(seeds.size(), -1);
-  const gmm_component_arguments arguments = {static_cast<int64_t>(seeds.size()),
-                                             drawn.data(),
-                                             seeds.data(),
-                                             row,
-                                             step,
-                                             components,
-                                             thresholds.data(),
-                                             threshold_rows};
+  const gmm_component_arguments arguments = {
+      static_cast<int64_t>(seeds.size()), drawn.data(), seeds.data(), row, step, components, cdf.data(), cdf_rows};
   CHECK(gmm_cpu_draw_components(&arguments) == GMM_SUCCESS, "%s", gmm_last_error());
   return drawn;
 }
@@ -81,7 +75,7 @@ void test_draw_components() {
   TestRandom random(31);
   for (const int64_t components : {1, 2, 3, 8, 31, 1024}) {
     constexpr int64_t batch = 200, rows = 3;
-    std::vector<int64_t> seeds, row, step, thresholds;
+    std::vector<int64_t> seeds, row, step, cdf;
     for (int64_t b = 0; b < batch; ++b) {
       seeds.push_back(static_cast<int64_t>(random.next()));
       row.push_back(static_cast<int64_t>(random.word() % rows));
@@ -91,22 +85,20 @@ void test_draw_components() {
       std::vector<int64_t> ascending;
       for (int64_t k = 0; k + 1 < components; ++k) ascending.push_back(random.word());
       std::sort(ascending.begin(), ascending.end());
-      thresholds.insert(thresholds.end(), ascending.begin(), ascending.end());
+      cdf.insert(cdf.end(), ascending.begin(), ascending.end());
     }
-    const std::vector<int64_t> drawn =
-        draw(seeds, {row.data(), 1, 0}, {step.data(), 1, 0}, components, thresholds, rows);
+    const std::vector<int64_t> drawn = draw(seeds, {row.data(), 1, 0}, {step.data(), 1, 0}, components, cdf, rows);
     for (int64_t b = 0; b < batch; ++b) {
-      const int64_t expected =
-          component_plainly(seeds[b], step[b], thresholds.data() + row[b] * (components - 1), components);
+      const int64_t expected = component_plainly(seeds[b], step[b], cdf.data() + row[b] * (components - 1), components);
       CHECK(drawn[b] == expected, "K %lld, sample %lld: %lld", static_cast<long long>(components),
             static_cast<long long>(b), static_cast<long long>(drawn[b]));
     }
     // One table for all: the row is not read.
-    CHECK(draw(seeds, {nullptr, 0, 0}, {step.data(), 0, 0}, components, thresholds, 1).front() >= 0, "one table");
+    CHECK(draw(seeds, {nullptr, 0, 0}, {step.data(), 0, 0}, components, cdf, 1).front() >= 0, "one table");
   }
 }
 
-// A word equal to a threshold has reached it; 0 and 2^32 are the thresholds of components that are never drawn.
+// A word equal to a threshold has reached it; 0 and 2^32 are the cdf of components that are never drawn.
 void test_threshold_edges() {
   const std::vector<int64_t> seeds = {5};
   const int64_t step = 9;
@@ -114,14 +106,14 @@ void test_threshold_edges() {
   words_plainly(seeds[0], 0, step, GMM_STREAM_COMPONENT, words);
   const int64_t word = words[0];
   const gmm_index steps = {&step, 0, 0};
-  const auto with = [&](std::vector<int64_t> thresholds) {
-    const int64_t components = static_cast<int64_t>(thresholds.size()) + 1;
-    return draw(seeds, {nullptr, 0, 0}, steps, components, thresholds, 1)[0];
+  const auto with = [&](std::vector<int64_t> cdf) {
+    const int64_t components = static_cast<int64_t>(cdf.size()) + 1;
+    return draw(seeds, {nullptr, 0, 0}, steps, components, cdf, 1)[0];
   };
   CHECK(with({word}) == 1, "reached");
   CHECK(with({word + 1}) == 0, "not reached");
   CHECK(with({0, int64_t{1} << 32}) == 1, "the whole range");
-  CHECK(with({word, word, word}) == 3, "equal thresholds");
+  CHECK(with({word, word, word}) == 3, "equal cdf");
   CHECK(with({word - 1, word, word + 1}) == 2, "neighbours");
 }
 

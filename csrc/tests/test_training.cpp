@@ -104,7 +104,7 @@ void test_bad_arguments() {
   };
   const auto unwritten = [](const TrainingCase& c, const char* named) {
     CHECK(c.result.bytes_are(poison) && c.noise.bytes_are(poison) && c.loss.bytes_are(poison) &&
-              c.pull.bytes_are(poison) && c.grad_output.bytes_are(poison) && c.grad_sample.bytes_are(poison),
+              c.residual.bytes_are(poison) && c.grad_output.bytes_are(poison) && c.grad_sample.bytes_are(poison),
           "%s written", named);
   };
   for (const auto& bad : bad_batches) {
@@ -117,7 +117,7 @@ void test_bad_arguments() {
     expect(gmm_cpu_skip_loss_backward(&c->backward, &options), bad.status, bad.named);
     if (std::string(bad.named) != "seeds: ") {  // it draws nothing
       bad.spoil(c->scaling.training);
-      expect(gmm_cpu_scale_pull(&c->scaling, &options), bad.status, bad.named);
+      expect(gmm_cpu_scale_residual(&c->scaling, &options), bad.status, bad.named);
     }
     unwritten(*c, bad.named);
   }
@@ -152,21 +152,21 @@ void test_bad_arguments() {
     expect(gmm_cpu_skip_loss(&c->loss_of, &options), GMM_INVALID_ARGUMENT, named);
     *field = before;
   }
-  c->loss_of.pull.batch_stride = 1;
-  expect(gmm_cpu_skip_loss(&c->loss_of, &options), GMM_INVALID_ARGUMENT, "pull: ");
+  c->loss_of.residual.batch_stride = 1;
+  expect(gmm_cpu_skip_loss(&c->loss_of, &options), GMM_INVALID_ARGUMENT, "residual: ");
   TrainingOptions half;
   half.dtype = half.sample_dtype = GMM_BFLOAT16;
   TrainingCase of_half(half, 1);
-  expect(gmm_cpu_skip_loss(&of_half.loss_of, &options), GMM_INVALID_ARGUMENT, "pull: ");
-  gmm_scale_pull_arguments scaling = c->scaling;
+  expect(gmm_cpu_skip_loss(&of_half.loss_of, &options), GMM_INVALID_ARGUMENT, "residual: ");
+  gmm_scale_residual_arguments scaling = c->scaling;
   scaling.grad_loss = nullptr;
-  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "grad_loss: ");
+  expect(gmm_cpu_scale_residual(&scaling, &options), GMM_INVALID_ARGUMENT, "grad_loss: ");
   scaling = c->scaling;
-  scaling.pull.dtype = GMM_FLOAT16;
-  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "pull: ");
-  scaling.pull = {};
-  expect(gmm_cpu_scale_pull(&scaling, &options), GMM_INVALID_ARGUMENT, "pull: ");
-  expect(gmm_cpu_scale_pull(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
+  scaling.residual.dtype = GMM_FLOAT16;
+  expect(gmm_cpu_scale_residual(&scaling, &options), GMM_INVALID_ARGUMENT, "residual: ");
+  scaling.residual = {};
+  expect(gmm_cpu_scale_residual(&scaling, &options), GMM_INVALID_ARGUMENT, "residual: ");
+  expect(gmm_cpu_scale_residual(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_add_noise(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_skip_loss(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");
   expect(gmm_cpu_skip_loss_backward(nullptr, &options), GMM_INVALID_ARGUMENT, "arguments: ");

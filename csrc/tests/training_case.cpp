@@ -15,7 +15,7 @@ TrainingOptions random_training(TestRandom& random, int64_t batch, int64_t eleme
   o.one_step = coin();
   o.noise = coin();
   o.sample = random.word() % 3 != 0;
-  o.pull = o.dtype != GMM_BFLOAT16 && o.dtype != GMM_FLOAT16 && coin();
+  o.residual = o.dtype != GMM_BFLOAT16 && o.dtype != GMM_FLOAT16 && coin();
   o.grad_output = random.word() % 4 != 0;
   o.grad_sample = coin();
   o.special = random.word() % 4 == 0;
@@ -61,20 +61,20 @@ TrainingCase::TrainingCase(const TrainingOptions& chosen, uint64_t seed, unsigne
   loss_of.training = training;
   loss_of.model_output = filled(model_output, o.dtype);
   loss_of.sample = filled(sample, o.sample_dtype, o.sample);
-  loss_of.pull = to_write(pull, o.dtype, o.pull);
+  loss_of.residual = to_write(residual, o.dtype, o.residual);
   loss = Tensor(table_dtype, o.batch, 1, 0, poison);
   loss_of.loss = loss.data();
   workspace = Tensor(table_dtype, o.batch, GMM_SUM_ENTRIES(o.elements), 0, poison);
   loss_of.workspace = workspace.data();
 
-  if (o.pull) {
+  if (o.residual) {
     filled(scaled, o.dtype);
     scaling = {training, {scaled.data(), scaled.stride(), o.dtype}, nullptr};
     scaling.training.seeds = nullptr;
   }
 
   backward.of = loss_of;
-  backward.of.pull = {};
+  backward.of.residual = {};
   backward.of.loss = backward.of.workspace = nullptr;
   grad = Tensor(table_dtype, o.batch, 1, 0, poison);
   grad.fill(random, o.special);
@@ -87,19 +87,20 @@ int TrainingCase::run(int32_t threads, int32_t instruction_set) {
   const gmm_cpu_options cpu = {threads, instruction_set};
   if (const int status = gmm_cpu_add_noise(&noising, &cpu)) return status;
   if (const int status = gmm_cpu_skip_loss(&loss_of, &cpu)) return status;
-  if (options.pull) {
-    if (const int status = gmm_cpu_scale_pull(&scaling, &cpu)) return status;
+  if (options.residual) {
+    if (const int status = gmm_cpu_scale_residual(&scaling, &cpu)) return status;
   }
   return gmm_cpu_skip_loss_backward(&backward, &cpu);
 }
 
 bool same_training(const TrainingCase& a, const TrainingCase& b) {
-  return a.result.same_as(b.result) && a.noise.same_as(b.noise) && a.loss.same_as(b.loss) && a.pull.same_as(b.pull) &&
-         a.scaled.same_as(b.scaled) && a.grad_output.same_as(b.grad_output) && a.grad_sample.same_as(b.grad_sample);
+  return a.result.same_as(b.result) && a.noise.same_as(b.noise) && a.loss.same_as(b.loss) &&
+         a.residual.same_as(b.residual) && a.scaled.same_as(b.scaled) && a.grad_output.same_as(b.grad_output) &&
+         a.grad_sample.same_as(b.grad_sample);
 }
 
 bool padding_is(const TrainingCase& c, unsigned char poison) {
-  for (const Tensor* tensor : {&c.result, &c.noise, &c.pull, &c.scaled, &c.grad_output, &c.grad_sample}) {
+  for (const Tensor* tensor : {&c.result, &c.noise, &c.residual, &c.scaled, &c.grad_output, &c.grad_sample}) {
     if (!tensor->padding_is(poison)) return false;
   }
   return true;

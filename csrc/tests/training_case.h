@@ -9,7 +9,7 @@ struct TrainingOptions {
   int32_t dtype = GMM_FLOAT32, sample_dtype = GMM_FLOAT32;  // of the data and the model's output; of x_t
   int64_t coefficient_rows = 3;
   bool one_row = false, one_step = false;
-  bool noise = true, sample = true, pull = true, grad_output = true, grad_sample = true;  // which tensors there are
+  bool noise = true, sample = true, residual = true, grad_output = true, grad_sample = true;  // which tensors there are
   bool special = false;
 };
 
@@ -21,18 +21,18 @@ class TrainingCase {
   TrainingCase(const TrainingCase&) = delete;
   TrainingCase& operator=(const TrainingCase&) = delete;
 
-  // All calls, the first that fails being the last; those that there is no pull for are left out.
+  // All calls, the first that fails being the last; those that there is no residual for are left out.
   int run(int32_t threads, int32_t instruction_set);
 
   TrainingOptions options;
   gmm_add_noise_arguments noising = {};
   gmm_skip_loss_arguments loss_of = {};
-  gmm_scale_pull_arguments scaling = {};
+  gmm_scale_residual_arguments scaling = {};
   gmm_skip_loss_backward_arguments backward = {};
 
   Tensor coefficients;  // one "sample" for each row
   std::vector<int64_t> row, step, seeds;
-  Tensor data, result, noise, model_output, sample, pull, scaled, loss, workspace, grad, grad_output, grad_sample;
+  Tensor data, result, noise, model_output, sample, residual, scaled, loss, workspace, grad, grad_output, grad_sample;
 };
 
 // Every result is the same.

@@ -154,17 +154,17 @@ class CompiledKernels:
         if target is not result:
             result.copy_(target)
 
-    def skip_step_loss(self, inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
-        """Write the loss of each sample, [B], and on request the pull of its elements."""
+    def skip_step_loss(self, inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
+        """Write the loss of each sample, [B], and on request the weighted residual of its elements."""
         elements = math.prod(inputs.model_output.shape[1:])
         workspace = result.new_empty(result.shape[0], -(-elements // SUM_TILE) + 1)
-        self._call(self._extension.skip_step_loss, result, inputs, result, pull, workspace)
+        self._call(self._extension.skip_step_loss, result, inputs, result, residual, workspace)
 
-    def scale_pull(
-        self, pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    def scale_residual(
+        self, residual: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
     ) -> None:
-        """Make the gradient of the model's output of a loss's pull, in place."""
-        self._call(self._extension.scale_pull, pull, pull, coefficients, row, step, grad)
+        """Make the gradient of the model's output of a loss's weighted residual, in place."""
+        self._call(self._extension.scale_residual, residual, residual, coefficients, row, step, grad)
 
     def skip_step_loss_backward(
         self, inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients
@@ -180,7 +180,7 @@ class CompiledKernels:
             result.copy_(target)
 
     def draw_components(
-        self, result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+        self, result: Tensor, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor
     ) -> None:
         """Fill `result` int64 [B] with component numbers."""
-        self._call(self._extension.draw_components, result, result, seeds, thresholds, row, step)
+        self._call(self._extension.draw_components, result, result, seeds, cdf, row, step)

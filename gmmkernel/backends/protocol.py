@@ -26,11 +26,11 @@ class StepInputs(NamedTuple):
     step: int | Tensor
     model_output_uncond: Tensor | None = None
     history: Sequence[Tensor] = ()
-    thresholds: Tensor | None = None
+    cdf: Tensor | None = None
     offsets: Tensor | None = None
     std: Tensor | None = None
     basis: Tensor | None = None
-    shrinkage: Tensor | None = None
+    std_delta: Tensor | None = None
 
 
 class PenaltyInputs(NamedTuple):
@@ -39,7 +39,7 @@ class PenaltyInputs(NamedTuple):
     basis: Tensor
     slopes: Tensor
     shifts: Tensor
-    log_volumes: Tensor
+    half_logdet: Tensor
 
 
 class StepGradients(NamedTuple):
@@ -124,7 +124,7 @@ class Backend(Protocol):
     ) -> None:
         """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
 
-        Of `inputs`, what draws is not read: seeds, step and thresholds. `weights` [S or 1, K] belong to the mixture.
+        Of `inputs`, what draws is not read: seeds, step and cdf. `weights` [S or 1, K] belong to the mixture.
         `energies` [B, K] is written on request: what `penalties` are computed from.
         """
 
@@ -152,8 +152,8 @@ class Backend(Protocol):
         """Write the training sample x_t of `sample` x0, and on request the noise in it."""
 
     @staticmethod
-    def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
-        """Write the loss of each sample, [B], and on request the pull of its elements.
+    def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
+        """Write the loss of each sample, [B], and on request the weighted residual of its elements.
 
         That is what the loss's gradient is but for a factor of the sample; like `inputs.model_output`, which is of
         the coefficients' type then.
@@ -162,12 +162,12 @@ class Backend(Protocol):
         """
 
     @staticmethod
-    def scale_pull(
-        pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+    def scale_residual(
+        residual: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
     ) -> None:
-        """Make the gradient of the model's output of a loss's pull, contiguous, in place, as the next one writes it.
+        """Make the gradient of the model's output of a loss's weighted residual, contiguous, in place.
 
-        Given the gradients [B] of the samples' losses.
+        Given the gradients [B] of the samples' losses; as `skip_step_loss_backward` writes it.
         """
 
     @staticmethod
@@ -180,7 +180,7 @@ class Backend(Protocol):
 
     @staticmethod
     def draw_components(
-        result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+        result: Tensor, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor
     ) -> None:
         """Fill `result` int64 [B] with component numbers."""
 

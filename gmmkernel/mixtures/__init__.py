@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gmmkernel.mixtures.mixture import Mixture, check_rho, thresholds
+from gmmkernel.mixtures.mixture import Mixture, cdf, check_rho
 from gmmkernel.mixtures.variants import VARIANTS, gaussian_mixture
 
-__all__ = ["VARIANTS", "Mixture", "check_rho", "gaussian_mixture", "thresholds"]
+__all__ = ["VARIANTS", "Mixture", "cdf", "check_rho", "gaussian_mixture"]

@@ -58,10 +58,10 @@ class LowRankTables(NamedTuple):
     """The tables that `MixtureTables` has besides where moments are matched exactly."""
 
     basis: Tensor
-    shrinkage: Tensor
+    std_delta: Tensor
     slopes: Tensor
     shifts: Tensor
-    log_volumes: Tensor
+    half_logdet: Tensor
 
 
 def directions_of(gram: Float64, pi: Float64, scheme: str) -> Directions:
@@ -195,10 +195,10 @@ def low_rank_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) 
 
     With l = w^2 lambda_kr:
 
-        shrinkage  sqrt(sigma^2 - l) - sigma
+        std_delta  sqrt(sigma^2 - l) - sigma
         slope      -sqrt(lambda_kr / 2) sigma / sqrt(sigma^2 - l)
         shift      w^2 sqrt(lambda_kr / 2) / (sigma sqrt(sigma^2 - l)) (sum_l basis_rl |delta_l|^2 / 2 - q_r . delta_k)
-        log_volume sum_r log(1 - l/sigma^2) / 2
+        half_logdet sum_r log(1 - l/sigma^2) / 2
 
     and zeros where w or sigma is 0. Where sigma^2 = l there is no density, and slopes and shifts are infinite.
 
@@ -222,8 +222,8 @@ def low_rank_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) 
         along = tree_sum_of_tensor(basis * norms) / 2 - overlaps.T
         slope = -half * sigma / root
         shift = weight * weight * half / (sigma * root) * along
-        shrinkage = -(weight * weight * eigenvalues) / (root + sigma)
-        log_volume = tree_sum_of_tensor(_ExactLogarithm.apply(ratio)) / 2  # type: ignore[no-untyped-call]
-        made.append(tuple(part.to(dtype) for part in (shrinkage, slope, shift, log_volume)))
-    shrinkages, slopes, shifts, log_volumes = map(torch.stack, zip(*made, strict=True))
-    return LowRankTables(parts[0].to(dtype), shrinkages, slopes, shifts, log_volumes)
+        std_delta = -(weight * weight * eigenvalues) / (root + sigma)
+        half_logdet = tree_sum_of_tensor(_ExactLogarithm.apply(ratio)) / 2  # type: ignore[no-untyped-call]
+        made.append(tuple(part.to(dtype) for part in (std_delta, slope, shift, half_logdet)))
+    std_deltas, slopes, shifts, half_logdet = map(torch.stack, zip(*made, strict=True))
+    return LowRankTables(parts[0].to(dtype), std_deltas, slopes, shifts, half_logdet)

@@ -176,7 +176,7 @@ class Mixture:
         check_coefficients(coefficients, self.n_steps)
         dtype, device = coefficients.dtype, coefficients.device
         tables = MixtureTables(
-            thresholds=thresholds(self.weights)[None].to(device),
+            cdf=cdf(self.weights)[None].to(device),
             offsets=self.offsets.to(device, dtype),
             std=self._std(coefficients),
             weights=self.weights[None].to(device, dtype),
@@ -256,10 +256,10 @@ def check_rho(rho: float) -> float:
     return share
 
 
-def thresholds(weights: Tensor) -> Tensor:
+def cdf(weights: Tensor) -> Tensor:
     """Return what a random word is compared with to draw a component: floor(2^32 cdf_k) for k < K - 1.
 
-    Component k is the number of thresholds that a uniform 32-bit word reaches. cdf_k = pi_0 + ... + pi_k,
+    Component k is the number of values of the cdf that a uniform 32-bit word reaches. cdf_k = pi_0 + ... + pi_k,
     summed in order.
 
     Args:

@@ -93,11 +93,11 @@ class _Step(torch.autograd.Function):
             t.steps,
             t.model_output_uncond,
             list(history) or None,
-            t.thresholds,
+            t.cdf,
             t.offsets,
             t.std,
             t.basis,
-            t.shrinkage,
+            t.std_delta,
             prediction,
             components,
             options.prediction_kind,
@@ -213,19 +213,19 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
     noise = new_noise(of_noise, t.seeds, t.steps)
     rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(batch)
     components = torch.zeros_like(t.seeds)
-    if t.thresholds is not None:
+    if t.cdf is not None:
         of_components = ComponentOptions(options.row, options.step, options.backend)
-        components = new_components(of_components, t.seeds, t.thresholds, t.rows, t.steps)
+        components = new_components(of_components, t.seeds, t.cdf, t.rows, t.steps)
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
         primals = [None if tensor is None else next(found) for tensor in STEP.primals((*t, *history))]
-        sample, output, uncond, coefficients, offsets, std, basis, shrinkage, *stored = primals
+        sample, output, uncond, coefficients, offsets, std, basis, std_delta, *stored = primals
         row, drawn = coefficients[rows], by_batch(noise)  # type: ignore[index]
         shift = None
-        if basis is not None and offsets is not None and shrinkage is not None:
+        if basis is not None and offsets is not None and std_delta is not None:
             of_sample = sample_entries(offsets, rows)
-            factors = table_entries(shrinkage, rows, components)
+            factors = table_entries(std_delta, rows, components)
             basis = sample_entries(basis, rows)
             weights = offset_weights(drawn, components, row, of_sample, basis, factors)
             shift = torch.einsum("bk,bkd->bd", weights, of_sample)

@@ -40,7 +40,7 @@ class LossOptions(NamedTuple):
     row: int
     step: int
     backend: str
-    pull: bool
+    residual: bool
 
 
 def add_noise_with_gradient(options: NoiseOptions, tensors: NoiseTensors) -> tuple[Tensor, Optional]:
@@ -111,7 +111,7 @@ def _times_signal(
 
 
 class _Loss(torch.autograd.Function):
-    """With `options.pull` the forward pass leaves behind what the gradient is but for a factor of each sample.
+    """With `options.residual` the forward pass leaves behind what the gradient is but for a factor of each sample.
 
     The first backward pass turns that memory into the gradient of the model's output; those after it, and those of
     graphs to be differentiated again, draw the noise once more.
@@ -119,28 +119,28 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(options: LossOptions, *given: Any) -> tuple[Tensor, Optional]:
-        made = library.skip_step_loss(options.pull, options.row, options.step, options.backend, *given)
-        return made[0], made[1] if options.pull else None
+        made = library.skip_step_loss(options.residual, options.row, options.step, options.backend, *given)
+        return made[0], made[1] if options.residual else None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
-        ctx.options, ctx.pull = inputs[0], output[1]
+        ctx.options, ctx.residual = inputs[0], output[1]
         ctx.save_for_backward(*inputs[1:])
         ctx.set_materialize_grads(False)
         if output[1] is not None:
             ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Optional, _pull: Optional) -> Any:
+    def backward(ctx: Any, grad: Optional, _residual: Optional) -> Any:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
         wanted = tuple(LOSS.primals(ctx.needs_input_grad[1:]))
-        pull, ctx.pull = ctx.pull, None
-        if pull is not None and not torch.is_grad_enabled():
+        residual, ctx.residual = ctx.residual, None
+        if residual is not None and not torch.is_grad_enabled():
             t = LossTensors(*ctx.saved_tensors)
             options = ctx.options
-            library.scale_pull(
-                pull,
+            library.scale_residual(
+                residual,
                 grad.contiguous(),
                 options.row,
                 options.step,
@@ -149,7 +149,7 @@ class _Loss(torch.autograd.Function):
                 t.rows,
                 t.steps,
             )
-            made = pull, None
+            made = residual, None
         else:
             made = apply_backward(_LossBackward, wanted, ctx.options, grad, None, *ctx.saved_tensors)
         return None, *LOSS.among_all(made)

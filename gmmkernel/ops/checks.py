@@ -228,31 +228,29 @@ def check_shape(shape: Sequence[int]) -> list[int]:
     return sizes
 
 
-def check_thresholds(thresholds: Tensor, name: str = "thresholds") -> Tensor:
-    """Check a table of component thresholds; returns it contiguous."""
-    check_tensor(thresholds, name)
-    if thresholds.dtype != torch.int64:
-        raise TypeError(f"{name}: expected int64, got {thresholds.dtype}")
-    if thresholds.dim() != 2 or thresholds.shape[0] < 1:
-        raise ValueError(f"{name}: expected shape [S or 1, K - 1], got {tuple(thresholds.shape)}")
-    if thresholds.shape[1] + 1 > MAX_COMPONENTS:
-        raise ValueError(
-            f"{name}: expected at most {MAX_COMPONENTS} components, got {thresholds.shape[1] + 1}"
-        )
-    return contiguous(thresholds)
+def check_cdf(cdf: Tensor, name: str = "cdf") -> Tensor:
+    """Check a table of cdf; returns it contiguous."""
+    check_tensor(cdf, name)
+    if cdf.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {cdf.dtype}")
+    if cdf.dim() != 2 or cdf.shape[0] < 1:
+        raise ValueError(f"{name}: expected shape [S or 1, K - 1], got {tuple(cdf.shape)}")
+    if cdf.shape[1] + 1 > MAX_COMPONENTS:
+        raise ValueError(f"{name}: expected at most {MAX_COMPONENTS} components, got {cdf.shape[1] + 1}")
+    return contiguous(cdf)
 
 
 def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) -> MixtureTables:
     """Check a mixture's tables against the coefficient rows and the sample; returns them contiguous."""
     if not isinstance(mixture, MixtureTables):
         raise TypeError(f"mixture: expected MixtureTables or None, got {type(mixture).__name__}")
-    thresholds = check_thresholds(mixture.thresholds, "mixture.thresholds")
+    cdf = check_cdf(mixture.cdf, "mixture.cdf")
     offsets = _check_table(mixture.offsets, "mixture.offsets", coefficients)
     std = _check_table(mixture.std, "mixture.std", coefficients)
-    components, rows = thresholds.shape[1] + 1, coefficients.shape[0]
+    components, rows = cdf.shape[1] + 1, coefficients.shape[0]
     elements = math.prod(sample.shape[1:])
     for table, name in (
-        (thresholds, "mixture.thresholds"),
+        (cdf, "mixture.cdf"),
         (offsets, "mixture.offsets"),
         (std, "mixture.std"),
     ):
@@ -273,13 +271,13 @@ def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) 
     if std.shape[2] > elements:
         raise ValueError(f"mixture.std: expected R <= D = {elements} elements, got {std.shape[2]}")
     if mixture.basis is None:
-        return MixtureTables(thresholds, offsets, std, mixture.weights)
+        return MixtureTables(cdf, offsets, std, mixture.weights)
     if std.shape[2]:
         raise ValueError(
             f"mixture.std: expected R = 0 elements with a basis, which removes variance otherwise, got {std.shape[2]}"
         )
     return MixtureTables(
-        thresholds, offsets, std, mixture.weights, *_check_low_rank(mixture, coefficients, sample, components)
+        cdf, offsets, std, mixture.weights, *_check_low_rank(mixture, coefficients, sample, components)
     )
 
 
@@ -297,10 +295,10 @@ def _check_low_rank(
         )
     for name, middle, last in (
         ("basis", (directions,), (components,)),
-        ("shrinkage", (1, components), (directions,)),
+        ("std_delta", (1, components), (directions,)),
         ("slopes", (1, components), (directions,)),
         ("shifts", (components,), (directions,)),
-        ("log_volumes", (1, components), ()),
+        ("half_logdet", (1, components), ()),
     ):
         table, name = getattr(mixture, name), f"mixture.{name}"
         check_tensor(table, name)

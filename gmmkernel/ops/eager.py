@@ -173,17 +173,17 @@ def second_derivatives(
     count = len(cotangents)
 
     def backward(*inputs: Tensor) -> tuple[Tensor, ...]:
-        _, pull = torch.func.vjp(forward, *inputs[count:])  # type: ignore[misc]
-        made = pull(tuple(inputs[:count]))
+        _, pullback = torch.func.vjp(forward, *inputs[count:])  # type: ignore[misc]
+        made = pullback(tuple(inputs[:count]))
         return tuple(gradient for gradient, flag in zip(made, asked, strict=True) if flag)
 
     # Typed as if it might return auxiliary data as well.
-    made, pull = torch.func.vjp(backward, *cotangents, *present)  # type: ignore[misc]
+    made, pullback = torch.func.vjp(backward, *cotangents, *present)  # type: ignore[misc]
     of_gradients = [given for given, flag in zip(grads, wanted, strict=True) if flag]
     filled = tuple(
         torch.zeros_like(value) if given is None else given
         for given, value in zip(of_gradients, made, strict=True)
     )
-    found = iter(pull(filled))
+    found = iter(pullback(filled))
     of_cotangents = [next(found) for _ in cotangents]
     return of_cotangents, [None if tensor is None else next(found) for tensor in primals]

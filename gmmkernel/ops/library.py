@@ -49,11 +49,11 @@ def _gmm_step(
     steps: Tensor | None = None,
     model_output_uncond: Tensor | None = None,
     history: Sequence[Tensor] | None = None,
-    thresholds: Tensor | None = None,
+    cdf: Tensor | None = None,
     offsets: Tensor | None = None,
     std: Tensor | None = None,
     basis: Tensor | None = None,
-    shrinkage: Tensor | None = None,
+    std_delta: Tensor | None = None,
     prediction: Tensor | None = None,
     components: Tensor | None = None,
     prediction_kind: int = 0,
@@ -67,11 +67,11 @@ def _gmm_step(
         step if steps is None else steps,
         model_output_uncond,
         history or (),
-        thresholds,
+        cdf,
         offsets,
         std,
         basis,
-        shrinkage,
+        std_delta,
     )
     backends.load(backend).gmm_step(inputs, out, prediction, prediction_kind, components)
 
@@ -118,17 +118,17 @@ def _gmm_step_backward(
         step if t.steps is None else t.steps,
         t.model_output_uncond,
         history or (),
-        t.thresholds,
+        t.cdf,
         t.offsets,
         t.std,
         t.basis,
-        t.shrinkage,
+        t.std_delta,
     )
     offsets = made[4]
     if t.basis is not None:
         _low_rank_gradients(made, inputs, grad, backend)
         # All others are the same without.
-        offsets, inputs = None, inputs._replace(basis=None, shrinkage=None)
+        offsets, inputs = None, inputs._replace(basis=None, std_delta=None)
     gradients = _gradients_of_step((*made[:4], offsets, made[5]), made[8:])
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
     return _present(made)
@@ -138,20 +138,20 @@ def _low_rank_gradients(
     made: Sequence[Tensor | None], inputs: StepInputs, grad: Tensor, backend: str
 ) -> None:
     """Write the gradients of the tables of exactly matched moments, those that are wanted."""
-    of_offsets, of_basis, of_shrinkage = made[4], made[6], made[7]
-    wanted = (of_offsets, of_basis, of_shrinkage)
+    of_offsets, of_basis, of_std_delta = made[4], made[6], made[7]
+    wanted = (of_offsets, of_basis, of_std_delta)
     if all(table is None for table in wanted):
         return
-    assert inputs.thresholds is not None
+    assert inputs.cdf is not None
     assert inputs.offsets is not None
     assert inputs.basis is not None
-    assert inputs.shrinkage is not None
+    assert inputs.std_delta is not None
     kernels, batch = backends.load(backend), grad.shape[0]
     noise = inputs.coefficients.new_empty(batch, math.prod(grad.shape[1:]))
     kernels.standard_normal(noise, inputs.seeds, inputs.step, Stream.TRANSITION)
     components = torch.empty_like(inputs.seeds)
-    kernels.draw_components(components, inputs.seeds, inputs.thresholds, inputs.row, inputs.step)
-    tables = low_rank.StepTables(inputs.offsets, inputs.basis, inputs.shrinkage)
+    kernels.draw_components(components, inputs.seeds, inputs.cdf, inputs.row, inputs.step)
+    tables = low_rank.StepTables(inputs.offsets, inputs.basis, inputs.std_delta)
     found = low_rank.step_gradients(
         grad.reshape(noise.shape),
         noise,
@@ -227,9 +227,9 @@ def _log_prob(row: int, backend: str, *given: Any) -> list[Tensor]:
 
 
 def _penalties(t: LogProbTensors) -> PenaltyInputs | None:
-    if t.basis is None or t.slopes is None or t.shifts is None or t.log_volumes is None:
+    if t.basis is None or t.slopes is None or t.shifts is None or t.half_logdet is None:
         return None
-    return PenaltyInputs(t.basis, t.slopes, t.shifts, t.log_volumes)
+    return PenaltyInputs(t.basis, t.slopes, t.shifts, t.half_logdet)
 
 
 def _log_prob_backward(
@@ -298,21 +298,21 @@ def _training_inputs(row: int, step: int, t: LossTensors) -> TrainingInputs:
     )
 
 
-def _skip_step_loss_fake(pull: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
-    """Return memory for the losses and, on request, for the pull of their elements."""
+def _skip_step_loss_fake(residual: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
+    """Return memory for the losses and, on request, for the residual of their elements."""
     t = LossTensors(*given)
     made = [t.coefficients.new_empty(t.model_output.shape[0])]
-    return [*made, t.coefficients.new_empty(t.model_output.shape)] if pull else made
+    return [*made, t.coefficients.new_empty(t.model_output.shape)] if residual else made
 
 
-def _skip_step_loss(pull: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
-    made = _skip_step_loss_fake(pull, row, step, backend, *given)
+def _skip_step_loss(residual: bool, row: int, step: int, backend: str, *given: Any) -> list[Tensor]:
+    made = _skip_step_loss_fake(residual, row, step, backend, *given)
     backends.load(backend).skip_step_loss(_training_inputs(row, step, LossTensors(*given)), *made)
     return made
 
 
-def _scale_pull(
-    pull: Tensor,
+def _scale_residual(
+    residual: Tensor,
     grad: Tensor,
     row: int,
     step: int,
@@ -322,7 +322,7 @@ def _scale_pull(
     steps: Tensor | None,
 ) -> None:
     indices = row if rows is None else rows, step if steps is None else steps
-    backends.load(backend).scale_pull(pull, coefficients, *indices, grad)
+    backends.load(backend).scale_residual(residual, coefficients, *indices, grad)
 
 
 def _skip_step_loss_backward(
@@ -347,7 +347,7 @@ def _standard_normal(
 def _draw_components(
     out: Tensor,
     seeds: Tensor,
-    thresholds: Tensor,
+    cdf: Tensor,
     row: int,
     step: int,
     backend: str,
@@ -355,7 +355,7 @@ def _draw_components(
     steps: Tensor | None = None,
 ) -> None:
     backends.load(backend).draw_components(
-        out, seeds, thresholds, row if rows is None else rows, step if steps is None else steps
+        out, seeds, cdf, row if rows is None else rows, step if steps is None else steps
     )
 
 
@@ -390,8 +390,8 @@ for _schema, _implementation, _fake in (
     (
         "gmm_step(Tensor(a!) out, Tensor sample, Tensor model_output, Tensor coefficients, Tensor seeds, "
         "SymInt row, SymInt step, str backend, Tensor? rows=None, Tensor? steps=None, "
-        "Tensor? model_output_uncond=None, Tensor[]? history=None, Tensor? thresholds=None, "
-        "Tensor? offsets=None, Tensor? std=None, Tensor? basis=None, Tensor? shrinkage=None, "
+        "Tensor? model_output_uncond=None, Tensor[]? history=None, Tensor? cdf=None, "
+        "Tensor? offsets=None, Tensor? std=None, Tensor? basis=None, Tensor? std_delta=None, "
         "Tensor(b!)? prediction=None, "
         "Tensor(c!)? components=None, int prediction_kind=0) -> ()",
         _gmm_step,
@@ -400,16 +400,16 @@ for _schema, _implementation, _fake in (
     (
         "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, SymInt row, "
         "SymInt step, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
-        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor? basis, Tensor? shrinkage, Tensor seeds, "
+        "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor? basis, Tensor? std_delta, Tensor seeds, "
         "Tensor? rows, Tensor? steps, "
-        "Tensor? thresholds, Tensor[]? history) -> Tensor[]",
+        "Tensor? cdf, Tensor[]? history) -> Tensor[]",
         _gmm_step_backward,
         _gmm_step_backward_fake,
     ),
     (
         "gmm_step_log_prob(SymInt row, str backend, Tensor sample, Tensor model_output, Tensor? model_output_uncond, "
         "Tensor coefficients, Tensor? offsets, Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? basis, "
-        "Tensor? slopes, Tensor? shifts, Tensor? log_volumes, Tensor? rows, "
+        "Tensor? slopes, Tensor? shifts, Tensor? half_logdet, Tensor? rows, "
         "Tensor[]? history) -> Tensor[]",
         _log_prob,
         _log_prob_fake,
@@ -419,7 +419,7 @@ for _schema, _implementation, _fake in (
         "SymInt row, str backend, "
         "Tensor sample, Tensor model_output, Tensor? model_output_uncond, Tensor coefficients, Tensor? offsets, "
         "Tensor? std, Tensor prev_sample, Tensor? weights, Tensor? basis, Tensor? slopes, Tensor? shifts, "
-        "Tensor? log_volumes, Tensor? rows, Tensor[]? history) -> Tensor[]",
+        "Tensor? half_logdet, Tensor? rows, Tensor[]? history) -> Tensor[]",
         _log_prob_backward,
         _log_prob_backward_fake,
     ),
@@ -430,15 +430,15 @@ for _schema, _implementation, _fake in (
         _write_nothing,
     ),
     (
-        "skip_step_loss(bool pull, SymInt row, SymInt step, str backend, Tensor model_output, Tensor? sample, "
+        "skip_step_loss(bool residual, SymInt row, SymInt step, str backend, Tensor model_output, Tensor? sample, "
         "Tensor coefficients, Tensor seeds, Tensor? rows, Tensor? steps) -> Tensor[]",
         _skip_step_loss,
         _skip_step_loss_fake,
     ),
     (
-        "scale_pull(Tensor(a!) pull, Tensor grad, SymInt row, SymInt step, str backend, Tensor coefficients, "
+        "scale_residual(Tensor(a!) residual, Tensor grad, SymInt row, SymInt step, str backend, Tensor coefficients, "
         "Tensor? rows, Tensor? steps) -> ()",
-        _scale_pull,
+        _scale_residual,
         _write_nothing,
     ),
     (
@@ -455,7 +455,7 @@ for _schema, _implementation, _fake in (
         _write_nothing,
     ),
     (
-        "draw_components(Tensor(a!) out, Tensor seeds, Tensor thresholds, SymInt row, SymInt step, str backend, "
+        "draw_components(Tensor(a!) out, Tensor seeds, Tensor cdf, SymInt row, SymInt step, str backend, "
         "Tensor? rows=None, Tensor? steps=None) -> ()",
         _draw_components,
         _write_nothing,
@@ -499,7 +499,7 @@ log_prob = _short("gmm_step_log_prob")
 log_prob_backward = _short("gmm_step_log_prob_backward")
 add_noise = _short("add_noise")
 skip_step_loss = _short("skip_step_loss")
-scale_pull = _short("scale_pull")
+scale_residual = _short("scale_residual")
 skip_step_loss_backward = _short("skip_step_loss_backward")
 standard_normal = _short("standard_normal")
 draw_components = _short("draw_components")

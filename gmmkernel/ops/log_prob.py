@@ -70,10 +70,10 @@ def gmm_step_log_prob(
     stored = checks.check_history(history, sample)
     coefficients = checks.check_coefficients(coefficients, sample)
     row, rows = checks.check_index(row, "row", sample.shape[0], coefficients.shape[0] - 1, sample.device)
-    offsets = std = weights = basis = slopes = shifts = log_volumes = None
+    offsets = std = weights = basis = slopes = shifts = half_logdet = None
     if mixture is not None:
         tables = checks.check_mixture(mixture, coefficients, sample)
-        _, offsets, std, _, basis, _, slopes, shifts, log_volumes = tables
+        _, offsets, std, _, basis, _, slopes, shifts, half_logdet = tables
         weights = checks.check_weights(mixture, coefficients)
     name = backends.resolve(sample.device, backend)
     tensors = LogProbTensors(
@@ -88,7 +88,7 @@ def gmm_step_log_prob(
         basis,
         slopes,
         shifts,
-        log_volumes,
+        half_logdet,
         rows,
     )
     return log_density(LogProbOptions(row, name), tensors, stored)

@@ -20,7 +20,7 @@ class StepTables(NamedTuple):
 
     offsets: Tensor
     basis: Tensor
-    shrinkage: Tensor
+    std_delta: Tensor
 
 
 class DensityTables(NamedTuple):
@@ -30,7 +30,7 @@ class DensityTables(NamedTuple):
     basis: Tensor
     slopes: Tensor
     shifts: Tensor
-    log_volumes: Tensor
+    half_logdet: Tensor
 
 
 def tree_sum(values: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def step_gradients(
 ) -> StepTables:
     """Return the gradients of a step's tables.
 
-    With y_l = [l = c] w + sum_r basis_rl u_r and u_r = shrinkage_r sum_l basis_rl p_l, p_l = delta_l . z, what a step
+    With y_l = [l = c] w + sum_r basis_rl u_r and u_r = std_delta_r sum_l basis_rl p_l, p_l = delta_l . z, what a step
     adds to the mean is sum_l y_l delta_l.
 
     Args:
@@ -100,13 +100,13 @@ def step_gradients(
     made = StepTables(*map(torch.zeros_like, tables))
     for b in range(grad.shape[0]):
         row = _Row(rows, b, coefficients)
-        offsets, basis, shrinkage = map(row.of, tables)
+        offsets, basis, std_delta = map(row.of, tables)
         weight, sigma = row.coefficients[Column.OFFSET], row.coefficients[Column.SIGMA]
         component = components[b : b + 1].clamp(min=0)
         is_drawn = torch.arange(offsets.shape[0], device=grad.device) == component
         own = torch.where(is_drawn, weight, 0)
-        is_shared = shrinkage.shape[0] == 1
-        factors = shrinkage[0] if is_shared else shrinkage.index_select(0, component)[0]
+        is_shared = std_delta.shape[0] == 1
+        factors = std_delta[0] if is_shared else std_delta.index_select(0, component)[0]
         is_active = (weight != 0) & (sigma != 0)
         factors = torch.where(is_active, factors, 0)
         g, z = grad[b].to(noise.dtype), noise[b]
@@ -119,9 +119,9 @@ def step_gradients(
         row.add(made.basis, factors[:, None] * of_basis)
         of_factors = torch.where(is_active, along_noise * along_grad, 0)
         if is_shared:
-            row.add(made.shrinkage, of_factors[None])
+            row.add(made.std_delta, of_factors[None])
         else:
-            row.add(made.shrinkage, torch.where(is_drawn[:, None], of_factors, 0))
+            row.add(made.std_delta, torch.where(is_drawn[:, None], of_factors, 0))
     return made
 
 
@@ -135,7 +135,7 @@ def density_gradients(
 ) -> tuple[Tensor, DensityTables]:
     """Return what stands for the components' shares in a log-density's gradients, and the gradients of its tables.
 
-    The penalties C_k = log_volume_k + sum_r (slope_kr e_r + shift_kr)^2, e_r = sum_l basis_rl (E_l - E_0), are
+    The penalties C_k = half_logdet_k + sum_r (slope_kr e_r + shift_kr)^2, e_r = sum_l basis_rl (E_l - E_0), are
     functions of the energies; minus the derivative of log p with respect to E_l is share_l without them.
 
     Args:
@@ -168,7 +168,7 @@ def density_gradients(
         row.add(made.basis, (grad[b] * of_e)[:, None] * energy)
         row.add(made.slopes, pulled * e)
         row.add(made.shifts, pulled)
-        row.add(made.log_volumes, torch.where(is_active, -grad[b] * share, 0))
+        row.add(made.half_logdet, torch.where(is_active, -grad[b] * share, 0))
     return shares, made
 
 
@@ -178,7 +178,7 @@ def offset_weights(
     row: Tensor,
     offsets: Tensor,
     basis: Tensor,
-    shrinkage: Tensor,
+    std_delta: Tensor,
 ) -> Tensor:
     """Return y [B, K] of `step_gradients`, differentiable.
 
@@ -188,12 +188,12 @@ def offset_weights(
         row: [B, 16].
         offsets: [B, K, D], each sample's, like the others.
         basis: [B, R, K].
-        shrinkage: [B, R], of the component drawn.
+        std_delta: [B, R], of the component drawn.
     """
     weight = row[:, Column.OFFSET, None]
     own = weight * torch.nn.functional.one_hot(components, offsets.shape[1])
     along_noise = torch.einsum("brk,bkd,bd->br", basis, offsets, noise)
-    removed = torch.einsum("brk,br->bk", basis, shrinkage * along_noise)
+    removed = torch.einsum("brk,br->bk", basis, std_delta * along_noise)
     return own + torch.where((weight != 0) & (row[:, Column.SIGMA, None] != 0), removed, 0)
 
 
@@ -203,9 +203,9 @@ def penalties(energies: Tensor, row: Tensor, tables: Sequence[Tensor]) -> Tensor
     Args:
         energies: [B, K].
         row: [B, 16].
-        tables: basis [B, R, K], slopes [B, 1 or K, R], shifts [B, K, R] and log_volumes [B, 1 or K], each sample's.
+        tables: basis [B, R, K], slopes [B, 1 or K, R], shifts [B, K, R] and half_logdet [B, 1 or K], each sample's.
     """
-    basis, slopes, shifts, log_volumes = tables
+    basis, slopes, shifts, half_logdet = tables
     along = torch.einsum("brk,bk->br", basis, energies - energies[:, :1])
-    total = log_volumes + (slopes * along[:, None] + shifts).square().sum(2)
+    total = half_logdet + (slopes * along[:, None] + shifts).square().sum(2)
     return torch.where(row[:, Column.OFFSET, None] != 0, total, 0)

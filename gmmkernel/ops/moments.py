@@ -19,7 +19,7 @@ class MixtureMoments(NamedTuple):
     Attributes:
         mean: [D], what the mixture adds to the mean of the step: OFFSET * sum_k pi_k delta_k.
         variance: [D], of the transition: sum_k pi_k (std_k^2 + (OFFSET * delta_k - mean)^2); where moments are
-            matched exactly, less sum_kr pi_k (SIGMA^2 - (SIGMA + shrinkage_kr)^2) q_r^2.
+            matched exactly, less sum_kr pi_k (SIGMA^2 - (SIGMA + std_delta_kr)^2) q_r^2.
     """
 
     mean: Tensor
@@ -63,10 +63,10 @@ def mixture_moments(mixture: MixtureTables, coefficients: Tensor, *, row: int) -
     variances = torch.cat([of_std, sigma], dim=1).square().expand(pi.shape[0], -1)
     mean = pi @ offsets
     variance = pi @ (variances + (offsets - mean).square())
-    if tables.basis is None or tables.shrinkage is None:
+    if tables.basis is None or tables.std_delta is None:
         return MixtureMoments(mean, variance)
-    basis, shrinkage = (table[row if table.shape[0] > 1 else 0] for table in (tables.basis, tables.shrinkage))
+    basis, std_delta = (table[row if table.shape[0] > 1 else 0] for table in (tables.basis, tables.std_delta))
     level = coefficients[row, Column.SIGMA]
-    removed = pi @ (level.square() - (level + shrinkage).square()).expand(pi.shape[0], -1)
+    removed = pi @ (level.square() - (level + std_delta).square()).expand(pi.shape[0], -1)
     removes = (level != 0) & (coefficients[row, Column.OFFSET] != 0)
     return MixtureMoments(mean, variance - torch.where(removes, removed, 0.0) @ (basis @ delta).square())

@@ -67,7 +67,7 @@ def standard_normal(
 
 def draw_components(
     seeds: Tensor,
-    thresholds: Tensor,
+    cdf: Tensor,
     *,
     row: int | Tensor = 0,
     step: int | Tensor | None = None,
@@ -75,12 +75,13 @@ def draw_components(
 ) -> Tensor:
     """Draw the mixture component that `gmm_step` would draw for each seed.
 
-    One 32-bit random word is compared with the integers floor(2^32 cdf): k is the number of thresholds it reaches.
+    One 32-bit random word is compared with the integers floor(2^32 cdf): k is the number of these that it
+    reaches.
 
     Args:
         seeds: int64 [B].
-        thresholds: int64 [S or 1, K - 1] (`MixtureTables.thresholds`).
-        row: which entry of `thresholds` each sample takes: int, or int64 tensor [], [1] or [B].
+        cdf: int64 [S or 1, K - 1] (`MixtureTables.cdf`).
+        row: which entry of `cdf` each sample takes: int, or int64 tensor [], [1] or [B].
         step: step of the noise counter in the same forms; None: the same as `row`.
         backend: a backend's name; None chooses by device.
 
@@ -94,14 +95,14 @@ def draw_components(
         RuntimeError: the backend asked for is not available.
     """
     seeds = checks.check_seeds(seeds)
-    thresholds = checks.check_thresholds(thresholds)
-    checks.check_device(thresholds, "thresholds", seeds.device, "seeds")
+    cdf = checks.check_cdf(cdf)
+    checks.check_device(cdf, "cdf", seeds.device, "seeds")
     batch = seeds.shape[0]
-    last = thresholds.shape[0] - 1 if thresholds.shape[0] > 1 else MAX_STEP
+    last = cdf.shape[0] - 1 if cdf.shape[0] > 1 else MAX_STEP
     row, rows = checks.check_index(row, "row", batch, last, seeds.device)
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, seeds.device)
     name = backends.resolve(seeds.device, backend)
-    return new_components(ComponentOptions(row, step, name), seeds, thresholds, rows, steps)
+    return new_components(ComponentOptions(row, step, name), seeds, cdf, rows, steps)
 
 
 class NormalOptions(NamedTuple):
@@ -130,11 +131,11 @@ def new_noise(options: NormalOptions, seeds: Tensor, steps: Tensor | None) -> Te
 
 
 def new_components(
-    options: ComponentOptions, seeds: Tensor, thresholds: Tensor, rows: Tensor | None, steps: Tensor | None
+    options: ComponentOptions, seeds: Tensor, cdf: Tensor, rows: Tensor | None, steps: Tensor | None
 ) -> Tensor:
     """Return the components of such arguments."""
     draw = _Components.apply if torch._C._are_functorch_transforms_active() else _Components.forward
-    components: Tensor = draw(options, seeds, thresholds, rows, steps)
+    components: Tensor = draw(options, seeds, cdf, rows, steps)
     return components
 
 
@@ -167,13 +168,13 @@ class _Components(_Draw):
     def forward(
         options: ComponentOptions,
         seeds: Tensor,
-        thresholds: Tensor,
+        cdf: Tensor,
         rows: Tensor | None,
         steps: Tensor | None,
     ) -> Tensor:
         components = torch.empty_like(seeds, memory_format=torch.contiguous_format)
         library.draw_components(
-            components, seeds, thresholds, options.row, options.step, options.backend, rows, steps
+            components, seeds, cdf, options.row, options.step, options.backend, rows, steps
         )
         return components
 

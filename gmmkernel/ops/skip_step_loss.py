@@ -70,7 +70,7 @@ def skip_step_loss(
         # so, where the sample has a gradient as well, and for transforms, which draw the noise again in any case.
         plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         alone = model_output.requires_grad and (sample is None or not sample.requires_grad)
-        pull = plain and alone and model_output.dtype == coefficients.dtype
-        return skip_step_loss_with_gradient(LossOptions(row, step, name, pull), tensors)
+        residual = plain and alone and model_output.dtype == coefficients.dtype
+        return skip_step_loss_with_gradient(LossOptions(row, step, name, residual), tensors)
     made: Tensor = library.skip_step_loss(False, row, step, name, *tensors)[0]
     return made

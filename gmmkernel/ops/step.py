@@ -75,7 +75,7 @@ def _step_at_once(
         tables = mixture[:5]
         if type(mixture) is not MixtureTables or mixture.basis is not None:
             return None
-    thresholds, offsets, std, _, basis = tables
+    cdf, offsets, std, _, basis = tables
     inputs = (
         sample,
         model_output,
@@ -85,7 +85,7 @@ def _step_at_once(
         step,
         model_output_uncond,
         history,
-        thresholds,
+        cdf,
         offsets,
         std,
         basis,
@@ -198,13 +198,13 @@ def gmm_step(
     step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
-    thresholds, offsets, std, _, basis, shrinkage, slopes, shifts, log_volumes = tables or _NO_TABLES
+    cdf, offsets, std, _, basis, std_delta, slopes, shifts, half_logdet = tables or _NO_TABLES
     if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     weights = checks.check_weights(tables, coefficients) if return_log_prob and tables is not None else None
     wants_gradient = checks.wants_gradient(
         "gmm_step",
-        (sample, model_output, coefficients, offsets, std, basis, shrinkage, model_output_uncond),
+        (sample, model_output, coefficients, offsets, std, basis, std_delta, model_output_uncond),
         stored or (),
     )
     name = backends.resolve(device, backend)
@@ -219,11 +219,11 @@ def gmm_step(
             offsets,
             std,
             basis,
-            shrinkage,
+            std_delta,
             seeds,
             rows,
             steps,
-            thresholds,
+            cdf,
         )
         made = GMMStepOutput(*autograd.step(options, given, stored or ()))
     else:
@@ -242,11 +242,11 @@ def gmm_step(
                 "row": rows,
                 "step": steps,
                 "seeds": seeds,
-                "mixture.thresholds": thresholds,
+                "mixture.cdf": cdf,
                 "mixture.offsets": offsets,
                 "mixture.std": std,
                 "mixture.basis": basis,
-                "mixture.shrinkage": shrinkage,
+                "mixture.std_delta": std_delta,
             }
             if return_log_prob:  # which reads everything again
                 check_overlap(out, in_place={}, tables={**elementwise, **elsewhere})
@@ -267,11 +267,11 @@ def gmm_step(
             steps,
             model_output_uncond,
             stored,
-            thresholds,
+            cdf,
             offsets,
             std,
             basis,
-            shrinkage,
+            std_delta,
             predicted,
             components,
             _PREDICTIONS[prediction],
@@ -291,7 +291,7 @@ def gmm_step(
         basis,
         slopes,
         shifts,
-        log_volumes,
+        half_logdet,
         rows,
     )
     return made._replace(log_prob=log_density(LogProbOptions(row, name), tensors, stored))

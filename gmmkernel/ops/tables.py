@@ -12,31 +12,31 @@ class MixtureTables(NamedTuple):
     """A mixture bound to S coefficient rows; each table has S entries, or 1 that all steps share.
 
     Attributes:
-        thresholds: int64 [S or 1, K - 1], floor(2^32 cdf) of the weights, ascending; K = 1 has none.
+        cdf: int64 [S or 1, K - 1], floor(2^32 cdf) of the weights, ascending; K = 1 has none.
         offsets: float32 or float64 [S or 1, K, D], the offsets delta_k, times the row's `Column.OFFSET` in a step.
         std: the same dtype, [S or 1, 1 or K, R] with R <= D: standard deviations of the first R elements; elements
             from R on have the row's sigma. R = 0: the mixture removes no variance.
         weights: the same dtype, [S or 1, K], the weights themselves: positive. Log-densities need them, steps do not.
         basis: where moments are matched exactly (docs/exact.md), the same dtype, [S or 1, R', K]: orthonormal
             directions q_r = sum_l basis_rl delta_l. std has R = 0 then.
-        shrinkage: with a basis, the same dtype, [S or 1, 1 or K, R']: component k is drawn with
-            sum_r shrinkage_kr (q_r . z) q_r besides, which is sqrt(sigma^2 - lambda_kr) - sigma.
+        std_delta: with a basis, the same dtype, [S or 1, 1 or K, R']: component k is drawn with
+            sum_r std_delta_kr (q_r . z) q_r besides, which is sqrt(sigma^2 - lambda_kr) - sigma.
         slopes: with a basis, for log-densities, the same dtype, [S or 1, 1 or K, R'].
         shifts: the same, [S or 1, K, R'].
-        log_volumes: the same, [S or 1, 1 or K]. A component's log-density is less by
-            log_volume_k + sum_r (slope_kr e_r + shift_kr)^2 than with covariance sigma^2 I, with
+        half_logdet: the same, [S or 1, 1 or K]. A component's log-density is less by
+            half_logdet_k + sum_r (slope_kr e_r + shift_kr)^2 than with covariance sigma^2 I, with
             e_r = sum_l basis_rl (E_l - E_0) and E_l what the offset l takes from the log-density then.
     """
 
-    thresholds: Tensor
+    cdf: Tensor
     offsets: Tensor
     std: Tensor
     weights: Tensor | None = None
     basis: Tensor | None = None
-    shrinkage: Tensor | None = None
+    std_delta: Tensor | None = None
     slopes: Tensor | None = None
     shifts: Tensor | None = None
-    log_volumes: Tensor | None = None
+    half_logdet: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MixtureTables:
         """Return the tables on `device`."""

@@ -21,11 +21,11 @@ class StepTensors(NamedTuple):
     offsets: Tensor | None
     std: Tensor | None
     basis: Tensor | None
-    shrinkage: Tensor | None
+    std_delta: Tensor | None
     seeds: Tensor
     rows: Tensor | None
     steps: Tensor | None
-    thresholds: Tensor | None
+    cdf: Tensor | None
 
 
 class LogProbTensors(NamedTuple):
@@ -42,7 +42,7 @@ class LogProbTensors(NamedTuple):
     basis: Tensor | None
     slopes: Tensor | None
     shifts: Tensor | None
-    log_volumes: Tensor | None
+    half_logdet: Tensor | None
     rows: Tensor | None
 
 

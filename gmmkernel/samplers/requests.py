@@ -171,20 +171,20 @@ def _tables(
     _, components, elements = present[0].offsets.shape
     removed = max(tables.std.shape[2] for tables in present)
     std_components = max(tables.std.shape[1] for tables in present)
-    thresholds, offsets, std = [], [], []
+    cdf, offsets, std = [], [], []
     for tables, rows in zip((*given, None), coefficients.split(list(n_rows)), strict=True):
         count = rows.shape[0]
         # Elements beyond a table have the row's sigma, so a wider table says the same.
         own_std = rows[:, Column.SIGMA, None, None].expand(-1, std_components, removed)
         if tables is None:  # always component 0, whose offset the row leaves out
-            thresholds.append(present[0].thresholds.new_full((count, components - 1), _NO_WORD_REACHES))
+            cdf.append(present[0].cdf.new_full((count, components - 1), _NO_WORD_REACHES))
             offsets.append(present[0].offsets.new_zeros(1, 1, 1).expand(count, components, elements))
         else:
-            thresholds.append(tables.thresholds.expand(count, -1))
+            cdf.append(tables.cdf.expand(count, -1))
             offsets.append(tables.offsets.expand(count, -1, -1))
             written = tables.std.expand(count, std_components, -1)
             own_std = torch.cat([written, own_std[:, :, written.shape[2] :]], dim=2)
         std.append(own_std)
     first = present[0].offsets
     shared = first.shape[0] == 1 and all(torch.equal(tables.offsets, first) for tables in present)
-    return MixtureTables(torch.cat(thresholds), first if shared else torch.cat(offsets), torch.cat(std))
+    return MixtureTables(torch.cat(cdf), first if shared else torch.cat(offsets), torch.cat(std))

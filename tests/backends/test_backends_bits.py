@@ -156,9 +156,9 @@ def test_sixteen_million_normals_have_the_same_bits() -> None:
 def check_drawn(components: int, step: int | None, shared: bool) -> None:
     options = {"batch": 300, "shape": (1,), "rows": 3, "per_sample": True}
     case = random_case(components, components=components, **options)
-    thresholds = case.mixture.thresholds[: 1 if shared else 3]
+    cdf = case.mixture.cdf[: 1 if shared else 3]
     drawn = (
-        draw_components(case.seeds, thresholds, row=case.row, step=step, backend=backend)
+        draw_components(case.seeds, cdf, row=case.row, step=step, backend=backend)
         for backend in ("cpu", "reference")
     )
     assert_same_bits(*drawn)

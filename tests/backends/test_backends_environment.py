@@ -40,9 +40,7 @@ def subnormal_case(dtype: torch.dtype) -> StepCase:
     mean = {"x0_sample": 0.4, "x0_output": -0.7, "sample": 0.3, "output": 0.6, "x0": 0.5, "history_0": 0.2}
     rest = {"history_1": -0.9, "guidance": 0.7, "offset": 0.3, "eps_sample": 0.1, "eps_output": 0.9}
     row = coefficient_row(arithmetic, sigma=small / 3, **mean, **rest)
-    mixture = MixtureTables(
-        case.mixture.thresholds[:1], *(table[:1] * small / 9 for table in case.mixture[1:3])
-    )
+    mixture = MixtureTables(case.mixture.cdf[:1], *(table[:1] * small / 9 for table in case.mixture[1:3]))
     shrunk = case.map_samples(lambda t: (t.double() * SMALLEST_NORMAL[t.dtype] / 5).to(t.dtype))
     return replace(shrunk, coefficients=row, row=0, mixture=mixture)
 

@@ -120,7 +120,7 @@ def test_workload_mixture_keeps_the_variance_and_has_uniform_weights(
     kept = tables.std.double() ** 2 + (tables.offsets.double() ** 2).mean(1, keepdim=True)
     assert torch.allclose(kept, torch.full_like(kept, posterior_sigma() ** 2), rtol=1e-5)
     real = gaussian_mixture("rand", elements=63, n_components=components).bind(workload.coefficients)
-    assert torch.equal(tables.thresholds, real.thresholds)
+    assert torch.equal(tables.cdf, real.cdf)
 
 
 @pytest.mark.parametrize("name", OWN_STEPS)
@@ -135,13 +135,13 @@ def test_every_step_of_the_package_is_the_step_it_says(name: str, workload: Work
         if mixture is None:
             expected = expected + sigma * noise
         else:
-            drawn = draw_components(seeds, mixture.thresholds, step=index)
+            drawn = draw_components(seeds, mixture.cdf, step=index)
             std = with_first_elements(mixture.std, 63, sigma).view(workload.shape[1:])
             offsets = mixture.offsets[0].double()
             expected = expected + offsets[drawn].view(workload.shape) + std * noise
-            if mixture.basis is not None and mixture.shrinkage is not None:
+            if mixture.basis is not None and mixture.std_delta is not None:
                 directions = mixture.basis[0].double() @ offsets
-                shrunk = (noise.flatten(1) @ directions.T) * mixture.shrinkage[0].double()
+                shrunk = (noise.flatten(1) @ directions.T) * mixture.std_delta[0].double()
                 expected = expected + (shrunk @ directions).view(workload.shape)
         with ready.context():
             actual = ready.call(index)
@@ -174,7 +174,7 @@ def test_eager_step_is_the_same_mathematics_given_the_same_draws(type_name: str,
         sample, model_output, many.coefficients, row=0, seeds=many.seeds, mixture=tables, step=3
     )
     noise = standard_normal(many.seeds, many.shape[1:], step=3, stream=Stream.TRANSITION, dtype=dtype)
-    drawn = draw_components(many.seeds, tables.thresholds, step=3)
+    drawn = draw_components(many.seeds, tables.cdf, step=3)
     actual = eager_step(
         sample, model_output, tables.offsets[0].to(dtype), tables.std[0, 0].to(dtype),
         alpha=many.alpha, prev_alpha=many.prev_alpha, sigma=many.sigma, noise=noise, components=drawn,

@@ -51,11 +51,11 @@ def bound(
 def factors(tables: MixtureTables, row: int) -> Tensor:
     """Return what the noise of each component is multiplied with, [K, D, D], from the tables of a step."""
     assert tables.basis is not None
-    assert tables.shrinkage is not None
+    assert tables.std_delta is not None
     offsets, basis = (table[row % len(table)] for table in (tables.offsets, tables.basis))
-    shrinkage = tables.shrinkage[row % len(tables.shrinkage)].expand(offsets.shape[0], -1)
+    std_delta = tables.std_delta[row % len(tables.std_delta)].expand(offsets.shape[0], -1)
     directions = basis @ offsets
-    return torch.stack([(directions.T * of_component) @ directions for of_component in shrinkage])
+    return torch.stack([(directions.T * of_component) @ directions for of_component in std_delta])
 
 
 def covariances(tables: MixtureTables, coefficients: Tensor, row: int) -> Tensor:

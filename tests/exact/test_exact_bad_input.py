@@ -52,7 +52,7 @@ def check_limit(kind: dict[str, Any], seed: int) -> None:
             check(table)
     limit = float(str(caught.value).split("at most ")[1].split(",")[0])
     largest = gaussian_mixture(elements=12, n_components=4, seed=seed, scale=limit, **kind)
-    assert bool(largest.bind(table).shrinkage.isfinite().all())
+    assert bool(largest.bind(table).std_delta.isfinite().all())
 
 
 def test_the_scale_that_is_said_is_accepted() -> None:
@@ -149,18 +149,18 @@ def test_directions_go_with_offsets_that_stay() -> None:
             TypeError,
             "mixture.basis: expected torch.float32, got torch.float64",
         ),
-        ({"shrinkage": None}, TypeError, "mixture.shrinkage: expected a torch.Tensor, got NoneType"),
+        ({"std_delta": None}, TypeError, "mixture.std_delta: expected a torch.Tensor, got NoneType"),
         (
-            {"shrinkage": torch.ones(2, 2, 3)},
+            {"std_delta": torch.ones(2, 2, 3)},
             ValueError,
-            r"mixture.shrinkage: expected shape \[1 or 2, 1 or 4, 3\]",
+            r"mixture.std_delta: expected shape \[1 or 2, 1 or 4, 3\]",
         ),
         ({"slopes": torch.ones(2, 1, 2)}, ValueError, "mixture.slopes: expected shape"),
         ({"shifts": torch.ones(2, 1, 3)}, ValueError, r"mixture.shifts: expected shape \[1 or 2, 4, 3\]"),
         (
-            {"log_volumes": torch.ones(3, 1)},
+            {"half_logdet": torch.ones(3, 1)},
             ValueError,
-            r"mixture.log_volumes: expected shape \[1 or 2, 1 or 4\]",
+            r"mixture.half_logdet: expected shape \[1 or 2, 1 or 4\]",
         ),
     ],
 )

@@ -119,7 +119,7 @@ def replace_offset(coefficients: Tensor) -> Tensor:
 
 @by_kind
 def test_the_step_is_what_the_equation_says(kind: dict[str, Any]) -> None:
-    """In float64: mean + w delta_k + (sigma I + sum_r shrinkage_r q_r q_r^T) z."""
+    """In float64: mean + w delta_k + (sigma I + sum_r std_delta_r q_r q_r^T) z."""
     mixture, coefficients, tables = bound(kind, rows(0.9, 0.5), elements=7)
     seeds = torch.arange(40)
     generator = torch.Generator().manual_seed(0)

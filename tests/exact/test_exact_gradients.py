@@ -23,8 +23,8 @@ OPS = torch.ops.gmmkernel
 ROW = torch.tensor([1, 0, 1, 2])  # the last one has no offset
 WITH_OFFSET = torch.tensor([1, 0, 1, 0])
 SEEDS = torch.arange(4)
-STEP_TABLES = ("offsets", "basis", "shrinkage")
-DENSITY_TABLES = ("offsets", "weights", "basis", "slopes", "shifts", "log_volumes")
+STEP_TABLES = ("offsets", "basis", "std_delta")
+DENSITY_TABLES = ("offsets", "weights", "basis", "slopes", "shifts", "half_logdet")
 
 
 def tables_of(
@@ -206,12 +206,12 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     sample, output, prev = samples(3, dtype=torch.float32)
     common = (sample, output, None, coefficients, t.offsets, t.std)
     out = torch.zeros_like(sample)
-    of_step = (out, sample, output, coefficients, SEEDS, 0, 7, "cpu", ROW, None, None, None, t.thresholds)
-    library.opcheck(OPS.gmm_step.default, (*of_step, t.offsets, t.std, t.basis, t.shrinkage))
-    backward = (*common, t.basis, t.shrinkage, SEEDS, ROW, None, t.thresholds, None)
+    of_step = (out, sample, output, coefficients, SEEDS, 0, 7, "cpu", ROW, None, None, None, t.cdf)
+    library.opcheck(OPS.gmm_step.default, (*of_step, t.offsets, t.std, t.basis, t.std_delta))
+    backward = (*common, t.basis, t.std_delta, SEEDS, ROW, None, t.cdf, None)
     for wanted in ([True] * 8, [True] * 4 + [False] * 3 + [True]):
         library.opcheck(OPS.gmm_step_backward.default, (wanted, sample, None, 0, 0, 7, "cpu", *backward))
-    of_density = (*common, prev, t.weights, t.basis, t.slopes, t.shifts, t.log_volumes, ROW, None)
+    of_density = (*common, prev, t.weights, t.basis, t.slopes, t.shifts, t.half_logdet, ROW, None)
     library.opcheck(OPS.gmm_step_log_prob.default, (0, "cpu", *of_density))
     made = OPS.gmm_step_log_prob(0, "cpu", *of_density)
     assert len(made) == 3

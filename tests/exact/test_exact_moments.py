@@ -201,9 +201,9 @@ def test_rho_gives_each_step_its_scale() -> None:
     _, coefficients, tables = bound({"variant": "exact"}, rows(0.9, 0.0, 0.3), elements=6, rho=0.8)
     expected = torch.tensor([0.8 * 0.9 * 2, 0, 0.8 * 0.3 * 2], dtype=torch.float64)
     assert torch.allclose(coefficients[:, Column.OFFSET], expected, rtol=1e-14, atol=0)
-    assert tables.shrinkage is not None
-    assert tables.shrinkage[1].abs().max() == 0
-    assert torch.allclose(tables.shrinkage[0], torch.full((1, 3), 0.9 * (0.6 - 1), dtype=torch.float64))
+    assert tables.std_delta is not None
+    assert tables.std_delta[1].abs().max() == 0
+    assert torch.allclose(tables.std_delta[0], torch.full((1, 3), 0.9 * (0.6 - 1), dtype=torch.float64))
     unequal = gaussian_mixture("exact", elements=6, n_components=4, weights=WEIGHTS, rho=0.8)
     coefficients = unequal.scaled(rows(0.9))
     assert unequal.directions is not None

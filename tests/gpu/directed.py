@@ -30,10 +30,10 @@ def with_directions(case: StepCase, seed: int, directions: int) -> StepCase:
 
     mixture = tables._replace(
         basis=table(directions, components),
-        shrinkage=table(shared_or_own(), directions),
+        std_delta=table(shared_or_own(), directions),
         slopes=table(shared_or_own(), directions),
         shifts=table(components, directions),
-        log_volumes=table(shared_or_own()),
+        half_logdet=table(shared_or_own()),
     )
     return replace(case, mixture=mixture)
 

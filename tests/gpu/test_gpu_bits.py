@@ -13,7 +13,7 @@ from helpers import (
     assert_same_output,
     every_option,
     random_case,
-    random_thresholds,
+    random_cdf,
 )
 from layouts import DEVICE, LAYOUTS, moved
 
@@ -136,10 +136,10 @@ def test_noise_into_any_layout(layout: str) -> None:
 def test_components(components: int) -> None:
     import numpy as np
 
-    thresholds = random_thresholds(np.random.default_rng(components), 3, components)
+    cdf = random_cdf(np.random.default_rng(components), 3, components)
     seeds, row = torch.arange(-2000, 3000), torch.arange(5000) % 3
-    expected = draw_components(seeds, thresholds, row=row, step=9)
-    actual = draw_components(seeds.to(DEVICE), thresholds.to(DEVICE), row=row.to(DEVICE), step=9)
+    expected = draw_components(seeds, cdf, row=row, step=9)
+    actual = draw_components(seeds.to(DEVICE), cdf.to(DEVICE), row=row.to(DEVICE), step=9)
     assert_same_bits(actual.cpu(), expected)
 
 
@@ -170,8 +170,8 @@ def test_tensors_on_another_device_are_errors() -> None:
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=rf"^{name}.*expected a tensor on {DEVICE.type}.*got one on cpu"):
             replace(own, **{name: value}).run() if name != "out" else own.run(out=value)
-    with pytest.raises(ValueError, match=r"^thresholds: expected a tensor on"):
-        draw_components(own.seeds, case.mixture.thresholds if case.mixture else own.seeds)
+    with pytest.raises(ValueError, match=r"^cdf: expected a tensor on"):
+        draw_components(own.seeds, case.mixture.cdf if case.mixture else own.seeds)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices")

@@ -58,8 +58,8 @@ def test_steps(dtype: torch.dtype, mode: Any, backend: str) -> None:
 @each_backend
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 def test_noise_and_components(mode: Any, backend: str) -> None:
-    thresholds = torch.tensor([[2**30, 2**31]])
-    on_device = thresholds.to(DEVICE)
+    cdf = torch.tensor([[2**30, 2**31]])
+    on_device = cdf.to(DEVICE)
 
     def draw(
         seeds: torch.Tensor, step: torch.Tensor, table: torch.Tensor, backend: str | None = None
@@ -72,5 +72,5 @@ def test_noise_and_components(mode: Any, backend: str) -> None:
         seeds, step = torch.arange(number, number + 4), torch.tensor(number)
         torch.compiler.cudagraph_mark_step_begin()
         actual = compiled(seeds.to(DEVICE), step.to(DEVICE), on_device, backend)
-        for got, expected in zip(actual, draw(seeds, step, thresholds), strict=True):
+        for got, expected in zip(actual, draw(seeds, step, cdf), strict=True):
             assert_same_bits(got.cpu(), expected)

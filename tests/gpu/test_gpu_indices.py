@@ -75,12 +75,10 @@ def test_noise(dtype: torch.dtype) -> None:
 
 
 def test_components() -> None:
-    thresholds = torch.tensor([[2**30], [2**31], [2**32]])
+    cdf = torch.tensor([[2**30], [2**31], [2**32]])
     seeds = torch.arange(6)
     row, step = torch.tensor([0, 3, 1, 2, -1, 1]), torch.tensor([0, 0, -1, 2**32 - 1, 4, 5])
-    actual = draw_components(
-        seeds.to(DEVICE), thresholds.to(DEVICE), row=row.to(DEVICE), step=step.to(DEVICE)
-    ).cpu()
+    actual = draw_components(seeds.to(DEVICE), cdf.to(DEVICE), row=row.to(DEVICE), step=step.to(DEVICE)).cpu()
     good = [0, 3, 5]
-    assert_same_bits(actual[good], draw_components(seeds[good], thresholds, row=row[good], step=step[good]))
+    assert_same_bits(actual[good], draw_components(seeds[good], cdf, row=row[good], step=step[good]))
     assert actual[[1, 2, 4]].tolist() == [-1, -1, -1]

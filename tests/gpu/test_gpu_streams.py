@@ -111,8 +111,8 @@ def test_graph_of_a_loop_in_place() -> None:
 def test_graph_of_noise_and_components() -> None:
     seeds = torch.arange(5, device=DEVICE)
     step = torch.zeros(5, dtype=torch.int64, device=DEVICE)
-    thresholds = torch.tensor([[2**30, 2**31]])
-    on_device = thresholds.to(DEVICE)
+    cdf = torch.tensor([[2**30, 2**31]])
+    on_device = cdf.to(DEVICE)
 
     def work() -> tuple[torch.Tensor, torch.Tensor]:
         return standard_normal(seeds, (3, 77), step=step), draw_components(seeds, on_device, step=step, row=0)
@@ -123,7 +123,7 @@ def test_graph_of_noise_and_components() -> None:
         step.fill_(number)
         graph.replay()
         assert_same_bits(noise.cpu(), standard_normal(seeds.cpu(), (3, 77), step=number))
-        assert_same_bits(components.cpu(), draw_components(seeds.cpu(), thresholds, step=number, row=0))
+        assert_same_bits(components.cpu(), draw_components(seeds.cpu(), cdf, step=number, row=0))
 
 
 @pytest.mark.parametrize("as_tensor", [True, False])
@@ -138,7 +138,7 @@ def test_no_call_waits_for_the_device(as_tensor: bool) -> None:
         own.run(row=row, step=step)
         own.run(row=row, step=step, out=out)
         standard_normal(own.seeds, (100,), step=step)
-        draw_components(own.seeds, tables.thresholds, row=0, step=step)
+        draw_components(own.seeds, tables.cdf, row=0, step=step)
 
 
 def test_a_call_returns_before_the_device_is_done() -> None:

@@ -115,9 +115,9 @@ def test_noise(dtype: torch.dtype) -> None:
 
 
 def test_components() -> None:
-    seeds, thresholds = torch.arange(70000), torch.arange(1, 1024)[None] * 2**22
-    made = draw_components(seeds.to(DEVICE), thresholds.to(DEVICE), step=3, backend="triton")
-    assert torch.equal(made.cpu(), draw_components(seeds, thresholds, step=3))
+    seeds, cdf = torch.arange(70000), torch.arange(1, 1024)[None] * 2**22
+    made = draw_components(seeds.to(DEVICE), cdf.to(DEVICE), step=3, backend="triton")
+    assert torch.equal(made.cpu(), draw_components(seeds, cdf, step=3))
 
 
 def test_a_captured_step_reads_new_rows_and_seeds() -> None:

@@ -53,7 +53,7 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     )
     absent = (None,) * 4
     grad = torch.ones_like(case.sample)
-    of_step = (*tensors, *absent[:2], case.seeds, row[1], steps, case.mixture.thresholds, list(case.history))
+    of_step = (*tensors, *absent[:2], case.seeds, row[1], steps, case.mixture.cdf, list(case.history))
     for wanted in ([True] * 10, [True, False] * 5):
         library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, row[0], 0, "cpu", *of_step))
     weights = DENSITY.case.mixture.weights

@@ -87,7 +87,7 @@ def plainly(case: StepCase) -> tuple[Tensor, ...]:
     )
     std = column("SIGMA").expand_as(y).flatten(1)
     if case.mixture is not None:
-        k = draw_components(case.seeds, case.mixture.thresholds, row=case.row, step=steps)
+        k = draw_components(case.seeds, case.mixture.cdf, row=case.row, step=steps)
         entry = {
             table: rows if len(getattr(case.mixture, table)) > 1 else 0 * rows for table in ("offsets", "std")
         }
@@ -185,12 +185,12 @@ def test_what_a_row_switches_off_has_gradients_all_the_same() -> None:
 def test_entries_that_nobody_used_have_gradient_zero() -> None:
     case = random_case(1, batch=2, components=8, removed=63, rows=4, per_sample=False, dtype=torch.float32)
     mixture = MixtureTables(
-        case.mixture.thresholds[:1],
+        case.mixture.cdf[:1],
         case.mixture.offsets[:1].repeat(4, 1, 1),
         case.mixture.std[:1].repeat(4, 1, 1),
     )
     made: Any = step_gradients(replace(case, mixture=mixture, row=2, step=5))
-    drawn = set(draw_components(case.seeds, mixture.thresholds, step=5).tolist())
+    drawn = set(draw_components(case.seeds, mixture.cdf, step=5).tolist())
     for row in range(4):
         assert bool(made["coefficients"][row].any()) == (row == 2)
         assert bool(made["std"][row].any()) == (row == 2)

@@ -78,8 +78,8 @@ def one_dimension(scale: float, std: float) -> tuple[Tensor, MixtureTables]:
     row = coefficient_row(sample=1.0, sigma=1.0, offset=scale)
     offsets = torch.tensor([[[-1.0], [0.2], [1.5]]])
     weights = torch.tensor([[0.2, 0.5, 0.3]])
-    thresholds = (weights.double().cumsum(1)[:, :-1] * 2**32).long()
-    return row, MixtureTables(thresholds, offsets, torch.full((1, 1, 1), std), weights)
+    cdf = (weights.double().cumsum(1)[:, :-1] * 2**32).long()
+    return row, MixtureTables(cdf, offsets, torch.full((1, 1, 1), std), weights)
 
 
 def test_the_density_is_that_of_what_a_step_draws() -> None:

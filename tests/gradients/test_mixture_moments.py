@@ -60,7 +60,7 @@ def test_moments_matched_exactly() -> None:
 
 def test_they_are_the_moments_of_what_steps_draw() -> None:
     mixture = random_mixture(default_rng(0), elements=6, components=3, rows=1, removed=4, shared_std=False)
-    weights = torch.diff(mixture.thresholds[0] / 2**32, prepend=torch.zeros(1), append=torch.ones(1))
+    weights = torch.diff(mixture.cdf[0] / 2**32, prepend=torch.zeros(1), append=torch.ones(1))
     mixture = mixture._replace(weights=weights[None])
     row = coefficient_row(sigma=0.7, offset=0.5)
     count = 200_000

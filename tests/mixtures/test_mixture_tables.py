@@ -12,7 +12,7 @@ from helpers import PUBLISHED_VARIANTS
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column
-from gmmkernel.mixtures import Mixture, gaussian_mixture, thresholds
+from gmmkernel.mixtures import Mixture, cdf, gaussian_mixture
 from gmmkernel.ops import gmm_step
 from gmmkernel.schedules import ddim_coefficients, noise_schedule, timesteps
 
@@ -42,7 +42,7 @@ def check_tables(
     )
     coefficients = rows(0.7, dtype=dtype)
     tables = mixture.bind(coefficients)
-    assert torch.equal(tables.thresholds, thresholds(mixture.weights)[None])
+    assert torch.equal(tables.cdf, cdf(mixture.weights)[None])
     assert tables.offsets.dtype == tables.std.dtype == dtype
     assert torch.equal(tables.offsets, mixture.offsets.to(dtype))
     removed_from = 3 if variant == "ortho-vub" else 5

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gmmkernel.backends.constants import Stream
 from gmmkernel.backends.reference.normal import standard_normal
-from gmmkernel.mixtures import Mixture, gaussian_mixture, thresholds
+from gmmkernel.mixtures import Mixture, cdf, gaussian_mixture
 
 Float64 = NDArray[np.float64]
 
@@ -208,7 +208,7 @@ def test_one_component_is_the_gaussian_step(variant: str, n_steps: int | None) -
     assert not mixture.offsets.any()
     assert mixture.reductions.shape == (1, 1, 0)
     assert mixture.weights.tolist() == [1.0]
-    assert thresholds(mixture.weights).shape == (0,)
+    assert cdf(mixture.weights).shape == (0,)
 
 
 @pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
@@ -297,24 +297,24 @@ def test_weights_are_divided_by_their_sum_in_order() -> None:
     assert mixture.weights.tolist() == [weight / total for weight in weights]
 
 
-def test_thresholds_of_equal_weights() -> None:
-    assert thresholds(torch.full((8,), 1 / 8, dtype=torch.float64)).tolist() == [k << 29 for k in range(1, 8)]
-    assert thresholds(torch.ones(1, dtype=torch.float64)).shape == (0,)
+def test_cdf_of_equal_weights() -> None:
+    assert cdf(torch.full((8,), 1 / 8, dtype=torch.float64)).tolist() == [k << 29 for k in range(1, 8)]
+    assert cdf(torch.ones(1, dtype=torch.float64)).shape == (0,)
 
 
 @given(weights=st.lists(st.floats(1e-12, 1e12), min_size=1, max_size=1024))
 @settings(max_examples=50, deadline=None)
-def test_thresholds_are_the_scaled_distribution_function(weights: list[float]) -> None:
+def test_cdf_is_the_scaled_distribution_function(weights: list[float]) -> None:
     total = 0.0
     for weight in weights:
         total += weight
     pi = torch.tensor(weights, dtype=torch.float64) / total
-    got = thresholds(pi)
+    got = cdf(pi)
     assert got.dtype == torch.int64
-    cdf, expected = 0.0, []
+    below, expected = 0.0, []
     for weight in pi.tolist()[:-1]:
-        cdf += weight
-        expected.append(int(Fraction(cdf) * 2**32))
+        below += weight
+        expected.append(int(Fraction(below) * 2**32))
     assert got.tolist() == expected
     assert bool((got[1:] >= got[:-1]).all())
     edges = [0, *got.tolist(), 2**32]
@@ -323,7 +323,7 @@ def test_thresholds_are_the_scaled_distribution_function(weights: list[float]) -
 
 
 def test_a_threshold_may_be_beyond_every_word() -> None:
-    assert thresholds(torch.tensor([1.0, 1e-30], dtype=torch.float64)).tolist() == [2**32]
+    assert cdf(torch.tensor([1.0, 1e-30], dtype=torch.float64)).tolist() == [2**32]
 
 
 def as_float64(*values: float) -> torch.Tensor:
@@ -345,9 +345,7 @@ def as_float64(*values: float) -> torch.Tensor:
         (as_float64(1.0).to("meta"), ValueError, "on the CPU, got meta"),
     ],
 )
-@pytest.mark.parametrize(
-    "use", [thresholds, lambda w: Mixture("own", 1.0, w, TABLE, TABLE)], ids=["thresholds", "mixture"]
-)
+@pytest.mark.parametrize("use", [cdf, lambda w: Mixture("own", 1.0, w, TABLE, TABLE)], ids=["cdf", "mixture"])
 def test_bad_weights_of_a_mixture(
     use: Callable[[object], object], weights: object, error: type[Exception], message: str
 ) -> None:

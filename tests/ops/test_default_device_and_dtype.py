@@ -80,10 +80,8 @@ def results(backend: str) -> Iterator[Tensor]:
     yield standard_normal(SEEDS, (3,), backend=backend)
     yield standard_normal(SEEDS, (3,), dtype=torch.float16, step=ROW, backend=backend)
     yield torch.vmap(lambda seed: standard_normal(seed[None], (3,), backend=backend))(SEEDS)
-    yield draw_components(SEEDS, CASE.mixture.thresholds, row=1, backend=backend)
-    yield torch.vmap(lambda t: draw_components(SEEDS, t, row=1, backend=backend))(
-        CASE.mixture.thresholds[None]
-    )
+    yield draw_components(SEEDS, CASE.mixture.cdf, row=1, backend=backend)
+    yield torch.vmap(lambda t: draw_components(SEEDS, t, row=1, backend=backend))(CASE.mixture.cdf[None])
     yield orthonormalize(W.double(), backend=backend)
     yield from mixture_moments(TABLES, SCALED, row=1)
     yield from (table for table in TABLES.at(ROW) if table is not None)
@@ -131,7 +129,7 @@ def test_gradients_of_tables_have_the_same_bits() -> None:
     """Those of exactly matched moments are plain PyTorch in part."""
 
     def gradients() -> list[Tensor]:
-        names = ("offsets", "weights", "basis", "shrinkage", "slopes", "shifts", "log_volumes")
+        names = ("offsets", "weights", "basis", "std_delta", "slopes", "shifts", "half_logdet")
         leaves = {name: getattr(TABLES, name).detach().clone().requires_grad_() for name in names}
         tables = TABLES._replace(**leaves)
         made = gmm_step(X, W, SCALED, row=1, seeds=SEEDS, mixture=tables, return_log_prob=True)

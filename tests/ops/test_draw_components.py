@@ -16,7 +16,7 @@ from scipy import stats
 from gmmkernel import draw_components
 
 
-def thresholds_of(weights: list[float]) -> torch.Tensor:
+def cdf_of(weights: list[float]) -> torch.Tensor:
     cdf = np.cumsum(np.array(weights) / np.sum(weights))[:-1]
     return torch.from_numpy(np.floor(cdf * 2.0**32).astype(np.int64))[None]
 
@@ -24,24 +24,22 @@ def thresholds_of(weights: list[float]) -> torch.Tensor:
 @pytest.mark.parametrize("weights", [[1, 1], [5, 1, 3], [0.001, 0.999], [1] * 8, list(range(1, 65))])
 def test_frequencies_are_the_weights(weights: list[float]) -> None:
     count = 200_000
-    drawn = draw_components(torch.arange(count), thresholds_of(weights), step=11)
+    drawn = draw_components(torch.arange(count), cdf_of(weights), step=11)
     expected = count * np.array(weights) / np.sum(weights)
     counts = np.bincount(drawn.numpy(), minlength=len(weights))
     assert stats.chisquare(counts, expected).pvalue > 1e-3
 
 
 def test_components_of_neighbouring_steps_are_independent() -> None:
-    seeds, thresholds = torch.arange(100_000), thresholds_of([1, 2, 1])
-    first, second = (draw_components(seeds, thresholds, step=step) for step in (7, 8))
+    seeds, cdf = torch.arange(100_000), cdf_of([1, 2, 1])
+    first, second = (draw_components(seeds, cdf, step=step) for step in (7, 8))
     table = np.bincount((3 * first + second).numpy(), minlength=9).reshape(3, 3)
     assert stats.chi2_contingency(table).pvalue > 1e-3
 
 
 def check_same(components: int, seed: int, backend: str) -> None:
     case = random_case(seed, batch=40, shape=(2,), components=components, removed=0)
-    drawn = draw_components(
-        case.seeds, case.mixture.thresholds, row=case.row, step=case.step, backend=backend
-    )
+    drawn = draw_components(case.seeds, case.mixture.cdf, row=case.row, step=case.step, backend=backend)
     assert drawn.dtype == torch.int64
     assert_same_bits(case.run(backend=backend).components, drawn)
 
@@ -54,21 +52,21 @@ def test_a_step_draws_the_same_components() -> None:
 def test_components_begin_exactly_at_their_threshold(backend: str) -> None:
     for seed in (0, -1, 2**63 - 1, -(2**63), 12345):
         word = truth.random_words(seed, 2**32 - 1, truth.COMPONENT, 1)[0]
-        for thresholds, expected in (
+        for cdf, expected in (
             ([word - 1, word], 2),
             ([word, word + 1], 1),
             ([word + 1, word + 2], 0),
             ([0, 2**32], 1),
             ([word] * 5 + [word + 1] * 3, 5),
         ):
-            table = torch.tensor([thresholds])
+            table = torch.tensor([cdf])
             drawn = draw_components(torch.tensor([seed]), table, step=2**32 - 1, backend=backend)
             assert drawn.tolist() == [expected]
 
 
 def test_row_chooses_the_table_and_is_the_step_unless_given(backend: str) -> None:
     seeds, rows = torch.arange(50), torch.arange(50) % 3
-    tables = torch.cat([thresholds_of([1, 1]), thresholds_of([9, 1]), thresholds_of([1, 9])])
+    tables = torch.cat([cdf_of([1, 1]), cdf_of([9, 1]), cdf_of([1, 9])])
     drawn = draw_components(seeds, tables, row=rows, backend=backend)
     for b in range(50):
         row = int(rows[b])
@@ -84,7 +82,7 @@ def test_row_chooses_the_table_and_is_the_step_unless_given(backend: str) -> Non
 
 def test_empty_batch_and_single_component(backend: str) -> None:
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert draw_components(nothing, thresholds_of([1, 1]), backend=backend).shape == (0,)
+    assert draw_components(nothing, cdf_of([1, 1]), backend=backend).shape == (0,)
     single = draw_components(torch.arange(5), torch.zeros(1, 0, dtype=torch.int64), backend=backend)
     assert single.tolist() == [0] * 5
 
@@ -94,20 +92,20 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seeds": SEEDS.float()}, TypeError, "seeds: expected int64, got torch.float32"),
     ({"seeds": SEEDS[None]}, ValueError, "seeds: expected shape [B], got (1, 4)"),
     ({"seeds": 3}, TypeError, "seeds: expected a torch.Tensor, got int"),
-    ({"thresholds": TABLES.int()}, TypeError, "thresholds: expected int64, got torch.int32"),
-    ({"thresholds": TABLES[0]}, ValueError, "thresholds: expected shape [S or 1, K - 1], got (2,)"),
-    ({"thresholds": TABLES[:0]}, ValueError, "thresholds: expected shape [S or 1, K - 1], got (0, 2)"),
+    ({"cdf": TABLES.int()}, TypeError, "cdf: expected int64, got torch.int32"),
+    ({"cdf": TABLES[0]}, ValueError, "cdf: expected shape [S or 1, K - 1], got (2,)"),
+    ({"cdf": TABLES[:0]}, ValueError, "cdf: expected shape [S or 1, K - 1], got (0, 2)"),
     (
-        {"thresholds": torch.zeros(1, 1024).long()},
+        {"cdf": torch.zeros(1, 1024).long()},
         ValueError,
-        "thresholds: expected at most 1024 components, got 1025",
+        "cdf: expected at most 1024 components, got 1025",
     ),
     (
-        {"thresholds": TABLES.to("meta")},
+        {"cdf": TABLES.to("meta")},
         ValueError,
-        "thresholds: expected a tensor on cpu like seeds, got one on meta",
+        "cdf: expected a tensor on cpu like seeds, got one on meta",
     ),
-    ({"thresholds": [[1]]}, TypeError, "thresholds: expected a torch.Tensor, got list"),
+    ({"cdf": [[1]]}, TypeError, "cdf: expected a torch.Tensor, got list"),
     ({"row": 3}, IndexError, "row: expected 0 to 2, got 3"),
     ({"row": torch.tensor([0, 1, 2])}, ValueError, "row: expected shape [], [1] or [4], got (3,)"),
     ({"row": torch.tensor([0, 1, 2, 3])}, IndexError, "row: expected 0 to 2, got 3 for sample 3"),
@@ -126,6 +124,6 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
 def test_bad_input_is_refused(
     backend: str, change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    arguments = {"seeds": SEEDS, "thresholds": TABLES, "backend": backend} | change
+    arguments = {"seeds": SEEDS, "cdf": TABLES, "backend": backend} | change
     with pytest.raises(error, match="^" + re.escape(message)):
         draw_components(**arguments)

@@ -50,7 +50,7 @@ def true_step(case: StepCase, sample: int) -> tuple[dict[str, truth.Bounded], in
     arithmetic = "float64" if case.sample.dtype == torch.float64 else "float32"
     component, offset, std = 0, None, np.zeros(0)
     if case.mixture is not None:
-        component = truth.choose_component(seed, step, entry(case.mixture.thresholds, row).tolist())
+        component = truth.choose_component(seed, step, entry(case.mixture.cdf, row).tolist())
         offset = numbers(entry(case.mixture.offsets, row)[component])
         std_rows = entry(case.mixture.std, row)
         std = numbers(std_rows[0 if len(std_rows) == 1 else component])
@@ -345,4 +345,4 @@ def test_poison_reaches_what_the_ops_allocate(monkeypatch: pytest.MonkeyPatch) -
     assert made.prediction.isnan().all()
     assert made.components.tolist() == [-1, -1, -1]
     assert standard_normal(case.seeds, (4,), dtype=torch.bfloat16).isnan().all()
-    assert draw_components(case.seeds, case.mixture.thresholds[:1]).tolist() == [-1, -1, -1]
+    assert draw_components(case.seeds, case.mixture.cdf[:1]).tolist() == [-1, -1, -1]

@@ -26,7 +26,7 @@ def at_once(
 ) -> bool:
     inputs = [sample, model_output, coefficients, torch.arange(BATCH), 0, 0, None, (), *[None] * 5]
     for name, value in named.items():
-        inputs[["seeds", "row", "step", "uncond", "history", "thresholds", "offsets"].index(name) + 3] = value
+        inputs[["seeds", "row", "step", "uncond", "history", "cdf", "offsets"].index(name) + 3] = value
     result = torch.full((BATCH, ELEMENTS), 9.0) if out is None else out
     done = cpu.gmm_step_unchecked(tuple(inputs), result, None, 0, None, tracks=True)
     assert done or out is not None or bool((result == 9).all())
@@ -90,7 +90,7 @@ EXPLAINED: dict[str, dict[str, Any]] = {
     "too long a history": {"history": [OTHER] * 5},
     "a history of nothing": {"history": [None]},
     "a history that is none": {"history": "x"},
-    "thresholds without offsets": {"thresholds": torch.zeros(1, 0, dtype=torch.int64)},
+    "cdf without offsets": {"cdf": torch.zeros(1, 0, dtype=torch.int64)},
     "offsets without std": {"offsets": torch.zeros(1, 1, ELEMENTS)},
 }
 

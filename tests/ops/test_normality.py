@@ -22,7 +22,7 @@ from scipy.special import log_ndtr, ndtr
 
 from gmmkernel import Column, MixtureTables, Stream, draw_components, gmm_step, standard_normal
 from gmmkernel.backends.reference.normal import cos_sin, normals_from_words, radius
-from gmmkernel.mixtures import thresholds
+from gmmkernel.mixtures import cdf
 
 Array = NDArray[Any]
 
@@ -391,12 +391,12 @@ WEIGHTS = {
 def test_components_follow_their_weights(name: str, across: str) -> None:
     weights, varied = WEIGHTS[name], torch.arange(2**19)
     seeds, step = (varied, 3) if across == "seeds" else (torch.full_like(varied, 3), varied)
-    k = draw_components(seeds, thresholds(weights)[None], step=step).numpy()
+    k = draw_components(seeds, cdf(weights)[None], step=step).numpy()
     check_counts(np.bincount(k, minlength=weights.numel()), weights.numpy())
 
 
 def test_components_of_neighbouring_seeds_and_steps_are_independent() -> None:
-    table = thresholds(WEIGHTS["uniform 8"])[None]
+    table = cdf(WEIGHTS["uniform 8"])[None]
     seeds = torch.arange(2**18 + 1)
     now, later = (draw_components(seeds, table, step=step).numpy() for step in (3, 4))
     check_table([now[:-1], now[1:], later[:-1], later[1:]], 8)
@@ -409,7 +409,7 @@ def test_the_component_of_a_step_is_independent_of_its_noise(name: str) -> None:
     coefficients = torch.zeros(1, len(Column))
     coefficients[0, [Column.SIGMA, Column.OFFSET, Column.CLIP_MAX]] = 1
     offsets = torch.zeros(1, 8, elements)
-    mixture = MixtureTables(thresholds(weights)[None], offsets, torch.zeros(1, 1, 0))
+    mixture = MixtureTables(cdf(weights)[None], offsets, torch.zeros(1, 1, 0))
     seeds, still = torch.arange(batch), torch.zeros(batch, elements)
     made = gmm_step(
         still, still, coefficients, row=0, step=step, seeds=seeds, mixture=mixture, return_components=True
@@ -417,7 +417,7 @@ def test_the_component_of_a_step_is_independent_of_its_noise(name: str) -> None:
     assert made.components is not None
     k, z = made.components.numpy(), made.prev_sample.numpy()
     assert (z == draw(range(batch), elements, step, Stream.TRANSITION)).all()
-    assert (k == draw_components(seeds, mixture.thresholds, step=step).numpy()).all()
+    assert (k == draw_components(seeds, mixture.cdf, step=step).numpy()).all()
     h = signs_and_sizes(z)
     check_scores(np.array([h[:, k == i].sum(axis=1) / math.sqrt((k == i).sum()) for i in range(8)]))
     for element in range(elements):

@@ -36,8 +36,8 @@ TAKES: dict[str, Callable[[Any], Tensor]] = {
     "standard_normal step": lambda i: standard_normal(SEEDS, (4,), step=i),
     "standard_normal stream": lambda i: standard_normal(SEEDS, (4,), stream=i),
     "standard_normal shape": lambda i: standard_normal(SEEDS, (i, 3)),
-    "draw_components row": lambda i: draw_components(SEEDS, MIXTURE.thresholds, row=i, step=7),
-    "draw_components step": lambda i: draw_components(SEEDS, MIXTURE.thresholds, row=1, step=i),
+    "draw_components row": lambda i: draw_components(SEEDS, MIXTURE.cdf, row=i, step=7),
+    "draw_components step": lambda i: draw_components(SEEDS, MIXTURE.cdf, row=1, step=i),
     "mixture_moments row": lambda i: mixture_moments(MIXTURE, ROWS, row=i).mean,
 }
 

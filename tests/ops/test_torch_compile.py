@@ -60,12 +60,12 @@ def test_compiled_steps_give_the_same_bits(name: str, as_tensor: bool) -> None:
 
 
 def test_compiled_noise_and_components_give_the_same_bits() -> None:
-    thresholds = torch.tensor([[2**30, 2**31]])
+    cdf = torch.tensor([[2**30, 2**31]])
 
     def draw(seeds: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, ...]:
         options = {"step": step + 1}
         noise = [standard_normal(seeds * 2, (3, 5), dtype=d, **options) * 2 for d in DTYPES]
-        return *noise, draw_components(seeds, thresholds, step=step)
+        return *noise, draw_components(seeds, cdf, step=step)
 
     seeds, step = torch.arange(4), torch.tensor(5)
     for actual, expected in zip(compiled(draw)(seeds, step), draw(seeds, step), strict=True):

@@ -41,7 +41,7 @@ def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
         case.history,
         *(case.mixture or (None, None, None))[:3],
         None if case.mixture is None else case.mixture.basis,
-        None if case.mixture is None else case.mixture.shrinkage,
+        None if case.mixture is None else case.mixture.std_delta,
         None if case.prediction is None else torch.zeros_like(case.sample),
         torch.zeros_like(case.seeds),
         PREDICTION_KINDS[case.prediction],
@@ -85,12 +85,12 @@ def test_opcheck_of_noise() -> None:
 
 
 def test_opcheck_of_components() -> None:
-    thresholds = torch.tensor([[2**30, 2**31]])
+    cdf = torch.tensor([[2**30, 2**31]])
     for seeds in (torch.arange(4), torch.arange(8)[::2], torch.arange(0)):
         arguments = (
             torch.zeros(len(seeds), dtype=torch.int64),
             seeds.contiguous(),
-            thresholds,
+            cdf,
             0,
             3,
             "reference",

@@ -142,7 +142,7 @@ def test_every_operator_that_writes_counts_whichever_backend_it_calls(
     """With a backend that writes nothing: what counts lies before all of them, and takes its list from the schema."""
     nothing = SimpleNamespace(
         **dict.fromkeys(
-            ("gmm_step", "add_noise", "scale_pull", "standard_normal", "draw_components"),
+            ("gmm_step", "add_noise", "scale_residual", "standard_normal", "draw_components"),
             lambda *arguments: None,
         )
     )

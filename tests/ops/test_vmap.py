@@ -33,8 +33,8 @@ def noise(seeds: Tensor, step: Any) -> Tensor:
     return standard_normal(seeds, (2, 5), step=step, dtype=torch.bfloat16)
 
 
-def components(seeds: Tensor, thresholds: Tensor, row: Any, step: Any) -> Tensor:
-    return draw_components(seeds, thresholds, row=row, step=step)
+def components(seeds: Tensor, cdf: Tensor, row: Any, step: Any) -> Tensor:
+    return draw_components(seeds, cdf, row=row, step=step)
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[int | None, ...]]] = {
@@ -46,9 +46,9 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Any, ...], tuple[int | None,
     "seeds, one step tensor": (noise, (SEEDS, STEPS[1, :1]), (0, None)),
     "components": (components, (SEEDS, FOUR_ENTRIES[0], 2, None), (0, None, None, None)),
     "rows": (components, (SEEDS, FOUR_ENTRIES[1], ROWS, None), (0, None, 0, None)),
-    "thresholds": (components, (SEEDS[0], FOUR_ENTRIES, 3, 8), (None, 0, None, None)),
-    "thresholds and rows": (components, (SEEDS, FOUR_ENTRIES, ROWS, STEPS), (0, 0, 0, 0)),
-    "thresholds, same rows": (components, (SEEDS, FOUR_ENTRIES, ROWS[1], STEPS), (0, 0, None, 0)),
+    "cdf": (components, (SEEDS[0], FOUR_ENTRIES, 3, 8), (None, 0, None, None)),
+    "cdf and rows": (components, (SEEDS, FOUR_ENTRIES, ROWS, STEPS), (0, 0, 0, 0)),
+    "cdf, same rows": (components, (SEEDS, FOUR_ENTRIES, ROWS[1], STEPS), (0, 0, None, 0)),
     "one entry for any row": (components, (SEEDS, ONE_ENTRY, ROWS, None), (0, 0, 0, None)),
     "one entry, a row": (components, (SEEDS[1], ONE_ENTRY, 9, STEPS), (None, 0, None, 0)),
 }

@@ -20,7 +20,7 @@ FUNCTIONS = (
     "log_prob_backward",
     "add_noise",
     "skip_step_loss",
-    "scale_pull",
+    "scale_residual",
     "skip_step_loss_backward",
     "standard_normal",
     "draw_components",

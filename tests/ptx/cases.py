@@ -25,7 +25,7 @@ from helpers import (
     StepCase,
     coefficient_row,
     random_case,
-    random_thresholds,
+    random_cdf,
 )
 from losses import random_case as random_training
 
@@ -52,7 +52,7 @@ def steps() -> Iterator[Callable[[], object]]:
             prediction=PREDICTIONS[seed % 4], guidance=seed % 2 > 0, components=(0, 1, 8)[(seed // 3 + seed) % 3],
         ).run  # fmt: skip
     for seed, dtype in enumerate(DTYPES):
-        # Between them all numbers of thresholds that are looked for in one turn and in many.
+        # Between them all numbers of values that are looked for in one turn and in many.
         many = random_case(
             200 + seed, batch=40, shape=(8,), dtype=dtype, components=(65, 66, 300, 1024)[seed]
         )
@@ -124,8 +124,8 @@ def components() -> Iterator[Callable[[], object]]:
     """Yield draws of components, of few and of as many as there may be."""
     seeds = torch.arange(-300, 300) * 10**15
     for number in (1, 2, 64, 65, 66, 1024):
-        thresholds = random_thresholds(np.random.default_rng(number), 3, number)
-        yield partial(draw_components, seeds, thresholds, row=torch.arange(600) % 3, step=number)
+        cdf = random_cdf(np.random.default_rng(number), 3, number)
+        yield partial(draw_components, seeds, cdf, row=torch.arange(600) % 3, step=number)
 
 
 def backward() -> Iterator[Callable[[], object]]:

@@ -100,11 +100,11 @@ def test_noise_is_absent_only_where_sigma_is_zero_and_nothing_is_tabulated() -> 
 def test_the_words_decide_components_as_a_sorted_search_does() -> None:
     rng = np.random.default_rng(5)
     for trial in range(300):
-        thresholds = np.sort(rng.integers(0, 2**32 + 1, int(rng.choice([0, 1, 7, 1023]))))
+        cdf = np.sort(rng.integers(0, 2**32 + 1, int(rng.choice([0, 1, 7, 1023]))))
         seed, step = int(rng.integers(-(2**63), 2**63)), int(rng.integers(2**32))
         word = truth.random_words(seed, step, truth.COMPONENT, 1)[0]
-        expected = int(np.searchsorted(thresholds, word, side="right"))
-        assert choose_component(seed, step, thresholds) == expected, trial
+        expected = int(np.searchsorted(cdf, word, side="right"))
+        assert choose_component(seed, step, cdf) == expected, trial
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
@@ -116,8 +116,8 @@ def test_a_component_begins_exactly_at_its_threshold(seed: int) -> None:
 
 def test_component_frequencies_follow_the_weights() -> None:
     weights = np.array([0.05, 0.5, 0.15, 0.3])
-    thresholds = np.floor(2.0**32 * np.cumsum(weights)[:-1]).astype(np.int64)
+    cdf = np.floor(2.0**32 * np.cumsum(weights)[:-1]).astype(np.int64)
     count = 4000
-    drawn = np.bincount([choose_component(seed, 3, thresholds) for seed in range(count)], minlength=4)
+    drawn = np.bincount([choose_component(seed, 3, cdf) for seed in range(count)], minlength=4)
     chi_squared = ((drawn - count * weights) ** 2 / (count * weights)).sum()
     assert chi_squared < 16.27  # the 99.9% quantile with three degrees of freedom

@@ -38,7 +38,7 @@ def mixing(x: Tensor, timestep: Tensor) -> Tensor:
     return torch.tanh(x - 0.5 * turned + wave * (per_sample(timestep, x).to(x.dtype) / 1000))
 
 
-def thresholds_of(weights: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
+def cdf_of(weights: Sequence[float]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """floor(2^32 cdf), the sums in order."""
     total, found = 0.0, []
     for weight in weights[:-1]:
@@ -73,7 +73,7 @@ def by_hand(
         for b, seed in enumerate(seeds.tolist()):
             offset, std = None, np.empty(0, arithmetic)
             if mixture is not None:
-                k = choose_component(seed, index, thresholds_of(mixture.weights.tolist()))
+                k = choose_component(seed, index, cdf_of(mixture.weights.tolist()))
                 own_step = 0 if mixture.n_steps is None else index
                 offset = mixture.offsets[own_step, k].numpy().astype(arithmetic)
                 if noisy:

@@ -177,7 +177,7 @@ def test_the_tables_of_a_mixture_count(tmp_path: Path) -> None:
             table = getattr(sampler.tables, name)
             if table is None or not table.numel():
                 continue
-            bits = torch.int64 if name == "thresholds" else torch.int32
+            bits = torch.int64 if name == "cdf" else torch.int32
             table.view(bits).flatten()[-1] ^= 1
             with pytest.raises(ValueError, match=rf"another: sampler\.tables\.{name}: "):
                 run(folder, sampler=sampler)

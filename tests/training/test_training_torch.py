@@ -42,9 +42,9 @@ def test_the_raw_operators_pass_pytorch_s_checks(dtype: torch.dtype, per_sample:
         tensors = (case.model_output, case.sample, case.coefficients, case.seeds, *indices)
         library.opcheck(OPS.skip_step_loss.default, (left_behind, *numbers, "cpu", *tensors))
     if dtype == case.coefficients.dtype:
-        pull = torch.ones_like(case.model_output)
+        residual = torch.ones_like(case.model_output)
         library.opcheck(
-            OPS.scale_pull.default, (pull, case.grad, *numbers, "cpu", case.coefficients, *indices)
+            OPS.scale_residual.default, (residual, case.grad, *numbers, "cpu", case.coefficients, *indices)
         )
     for wanted in ([True, True], [per_sample, not per_sample], [False, False]):
         arguments = (wanted, case.grad, *numbers, "cpu", *tensors)

@@ -47,7 +47,7 @@ DIVIDING = {
         "add-density-std",
         "add-weights",
         "finish-loss",
-        "scale-pull",
+        "scale-residual",
         "skip-loss-backward",
     ),
 }
@@ -56,7 +56,7 @@ FUSING = {
     "backward-all",
     "add-offsets",
     *("pulls", "energies-along", "offset-weights", "penalties"),
-    *(DIVIDING - {"add-weights", "finish-loss", "scale-pull"}),
+    *(DIVIDING - {"add-weights", "finish-loss", "scale-residual"}),
 }
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
 KERNEL_FUNCTIONS = {kernel.function.__name__: kernel.function for kernel in KERNELS.values()}

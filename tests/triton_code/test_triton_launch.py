@@ -191,12 +191,12 @@ def test_training_compiles_once_for_all_sizes_rows_and_seeds(driver: Driver) -> 
         inputs = TrainingInputs(output, None, coefficients, seeds, row, 4)
         losses = torch.empty(batch)
         launch_training.skip_step_loss(inputs, losses, torch.empty_like(output))
-        launch_training.scale_pull(torch.empty_like(output), coefficients, row, 4, losses)
+        launch_training.scale_residual(torch.empty_like(output), coefficients, row, 4, losses)
         launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients(torch.empty_like(output)))
         launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients())  # nothing to do
         return list(driver.launches)
 
-    # Noise; sums of tiles, of these, and the losses; the gradients, from the pull and without it.
+    # Noise; sums of tiles, of these, and the losses; the gradients, from the residual and without it.
     first = launched(3, 3000)
     assert [each.grid for each in first] == [
         *[(3, 3, 1), (3, 3, 1), (1, 3, 1), (1, 3, 1), (3, 3, 1), (3, 3, 1)],
@@ -269,8 +269,8 @@ def test_a_triton_that_launches_otherwise_is_left_to_its_own_way() -> None:
 
 def test_large_batches_and_other_devices(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = torch.arange(70000)
-    result, thresholds = torch.empty_like(seeds), torch.tensor([[2**31]])
-    launch.draw_components(result, seeds, thresholds, 0, 3)
+    result, cdf = torch.empty_like(seeds), torch.tensor([[2**31]])
+    launch.draw_components(result, seeds, cdf, 0, 3)
     assert [each.grid for each in driver.launches] == [(1, 65535, 1), (1, 4465, 1)]
     names = [parameter.name for parameter in launch._COMPONENTS.kernel.params]
     assert [each.arguments[names.index("first_sample")] for each in driver.launches] == [0, 65535]
@@ -289,6 +289,6 @@ def test_large_batches_and_other_devices(driver: Driver, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", Guard)
-    launch.draw_components(result[:5], seeds[:5], thresholds, 0, 3)
+    launch.draw_components(result[:5], seeds[:5], cdf, 0, 3)
     assert entered == [DEVICE, "left"]
     assert len(driver.launches) == 3

@@ -120,9 +120,9 @@ typedef struct gmm_index {
 /* A mixture bound to the coefficient rows. Tables with one row serve every step; otherwise they have as many rows as
  * the coefficient table. Offsets and std have the coefficients' type: float32, or float64 for float64 samples. */
 typedef struct gmm_mixture {
-  int64_t components;        /* K, 1 to GMM_MAX_COMPONENTS; 0: no mixture, and the rest is not read */
-  const int64_t* thresholds; /* [threshold_rows][K - 1], floor(2^32 cdf), ascending */
-  int64_t threshold_rows;
+  int64_t components; /* K, 1 to GMM_MAX_COMPONENTS; 0: no mixture, and the rest is not read */
+  const int64_t* cdf; /* [cdf_rows][K - 1], floor(2^32 cdf), ascending */
+  int64_t cdf_rows;
   const void* offsets; /* [offset_rows][K][elements] */
   int64_t offset_rows;
   const void* std; /* [std_rows][std_components][std_elements]; elements from std_elements on have the row's sigma */
@@ -130,13 +130,13 @@ typedef struct gmm_mixture {
   int64_t std_components; /* 1 or K */
   int64_t std_elements;   /* 0 to elements */
   /* Exactly matched moments, where std_elements is 0: direction q_r is the sum over l of basis[r][l] times offset l,
-   * and a sample of component k has sum_r shrinkage[k][r] (q_r . z) q_r besides. */
+   * and a sample of component k has sum_r std_delta[k][r] (q_r . z) q_r besides. */
   int64_t directions; /* 0 to K; 0: the rest is not read */
   const void* basis;  /* [basis_rows][directions][K] */
   int64_t basis_rows;
-  const void* shrinkage; /* [shrinkage_rows][shrinkage_components][directions]; log-densities do not look at it */
-  int64_t shrinkage_rows;
-  int64_t shrinkage_components; /* 1 or K */
+  const void* std_delta; /* [std_delta_rows][std_delta_components][directions]; log-densities do not look at it */
+  int64_t std_delta_rows;
+  int64_t std_delta_components; /* 1 or K */
 } gmm_mixture;
 
 typedef struct gmm_step_arguments {
@@ -186,7 +186,7 @@ typedef struct gmm_step_backward_arguments {
 } gmm_step_backward_arguments;
 
 /* What log-densities read where mixture.directions is not 0: component k's is less by
- * log_volumes[k] + sum_r (slopes[k][r] e_r + shifts[k][r])^2 with e_r = sum_l basis[r][l] (E_l - E_0), E_l the energy
+ * half_logdet[k] + sum_r (slopes[k][r] e_r + shifts[k][r])^2 with e_r = sum_l basis[r][l] (E_l - E_0), E_l the energy
  * of component l: how much less than without offset its log-density would be with covariance sigma^2. */
 typedef struct gmm_penalties {
   const void* slopes; /* [slope_rows][slope_components][directions] */
@@ -194,15 +194,15 @@ typedef struct gmm_penalties {
   int64_t slope_components; /* 1 or K */
   const void* shifts;       /* [shift_rows][K][directions] */
   int64_t shift_rows;
-  const void* log_volumes; /* [log_volume_rows][log_volume_components] */
-  int64_t log_volume_rows;
-  int64_t log_volume_components; /* 1 or K */
+  const void* half_logdet; /* [half_logdet_rows][half_logdet_components] */
+  int64_t half_logdet_rows;
+  int64_t half_logdet_components; /* 1 or K */
 } gmm_penalties;
 
 /* Log-densities of transitions: of prev_sample, given what a step reads, under the whole mixture. NaN where a standard
  * deviation is 0: there is no density. */
 typedef struct gmm_log_prob_arguments {
-  gmm_step_arguments step; /* its inputs but seeds, step and thresholds, which are not looked at */
+  gmm_step_arguments step; /* its inputs but seeds, step and cdf, which are not looked at */
   gmm_input prev_sample;   /* the sample's type */
   const void* weights;     /* [weight_rows][K], with a mixture, positive, of the tables' type, like the results */
   int64_t weight_rows;     /* 1, or as many as the coefficients */
@@ -247,23 +247,24 @@ typedef struct gmm_skip_loss_arguments {
   gmm_input model_output;
   gmm_input sample; /* x_t, float32 or model_output's type, or float16 or bfloat16 beside float32; optional where no row
                        reads it (elsewhere than in the host's memory: the loss is NaN where one does) */
-  gmm_output pull;  /* optional, where model_output has the coefficients' type, and of that type: WEIGHT (e1 - eps)
-                       + SKIP_WEIGHT SKIP_SCALE (SKIP_NOISE e1 + SKIP_FRESH e2 - SKIP_SCALE eps), which times
-                       -2 EPS_OUTPUT / elements is the gradient of the loss */
-  void* loss;       /* [batch], of the coefficients' type */
-  void* workspace;  /* [batch][GMM_SUM_ENTRIES(elements)] numbers of that type */
+  gmm_output residual; /* optional, where model_output has the coefficients' type, and of that type: WEIGHT (e1 - eps)
+                      + SKIP_WEIGHT SKIP_SCALE (SKIP_NOISE e1 + SKIP_FRESH e2 - SKIP_SCALE eps), which times
+                      -2 EPS_OUTPUT / elements is the gradient of the loss */
+  void* loss;          /* [batch], of the coefficients' type */
+  void* workspace;     /* [batch][GMM_SUM_ENTRIES(elements)] numbers of that type */
 } gmm_skip_loss_arguments;
 
-/* The gradient of the model's output from the pull, in the pull's memory: what gmm_skip_loss_backward_arguments gives.
+/* The gradient of the model's output from the residual, in the residual's memory: what gmm_skip_loss_backward_arguments
+ * gives.
  */
-typedef struct gmm_scale_pull_arguments {
+typedef struct gmm_scale_residual_arguments {
   gmm_training training; /* its seeds are not looked at */
-  gmm_output pull;       /* as the loss wrote it */
+  gmm_output residual;   /* as the loss wrote it */
   const void* grad_loss; /* [batch], of the coefficients' type */
-} gmm_scale_pull_arguments;
+} gmm_scale_residual_arguments;
 
 typedef struct gmm_skip_loss_backward_arguments {
-  gmm_skip_loss_arguments of; /* as given; pull, loss and workspace are not looked at */
+  gmm_skip_loss_arguments of; /* as given; residual, loss and workspace are not looked at */
   const void* grad_loss;      /* [batch], of the coefficients' type */
   /* Optional, each of the type of the tensor it belongs to. */
   gmm_output grad_model_output;
@@ -283,11 +284,11 @@ typedef struct gmm_component_arguments {
   int64_t batch;
   int64_t* result;
   const int64_t* seeds;
-  gmm_index row; /* which row of thresholds each sample takes (not read where there is one row) */
+  gmm_index row; /* which row of cdf each sample takes (not read where there is one row) */
   gmm_index step;
   int64_t components;
-  const int64_t* thresholds;
-  int64_t threshold_rows;
+  const int64_t* cdf;
+  int64_t cdf_rows;
 } gmm_component_arguments;
 
 typedef enum gmm_instruction_set {
@@ -308,7 +309,7 @@ GMM_API int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_
 GMM_API int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options);
-GMM_API int gmm_cpu_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
                                        const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
@@ -342,7 +343,7 @@ GMM_API int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* ar
                                        const gmm_cuda_options* options);
 GMM_API int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options);
-GMM_API int gmm_cuda_scale_pull(const gmm_scale_pull_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments,
                                         const gmm_cuda_options* options);
 GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);

@@ -44,13 +44,13 @@ GMM_INLINE T energy_along(const T* basis, const T* energies, int64_t components)
 
 // C_k.
 template <class T>
-GMM_INLINE T penalty(const T* slopes, const T* shifts, const T* along, int64_t directions, T log_volume) {
+GMM_INLINE T penalty(const T* slopes, const T* shifts, const T* along, int64_t directions, T half_logdet) {
   using L = typename OneLane<T>::Lanes;
   for (int64_t r = 0; r < directions; ++r) {
     const T h = L::fma(slopes[r], along[r], shifts[r]);
-    log_volume = L::fma(h, h, log_volume);
+    half_logdet = L::fma(h, h, half_logdet);
   }
-  return log_volume;
+  return half_logdet;
 }
 
 }  // namespace gmmkernel

@@ -69,19 +69,19 @@ GMM_INLINE typename Lanes::real add_skip_term(const TrainingRow<T>& row, typenam
 
 // Their derivatives: half of that of a term with respect to the prediction, negated.
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::real own_pull(const TrainingRow<T>& row, typename Lanes::real own) {
+GMM_INLINE typename Lanes::real weighted_own(const TrainingRow<T>& row, typename Lanes::real own) {
   return Lanes::mul(Lanes::splat(row.weight), own);
 }
 
 template <class Lanes, class T>
-GMM_INLINE typename Lanes::real add_skip_pull(const TrainingRow<T>& row, typename Lanes::real skip,
-                                              typename Lanes::real pull) {
-  return Lanes::fma(Lanes::splat(row.skip_weight * row.skip_scale), skip, pull);
+GMM_INLINE typename Lanes::real add_weighted_skip(const TrainingRow<T>& row, typename Lanes::real skip,
+                                                  typename Lanes::real residual) {
+  return Lanes::fma(Lanes::splat(row.skip_weight * row.skip_scale), skip, residual);
 }
 
-// What the pull of every element is multiplied with, but for the row's EPS_OUTPUT or EPS_SAMPLE.
+// What the residual of every element is multiplied with, but for the row's EPS_OUTPUT or EPS_SAMPLE.
 template <class T>
-GMM_INLINE T pull_scale(T grad, int64_t elements) {
+GMM_INLINE T residual_scale(T grad, int64_t elements) {
   return grad * (T(-2) / static_cast<T>(elements));
 }
 

@@ -46,12 +46,12 @@ GMM_INLINE typename Lanes::real predict_mean(const Row<T>& row, typename Lanes::
   return Lanes::fma(Lanes::splat(row.sample), x, mean);
 }
 
-// Number of ascending thresholds that the word reaches, by bisection.
-GMM_INLINE int64_t count_reached(const int64_t* thresholds, int64_t count, uint32_t word) {
+// How many values of the ascending cdf the word reaches, by bisection.
+GMM_INLINE int64_t count_reached(const int64_t* cdf, int64_t count, uint32_t word) {
   int64_t low = 0, high = count;
   while (low < high) {
     const int64_t middle = (low + high) / 2;
-    if (static_cast<int64_t>(word) >= thresholds[middle]) {
+    if (static_cast<int64_t>(word) >= cdf[middle]) {
       low = middle + 1;
     } else {
       high = middle;
@@ -60,11 +60,10 @@ GMM_INLINE int64_t count_reached(const int64_t* thresholds, int64_t count, uint3
   return low;
 }
 
-GMM_INLINE int64_t choose_component(const PhiloxKeys& keys, uint32_t step, const int64_t* thresholds,
-                                    int64_t components) {
+GMM_INLINE int64_t choose_component(const PhiloxKeys& keys, uint32_t step, const int64_t* cdf, int64_t components) {
   uint32_t words[4];
   random_words<ScalarLanes>(keys, 0, step, Stream::component, words);
-  return count_reached(thresholds, components - 1, words[0]);
+  return count_reached(cdf, components - 1, words[0]);
 }
 
 }  // namespace gmmkernel

@@ -25,7 +25,7 @@ from gmmkernel.backends.reference import arithmetic, normal, sums, training
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
 from gmmkernel.backends.reference.density import log_density, log_density_backward
-from gmmkernel.backends.reference.low_rank import Penalties, Shrinkage
+from gmmkernel.backends.reference.low_rank import Penalties, StdDelta
 from gmmkernel.backends.reference.transition import choose_component, predict, transition
 
 
@@ -118,7 +118,7 @@ class _Draw:
 
     component: int
     offset: Array | None
-    shrinkage: Shrinkage | None
+    std_delta: StdDelta | None
     std: Array
     seed: int
     step: int
@@ -129,16 +129,16 @@ def _draws(inputs: StepInputs) -> Iterator[_Draw]:
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
     steps = _per_sample(inputs.step, batch, 2**32, "step")
     for b, seed in enumerate(inputs.seeds.tolist()):
-        k, offset, shrinkage, std = 0, None, None, inputs.coefficients.new_empty(0).numpy()
-        if inputs.thresholds is not None and inputs.offsets is not None and inputs.std is not None:
-            k = choose_component(seed, steps[b], _table_row(inputs.thresholds, rows[b]).numpy())
+        k, offset, std_delta, std = 0, None, None, inputs.coefficients.new_empty(0).numpy()
+        if inputs.cdf is not None and inputs.offsets is not None and inputs.std is not None:
+            k = choose_component(seed, steps[b], _table_row(inputs.cdf, rows[b]).numpy())
             offsets = _table_row(inputs.offsets, rows[b]).numpy()
             offset = offsets[k]
             std = _of_component(_table_row(inputs.std, rows[b]), k)
-            if inputs.basis is not None and inputs.shrinkage is not None:
-                factors = _of_component(_table_row(inputs.shrinkage, rows[b]), k)
-                shrinkage = Shrinkage(offsets, k, _table_row(inputs.basis, rows[b]).numpy(), factors)
-        yield _Draw(k, offset, shrinkage, std, seed, steps[b])
+            if inputs.basis is not None and inputs.std_delta is not None:
+                factors = _of_component(_table_row(inputs.std_delta, rows[b]), k)
+                std_delta = StdDelta(offsets, k, _table_row(inputs.basis, rows[b]).numpy(), factors)
+        yield _Draw(k, offset, std_delta, std, seed, steps[b])
 
 
 def _of_component(entries: Tensor, k: int) -> Array:
@@ -158,7 +158,7 @@ def gmm_step(
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
         made = transition(
-            *s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step, drawn.shrinkage
+            *s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step, drawn.std_delta
         )
         if prediction is not None:
             chosen = {
@@ -354,26 +354,26 @@ def _training_samples(inputs: TrainingInputs) -> Iterator[tuple[Array, Array | N
 
 
 @_exact_environment()
-def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
-    """Write the loss of each sample, [B], and on request the pull of its elements; see `Backend`."""
+def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
+    """Write the loss of each sample, [B], and on request the weighted residual of its elements; see `Backend`."""
     for b, of_sample in enumerate(_training_samples(inputs)):
         loss, of_elements = training.skip_step_loss(*of_sample)
         result[b] = float(loss)
-        if pull is not None:
-            _write(pull[b], of_elements)
+        if residual is not None:
+            _write(residual[b], of_elements)
 
 
 @_exact_environment()
-def scale_pull(
-    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+def scale_residual(
+    residual: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
 ) -> None:
-    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
-    rows = _per_sample(row, pull.shape[0], coefficients.shape[0], "row")
-    _per_sample(step, pull.shape[0], 2**32, "step")
+    """Make the gradient of the model's output of a loss's weighted residual, in place; see `Backend`."""
+    rows = _per_sample(row, residual.shape[0], coefficients.shape[0], "row")
+    _per_sample(step, residual.shape[0], 2**32, "step")
     for b, of_row in enumerate(rows):
         c = coefficients[of_row].numpy()
-        scale = training.pull_scale(grad[b].numpy(), c[TrainingColumn.EPS_OUTPUT], pull[b].numel())
-        _write(pull[b], scale * _read(pull[b], c.dtype))
+        scale = training.residual_scale(grad[b].numpy(), c[TrainingColumn.EPS_OUTPUT], residual[b].numel())
+        _write(residual[b], scale * _read(residual[b], c.dtype))
 
 
 @_exact_environment()
@@ -395,15 +395,15 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
 
 
 def draw_components(
-    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+    result: Tensor, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor
 ) -> None:
     """Fill `result` int64 [B] with component numbers."""
     batch = result.shape[0]
     steps = _per_sample(step, batch, 2**32, "step")
-    tables = thresholds.shape[0]
+    tables = cdf.shape[0]
     rows = [0] * batch if tables == 1 else _per_sample(row, batch, tables, "row")
     for b, seed in enumerate(seeds.tolist()):
-        result[b] = choose_component(seed, steps[b], thresholds[rows[b]].numpy())
+        result[b] = choose_component(seed, steps[b], cdf[rows[b]].numpy())
 
 
 @_exact_environment()

@@ -8,7 +8,7 @@ The directions are combinations of the offsets, q_r = sum_l basis_rl delta_l, so
 entries: p_l = delta_l . z is summed over the elements by the fixed rule, and what is added to mean + sigma z is
 sum_l y_l delta_l with
 
-    u_r = shrinkage_r sum_l basis_rl p_l        y_l = [l = c] w + sum_r u_r basis_rl
+    u_r = std_delta_r sum_l basis_rl p_l        y_l = [l = c] w + sum_r u_r basis_rl
 
 Its density differs from that of covariance sigma^2 I by what depends on the same energies E_l (`density`), because the
 coefficients of a direction add up to 0: q_r . (a - w delta_k) is linear in sum_l basis_rl E_l, where the E_l may all be
@@ -28,7 +28,7 @@ from gmmkernel.backends.reference.sums import tree_sum
 
 
 @dataclass(frozen=True)
-class Shrinkage:
+class StdDelta:
     """What removes the variance that the offsets add, for the component drawn.
 
     Attributes:
@@ -52,39 +52,39 @@ class Penalties:
         basis: [R, K], the directions as combinations of the offsets.
         slopes: [1 or K, R].
         shifts: [K, R].
-        log_volumes: [1 or K], half the logarithm of the determinant over that of sigma^2 I.
+        half_logdet: [1 or K], half the logarithm of the determinant over that of sigma^2 I.
     """
 
     basis: Array
     slopes: Array
     shifts: Array
-    log_volumes: Array
+    half_logdet: Array
 
 
-def offset_weights(noise: Array, weight: Array, shrinkage: Shrinkage) -> Array:
+def offset_weights(noise: Array, weight: Array, std_delta: StdDelta) -> Array:
     """Return y [K], what each offset is multiplied with as they are added to the mean.
 
     Args:
         noise: [D], the standard normal noise of the sample.
         weight: w, the row's `Column.OFFSET`.
-        shrinkage: of the component drawn.
+        std_delta: of the component drawn.
     """
-    projections = tree_sum(shrinkage.offsets * noise)
-    u = np.zeros_like(shrinkage.factors)
+    projections = tree_sum(std_delta.offsets * noise)
+    u = np.zeros_like(std_delta.factors)
     for k, projection in enumerate(projections):
-        u = fma(shrinkage.basis[:, k], projection, u)
-    u = shrinkage.factors * u
+        u = fma(std_delta.basis[:, k], projection, u)
+    u = std_delta.factors * u
     y = np.zeros_like(projections)
-    y[shrinkage.component] = weight
+    y[std_delta.component] = weight
     for r in range(u.size):
-        y = fma(shrinkage.basis[r], u[r], y)
+        y = fma(std_delta.basis[r], u[r], y)
     return y
 
 
 def penalties(energy: Array, of: Penalties) -> Array:
     """Return C [K], what is subtracted from the components' log-densities besides their energies.
 
-    C_k = log_volume_k + sum_r (slope_kr e_r + shift_kr)^2 with e_r = sum_l basis_rl (E_l - E_0).
+    C_k = half_logdet_k + sum_r (slope_kr e_r + shift_kr)^2 with e_r = sum_l basis_rl (E_l - E_0).
 
     Args:
         energy: [K], the E_l.
@@ -93,7 +93,7 @@ def penalties(energy: Array, of: Penalties) -> Array:
     e = np.zeros_like(of.basis[:, 0])
     for k in range(energy.size):
         e = fma(of.basis[:, k], energy[k] - energy[0], e)
-    total = np.broadcast_to(of.log_volumes, energy.shape)
+    total = np.broadcast_to(of.half_logdet, energy.shape)
     h = fma(of.slopes, e, of.shifts)
     for r in range(e.size):
         total = fma(h[:, r], h[:, r], total)

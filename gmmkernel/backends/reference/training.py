@@ -81,22 +81,22 @@ def residuals(output: Array, sample: Array | None, row: Array, seed: int, step: 
 def skip_step_loss(
     output: Array, sample: Array | None, row: Array, seed: int, step: int
 ) -> tuple[Array, Array]:
-    """Return the loss of one sample, a scalar, and its pull, with the arguments of `residuals`; NaN for D = 0.
+    """Return the loss of one sample, NaN for D = 0, and its weighted residual, with the arguments of `residuals`.
 
-    The pull is WEIGHT times the one residual and SKIP_WEIGHT SKIP_SCALE times the other: the loss's gradient with
+    The latter is WEIGHT times the one residual and SKIP_WEIGHT SKIP_SCALE times the other: the loss's gradient with
     respect to eps is -2/D of it.
     """
     own, skip = residuals(output, sample, row, seed, step)
-    pull = row[TrainingColumn.WEIGHT] * own
-    terms = pull * own
+    residual = row[TrainingColumn.WEIGHT] * own
+    terms = residual * own
     if skip is not None:
         terms = fma(row[TrainingColumn.SKIP_WEIGHT] * skip, skip, terms)
-        pull = fma(row[TrainingColumn.SKIP_WEIGHT] * row[TrainingColumn.SKIP_SCALE], skip, pull)
-    return tree_sum(terms) / output.dtype.type(output.size), pull
+        residual = fma(row[TrainingColumn.SKIP_WEIGHT] * row[TrainingColumn.SKIP_SCALE], skip, residual)
+    return tree_sum(terms) / output.dtype.type(output.size), residual
 
 
-def pull_scale(grad: Array, coefficient: Array, elements: int) -> Array:
-    """Return what makes a gradient of a pull.
+def residual_scale(grad: Array, coefficient: Array, elements: int) -> Array:
+    """Return what makes a gradient of a residual.
 
     Args:
         grad: scalar, derivative of a loss with respect to the sample's.
@@ -120,8 +120,8 @@ def skip_step_loss_backward(
         seed: the same.
         step: the same.
     """
-    _, pull = skip_step_loss(output, sample, row, seed, step)
-    of_output = pull_scale(grad, row[TrainingColumn.EPS_OUTPUT], output.size) * pull
+    _, residual = skip_step_loss(output, sample, row, seed, step)
+    of_output = residual_scale(grad, row[TrainingColumn.EPS_OUTPUT], output.size) * residual
     if row[TrainingColumn.EPS_SAMPLE] == 0:
         return of_output, np.zeros_like(output)
-    return of_output, pull_scale(grad, row[TrainingColumn.EPS_SAMPLE], output.size) * pull
+    return of_output, residual_scale(grad, row[TrainingColumn.EPS_SAMPLE], output.size) * residual

@@ -17,7 +17,7 @@ import numpy as np
 
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.backends.reference.arithmetic import Array, clip, fma
-from gmmkernel.backends.reference.low_rank import Shrinkage, offset_weights
+from gmmkernel.backends.reference.low_rank import StdDelta, offset_weights
 from gmmkernel.backends.reference.normal import standard_normal
 from gmmkernel.backends.reference.philox import random_words
 
@@ -32,19 +32,19 @@ class Step:
     model_output: Array
 
 
-def choose_component(seed: int, step: int, thresholds: Array) -> int:
-    """Draw a component: the number of thresholds that one random word reaches.
+def choose_component(seed: int, step: int, cdf: Array) -> int:
+    """Draw a component: the number of values of the cdf that one random word reaches.
 
     Args:
         seed: the sample's seed.
         step: row index in the full schedule.
-        thresholds: int64 [K - 1], floor(2^32 cdf), ascending.
+        cdf: int64 [K - 1], floor(2^32 cdf), ascending.
 
     Returns:
         k in 0 .. K - 1, with probability pi_k to within 2^-32.
     """
     word = random_words(seed, step, Stream.COMPONENT, first_block=0, blocks=1)[0, 0]
-    return int(np.count_nonzero(np.int64(word) >= thresholds))
+    return int(np.count_nonzero(np.int64(word) >= cdf))
 
 
 def predict(
@@ -77,13 +77,13 @@ def transition(
     std: Array,
     seed: int,
     step: int,
-    shrinkage: Shrinkage | None = None,
+    std_delta: StdDelta | None = None,
 ) -> Step:
     """Compute one step of one flattened sample.
 
     Terms that a row switches off for the whole sample are absent, not multiplied by zero: a history tensor whose
     coefficient is 0, the offset where its coefficient is 0, the noise where sigma is 0 and the mixture gives no std,
-    what `shrinkage` asks for where there is no offset or no noise.
+    what `std_delta` asks for where there is no offset or no noise.
 
     Args:
         x: [D] the sample; float32 or float64, like every array here.
@@ -95,7 +95,7 @@ def transition(
         std: [R], R <= D, standard deviations of the first R elements; the others have the row's sigma.
         seed: the sample's seed.
         step: row index in the full schedule, the noise counter's third word.
-        shrinkage: of the component drawn, where moments are matched exactly; then R = 0.
+        std_delta: of the component drawn, where moments are matched exactly; then R = 0.
 
     Returns:
         The next sample and the predictions made on the way.
@@ -104,7 +104,7 @@ def transition(
     is_noisy = std.size > 0 or row[Column.SIGMA] != 0
     noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype) if is_noisy else None
     is_shifted = offset is not None and row[Column.OFFSET] != 0
-    if offset is not None and is_shifted and (shrinkage is None or noise is None):
+    if offset is not None and is_shifted and (std_delta is None or noise is None):
         mean = fma(row[Column.OFFSET], offset, mean)
 
     result = mean
@@ -112,10 +112,10 @@ def transition(
         deviation = np.full_like(x, row[Column.SIGMA])
         deviation[: std.size] = std
         result = fma(deviation, noise, mean)
-    if is_shifted and shrinkage is not None and noise is not None:
+    if is_shifted and std_delta is not None and noise is not None:
         # Last, because it takes all of the noise: what is there so far can wait where the result goes.
-        weights = offset_weights(noise, row[Column.OFFSET], shrinkage)
-        for weight, each in zip(weights, shrinkage.offsets, strict=True):
+        weights = offset_weights(noise, row[Column.OFFSET], std_delta)
+        for weight, each in zip(weights, std_delta.offsets, strict=True):
             result = fma(weight, each, result)
 
     epsilon = fma(row[Column.EPS_OUTPUT], o, row[Column.EPS_SAMPLE] * x)

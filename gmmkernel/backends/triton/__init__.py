@@ -16,7 +16,7 @@ from gmmkernel.backends.triton.launch_backward import gmm_step_backward
 from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
 from gmmkernel.backends.triton.launch_training import (
     add_noise,
-    scale_pull,
+    scale_residual,
     skip_step_loss,
     skip_step_loss_backward,
 )
@@ -29,7 +29,7 @@ __all__ = [
     "gmm_step_backward",
     "log_prob",
     "log_prob_backward",
-    "scale_pull",
+    "scale_residual",
     "skip_step_loss",
     "skip_step_loss_backward",
     "standard_normal",

@@ -44,5 +44,5 @@ def launch_grid(
 
 
 def most(components: int) -> int:
-    """Return how many thresholds are read at once: few specialisations for all numbers of components."""
+    """Return how many values of the cdf are read at once: few specialisations for all numbers of components."""
     return 64 if components <= 65 else 1024

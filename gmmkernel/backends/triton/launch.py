@@ -60,9 +60,7 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, output, coefficients, seeds, row, step, uncond, history, thresholds, offsets, std, basis, _ = (
-        inputs
-    )
+    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std, basis, _ = inputs
     target = by_sample(result)
     batch = target.shape[0]
     elements = target.numel() // batch if batch else 0
@@ -79,18 +77,18 @@ def gmm_step(
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
     weights = None if basis is None or elements == 0 else offset_weights(inputs)
-    if thresholds is None or offsets is None or std is None:
+    if cdf is None or offsets is None or std is None:
         sizes, k = (1, 1, 1, 1, 0, 1), 1
     else:
         offset_rows, k, _ = offsets.shape
         std_rows, std_components, std_elements = std.shape
-        sizes = (thresholds.shape[0], offset_rows, std_rows, std_components, std_elements, k)
+        sizes = (cdf.shape[0], offset_rows, std_rows, std_components, std_elements, k)
         whole = whole and (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
     launch_grid(
         _STEP,
         max(1, tiles_of(elements, tile)),
         batch,
-        (*samples, components, coefficients, rows, steps, seeds, thresholds, offsets, std, weights),
+        (*samples, components, coefficients, rows, steps, seeds, cdf, offsets, std, weights),
         (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
         (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
         device,
@@ -124,18 +122,18 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
 
 
 def draw_components(
-    result: Tensor, seeds: Tensor, thresholds: Tensor, row: int | Tensor, step: int | Tensor
+    result: Tensor, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor
 ) -> None:
     """Fill `result` int64 [B] with component numbers."""
-    k = thresholds.shape[1] + 1
+    k = cdf.shape[1] + 1
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
     launch_grid(
         _COMPONENTS,
         1,
         result.shape[0],
-        (result, seeds, rows, steps, thresholds),
-        (*row_numbers, *step_numbers, thresholds.shape[0], k),
+        (result, seeds, rows, steps, cdf),
+        (*row_numbers, *step_numbers, cdf.shape[0], k),
         (most(k),),
         result.get_device(),
     )

@@ -103,16 +103,16 @@ def entries_of(inputs: StepInputs, of_density: Tensor | None = None) -> Tensor:
     entries = inputs.coefficients.new_empty(len(inputs.sample), ENTRIES.value, dtype=torch.int64)
     rows, *row_numbers = sample_index(inputs.row)
     steps, *step_numbers = sample_index(inputs.step)
-    if inputs.thresholds is None or inputs.offsets is None or inputs.std is None:
+    if inputs.cdf is None or inputs.offsets is None or inputs.std is None:
         sizes, k = (1, 1, 1, 1, 1), 1
     else:
         k = inputs.offsets.shape[1]
-        sizes = (inputs.thresholds.shape[0], inputs.offsets.shape[0], *inputs.std.shape[:2], k)
+        sizes = (inputs.cdf.shape[0], inputs.offsets.shape[0], *inputs.std.shape[:2], k)
     launch_grid(
         _ENTRIES,
         1,
         len(entries),
-        (entries, rows, steps, inputs.seeds, inputs.thresholds, of_density),
+        (entries, rows, steps, inputs.seeds, inputs.cdf, of_density),
         (*row_numbers, *step_numbers, inputs.coefficients.shape[0], *sizes),
         (most(k),),
         entries.get_device(),

@@ -23,11 +23,11 @@ _PROJECT, _PULLS, _OFFSET_WEIGHTS, _PENALTIES = map(
 
 def offset_weights(inputs: StepInputs) -> Tensor:
     """Return what each sample's offsets are multiplied with, [B, K]; of samples without directions, anything."""
-    basis, shrinkage, offsets, thresholds = inputs.basis, inputs.shrinkage, inputs.offsets, inputs.thresholds
+    basis, std_delta, offsets, cdf = inputs.basis, inputs.std_delta, inputs.offsets, inputs.cdf
     assert basis is not None
-    assert shrinkage is not None
+    assert std_delta is not None
     assert offsets is not None
-    assert thresholds is not None
+    assert cdf is not None
     batch = inputs.sample.shape[0]
     elements = inputs.sample.numel() // max(batch, 1)
     tiles, k, directions = tiles_of(elements, SUM_TILE), offsets.shape[1], basis.shape[1]
@@ -52,14 +52,14 @@ def offset_weights(inputs: StepInputs) -> Tensor:
         _PULLS,
         1,
         batch,
-        (pulls, sums, basis, shrinkage, *drawn, thresholds),
+        (pulls, sums, basis, std_delta, *drawn, cdf),
         (
             sums.shape[1],
             k,
             *numbers,
-            thresholds.shape[0],
+            cdf.shape[0],
             basis.shape[0],
-            *shrinkage.shape[:2],
+            *std_delta.shape[:2],
             directions,
             k,
         ),
@@ -71,8 +71,8 @@ def offset_weights(inputs: StepInputs) -> Tensor:
         _OFFSET_WEIGHTS,
         1,
         batch,
-        (weights, pulls, basis, inputs.coefficients, *drawn, thresholds),
-        (*numbers, thresholds.shape[0], basis.shape[0], directions, k),
+        (weights, pulls, basis, inputs.coefficients, *drawn, cdf),
+        (*numbers, cdf.shape[0], basis.shape[0], directions, k),
         (most(k),),
         device,
     )
@@ -81,7 +81,7 @@ def offset_weights(inputs: StepInputs) -> Tensor:
 
 def penalties_of(inputs: StepInputs, sums: Tensor, penalties: PenaltyInputs) -> Tensor:
     """Return what components lose of their log-densities, [B, K], given sums as `log_prob` has them."""
-    basis, slopes, shifts, log_volumes = penalties
+    basis, slopes, shifts, half_logdet = penalties
     batch, places, columns = sums.shape
     k, directions = columns - 1, basis.shape[1]
     device = sums.get_device()
@@ -102,8 +102,8 @@ def penalties_of(inputs: StepInputs, sums: Tensor, penalties: PenaltyInputs) -> 
         _PENALTIES,
         1,
         batch,
-        (made, along, slopes, shifts, log_volumes, inputs.coefficients, rows),
-        (*numbers, *slopes.shape[:2], shifts.shape[0], *log_volumes.shape, directions, k),
+        (made, along, slopes, shifts, half_logdet, inputs.coefficients, rows),
+        (*numbers, *slopes.shape[:2], shifts.shape[0], *half_logdet.shape, directions, k),
         (),
         device,
     )

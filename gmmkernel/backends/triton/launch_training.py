@@ -14,14 +14,20 @@ from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.training import (
     add_noise_kernel,
     finish_loss_kernel,
-    scale_pull_kernel,
+    scale_residual_kernel,
     skip_loss_backward_kernel,
     skip_loss_kernel,
 )
 
-_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SCALE_PULL, _SKIP_LOSS_BACKWARD = map(
+_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SCALE_RESIDUAL, _SKIP_LOSS_BACKWARD = map(
     Program,
-    (add_noise_kernel, skip_loss_kernel, finish_loss_kernel, scale_pull_kernel, skip_loss_backward_kernel),
+    (
+        add_noise_kernel,
+        skip_loss_kernel,
+        finish_loss_kernel,
+        scale_residual_kernel,
+        skip_loss_backward_kernel,
+    ),
 )
 
 
@@ -65,8 +71,8 @@ def _read(inputs: TrainingInputs) -> tuple[Tensor, Tensor | None, tuple[int, int
     return output, sample, (output.stride()[0], 0 if sample is None else sample.stride()[0])
 
 
-def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None = None) -> None:
-    """Write the loss of each sample, [B], and on request the pull of its elements; see `Backend`."""
+def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
+    """Write the loss of each sample, [B], and on request the weighted residual of its elements; see `Backend`."""
     output, sample, strides = _read(inputs)
     batch, device = len(output), output.get_device()
     elements = output.numel() // max(batch, 1)
@@ -74,12 +80,12 @@ def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None =
     sums = result.new_empty(batch, sum(levels(tiles)), 1)
     rows, *row_numbers = sample_index(inputs.row)
     steps, *step_numbers = sample_index(inputs.step)
-    whole = is_whole(elements, SUM_TILE, (output, sample, pull), (*strides, elements))
+    whole = is_whole(elements, SUM_TILE, (output, sample, residual), (*strides, elements))
     launch_grid(
         _SKIP_LOSS,
         tiles,
         batch,
-        (output, sample, sums, pull, inputs.coefficients, rows, steps, inputs.seeds),
+        (output, sample, sums, residual, inputs.coefficients, rows, steps, inputs.seeds),
         (
             *strides,
             sums.shape[1],
@@ -95,23 +101,23 @@ def skip_step_loss(inputs: TrainingInputs, result: Tensor, pull: Tensor | None =
     launch_grid(_FINISH_LOSS, 1, batch, (result, sums), (sums.shape[1], elements), (), device)
 
 
-def scale_pull(
-    pull: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+def scale_residual(
+    residual: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
 ) -> None:
-    """Make the gradient of the model's output of a loss's pull, in place; see `Backend`."""
-    if pull.numel() == 0:
+    """Make the gradient of the model's output of a loss's weighted residual, in place; see `Backend`."""
+    if residual.numel() == 0:
         return
-    elements = pull[0].numel()
+    elements = residual[0].numel()
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
     launch_grid(
-        _SCALE_PULL,
+        _SCALE_RESIDUAL,
         tiles_of(elements, SMALL_TILE),
-        len(pull),
-        (pull, grad, coefficients, rows, steps),
+        len(residual),
+        (residual, grad, coefficients, rows, steps),
         (coefficients.shape[0], *row_numbers, *step_numbers, elements),
-        (SMALL_TILE, is_whole(elements, SMALL_TILE, [pull], [elements]), PTX),
-        pull.get_device(),
+        (SMALL_TILE, is_whole(elements, SMALL_TILE, [residual], [elements]), PTX),
+        residual.get_device(),
     )
 
 

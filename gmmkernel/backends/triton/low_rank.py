@@ -64,20 +64,20 @@ def pulls_kernel(
     pulls,  # to write: [B, R]
     values,  # [B, places, columns]: the last of a sample's are the projections or, from the second on, the energies
     basis,  # [S or 1, R, K]
-    shrinkage,  # [S or 1, 1 or K, R]; without it, the energies along each direction
+    std_delta,  # [S or 1, 1 or K, R]; without it, the energies along each direction
     rows, steps, seeds,  # int64 [B]
-    thresholds,  # int64 [S or 1, K - 1]
+    cdf,  # int64 [S or 1, K - 1]
     places: tl.int64, columns: tl.int64,
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
-    threshold_rows: tl.int64,
+    cdf_rows: tl.int64,
     basis_rows: tl.int64,
-    shrinkage_rows: tl.int64, shrinkage_components: tl.int64,
+    std_delta_rows: tl.int64, std_delta_components: tl.int64,
     R: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
-    MOST: tl.constexpr,  # thresholds are read this many at once
+    MOST: tl.constexpr,  # values of the cdf are read this many at once
 ):  # fmt: skip
     """Sum one sample's values along every direction; programs are numbered (1, sample)."""
     T: tl.constexpr = pulls.dtype.element_ty
@@ -91,17 +91,17 @@ def pulls_kernel(
     total = tl.zeros([TILE], T)
     for k in range(K):
         value = tl.load(of_sample + k)
-        if shrinkage is None:
+        if std_delta is None:
             value = value - tl.load(of_sample)
         total = multiply_add(value, tl.load(of_row + r * K + k, mask=inside, other=0.0), total)
-    if shrinkage is not None:
+    if std_delta is not None:
         component = tl.zeros([], tl.int64)
-        if shrinkage_components > 1:
-            table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
+        if std_delta_components > 1:
+            table = cdf + tl.where(cdf_rows == 1, 0, row) * (K - 1)
             step = index_of(steps, steps_stride, step_value, sample)
             component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
-        entry = tl.where(shrinkage_rows == 1, 0, row) * shrinkage_components + component
-        total = tl.load(shrinkage + entry * R + r, mask=inside, other=0.0) * total
+        entry = tl.where(std_delta_rows == 1, 0, row) * std_delta_components + component
+        total = tl.load(std_delta + entry * R + r, mask=inside, other=0.0) * total
     tl.store(pulls + sample * R + r, total, mask=inside)
 
 
@@ -112,16 +112,16 @@ def offset_weights_kernel(
     basis,  # [S or 1, R, K]
     coefficients,  # [S, 16]
     rows, steps, seeds,  # int64 [B]
-    thresholds,  # int64 [S or 1, K - 1]
+    cdf,  # int64 [S or 1, K - 1]
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
-    threshold_rows: tl.int64,
+    cdf_rows: tl.int64,
     basis_rows: tl.int64,
     R: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
-    MOST: tl.constexpr,  # thresholds are read this many at once
+    MOST: tl.constexpr,  # values of the cdf are read this many at once
 ):  # fmt: skip
     """Find what one sample's offsets are multiplied with; programs are numbered (1, sample)."""
     T: tl.constexpr = weights.dtype.element_ty
@@ -132,7 +132,7 @@ def offset_weights_kernel(
     inside = k < K
     component = tl.zeros([], tl.int64)
     if K > 1:
-        table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
+        table = cdf + tl.where(cdf_rows == 1, 0, row) * (K - 1)
         step = index_of(steps, steps_stride, step_value, sample)
         component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
     own = tl.load(coefficients + row * COLUMNS + OFFSET)
@@ -150,14 +150,14 @@ def penalties_kernel(
     along,  # [B, R], the energies along each direction
     slopes,  # [S or 1, 1 or K, R]
     shifts,  # [S or 1, K, R]
-    log_volumes,  # [S or 1, 1 or K]
+    half_logdet,  # [S or 1, 1 or K]
     coefficients,  # [S, 16]
     rows,  # int64 [B]
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     slope_rows: tl.int64, slope_components: tl.int64,
     shift_rows: tl.int64,
-    log_volume_rows: tl.int64, log_volume_components: tl.int64,
+    half_logdet_rows: tl.int64, half_logdet_components: tl.int64,
     R: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
@@ -168,9 +168,9 @@ def penalties_kernel(
     row = tl.where((row >= 0) & (row < coefficient_rows), row, 0)
     k = tl.arange(0, TILE)
     inside = k < K
-    of_volume = tl.where(log_volume_rows == 1, 0, row) * log_volume_components
+    of_volume = tl.where(half_logdet_rows == 1, 0, row) * half_logdet_components
     total = tl.load(
-        log_volumes + of_volume + tl.where(log_volume_components == 1, 0, k), mask=inside, other=0.0
+        half_logdet + of_volume + tl.where(half_logdet_components == 1, 0, k), mask=inside, other=0.0
     )
     slope = tl.where(slope_rows == 1, 0, row) * slope_components + tl.where(slope_components == 1, 0, k)
     shift = tl.where(shift_rows == 1, 0, row) * K + k

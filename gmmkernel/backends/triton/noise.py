@@ -33,10 +33,10 @@ def standard_normal_kernel(
 
 @kernel
 def draw_components_kernel(
-    result, seeds, rows, steps, thresholds,
+    result, seeds, rows, steps, cdf,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
-    threshold_rows: tl.int64,
+    cdf_rows: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
     MOST: tl.constexpr,
@@ -45,10 +45,10 @@ def draw_components_kernel(
     sample = first_sample + tl.program_id(1).to(tl.int64)
     row = index_of(rows, rows_stride, row_value, sample)
     step = index_of(steps, steps_stride, step_value, sample)
-    row = tl.where(threshold_rows == 1, 0, row)
-    valid = (row >= 0) & (row < threshold_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
+    row = tl.where(cdf_rows == 1, 0, row)
+    valid = (row >= 0) & (row < cdf_rows) & (step >= 0) & (step <= 0xFFFFFFFF)
     component = tl.zeros([], tl.int64)
     if K > 1:
-        table = thresholds + tl.where(valid, row, 0) * (K - 1)
+        table = cdf + tl.where(valid, row, 0) * (K - 1)
         component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
     tl.store(result + sample, tl.where(valid, component, -1))

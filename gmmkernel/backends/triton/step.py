@@ -46,11 +46,11 @@ def index_of(values, stride: tl.int64, value: tl.int64, sample):
 
 
 @triton.jit
-def choose_component(seed, step, thresholds, K, MOST: tl.constexpr):
-    """Return the component of a sample: the number of its K - 1 thresholds that one random word reaches."""
+def choose_component(seed, step, cdf, K, MOST: tl.constexpr):
+    """Return the component of a sample: the number of its cdf's K - 1 values that one random word reaches."""
     word, _, _, _ = random_words(seed, tl.zeros([1], tl.int64), step, COMPONENT)
     k = tl.arange(0, MOST)
-    threshold = tl.load(thresholds + k, mask=k < K - 1, other=2**40)
+    threshold = tl.load(cdf + k, mask=k < K - 1, other=2**40)
     reached = (word.to(tl.int64) >= threshold).to(tl.int32)
     return tl.sum(reached, axis=0).to(tl.int64)
 
@@ -137,7 +137,7 @@ def step_kernel(
     components,  # int64 [B]
     coefficients,  # [S, 16]
     rows, steps, seeds,  # int64 [B]
-    thresholds,  # int64 [S or 1, K - 1]
+    cdf,  # int64 [S or 1, K - 1]
     offsets,  # [S or 1, K, D]
     std,  # [S or 1, 1 or K, R]
     weights,  # [B, K], where moments are matched exactly: what each offset is multiplied with
@@ -147,7 +147,7 @@ def step_kernel(
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
-    threshold_rows: tl.int64,
+    cdf_rows: tl.int64,
     offset_rows: tl.int64,
     std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,
     K: tl.int64,
@@ -155,7 +155,7 @@ def step_kernel(
     first_sample: tl.int64,
     TILE: tl.constexpr,
     PREDICTION: tl.constexpr,  # 0 none, 1 x0, 2 epsilon, 3 model output
-    MOST: tl.constexpr,  # thresholds are read this many at once
+    MOST: tl.constexpr,  # values of the cdf are read this many at once
     WHOLE: tl.constexpr,  # full tiles, everything aligned
     PTX: tl.constexpr,
 ):  # fmt: skip
@@ -175,7 +175,7 @@ def step_kernel(
     component = tl.zeros([], tl.int64)
     if offsets is not None:
         if K > 1:
-            table = thresholds + tl.where(threshold_rows == 1, 0, row) * (K - 1)
+            table = cdf + tl.where(cdf_rows == 1, 0, row) * (K - 1)
             component = choose_component(seed, step, table, K, MOST)
 
     sample_x, o, x0, y = predict(

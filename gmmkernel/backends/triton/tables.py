@@ -21,17 +21,17 @@ ENTRIES = tl.constexpr(
 def entries_kernel(
     entries,  # int64 [B, 3]
     rows, steps, seeds,  # int64 [B]
-    thresholds,  # int64 [S or 1, K - 1]
+    cdf,  # int64 [S or 1, K - 1]
     of_density,  # [B], a loss's gradients of log-densities: where that is 0, the sample has no part in it
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
     coefficient_rows: tl.int64,
-    threshold_rows: tl.int64,
+    cdf_rows: tl.int64,
     offset_rows: tl.int64,
     std_rows: tl.int64, std_components: tl.int64,
     K: tl.int64,
     first_sample: tl.int64,
-    MOST: tl.constexpr,  # thresholds are read this many at once
+    MOST: tl.constexpr,  # values of the cdf are read this many at once
 ):  # fmt: skip
     """Find the entries of the tables that one sample used; programs are numbered (1, sample)."""
     sample = first_sample + tl.program_id(1).to(tl.int64)
@@ -41,9 +41,9 @@ def entries_kernel(
     if of_density is not None:
         valid = valid & (tl.load(of_density + sample) != 0)
     component = tl.zeros([], tl.int64)
-    if thresholds is not None:
+    if cdf is not None:
         if K > 1:
-            table = thresholds + tl.where(valid & (threshold_rows > 1), row, 0) * (K - 1)
+            table = cdf + tl.where(valid & (cdf_rows > 1), row, 0) * (K - 1)
             component = choose_component(tl.load(seeds + sample), step, table, K, MOST)
     offset = tl.where(offset_rows == 1, 0, row) * K + component
     std = tl.where(std_rows == 1, 0, row) * std_components + tl.where(std_components == 1, 0, component)

@@ -91,20 +91,20 @@ def residuals(
 
 
 @triton.jit
-def pull_of(own, skip, c):
+def weighted_residual(own, skip, c):
     """Return what the loss's gradient is but for a factor of the sample."""
-    pull = tl.load(c + WEIGHT) * own
+    residual = tl.load(c + WEIGHT) * own
     skip_weight = tl.load(c + SKIP_WEIGHT)
     if skip_weight != 0:
-        pull = multiply_add(skip_weight * tl.load(c + SKIP_SCALE), skip, pull)
-    return pull
+        residual = multiply_add(skip_weight * tl.load(c + SKIP_SCALE), skip, residual)
+    return residual
 
 
 @kernel
 def skip_loss_kernel(
     output, x,  # [B, D]: elements contiguous, any stride from sample to sample
     sums,  # to write: [B, places], the first of a sample's those of its tiles
-    pull,  # to write, contiguous
+    residual,  # to write, contiguous
     coefficients,  # [S, 9]
     rows, steps, seeds,  # int64 [B]
     output_stride: tl.int64, x_stride: tl.int64,
@@ -137,8 +137,8 @@ def skip_loss_kernel(
     if skip_weight != 0:
         terms = multiply_add(skip_weight * skip, skip, terms)
     tl.store(sums + sample * places + tile, sum_tile(tl.where(inside, terms, 0.0)))
-    if pull is not None:
-        store(pull + sample * elements, element, inside, pull_of(own, skip, c), PTX, WHOLE)
+    if residual is not None:
+        store(residual + sample * elements, element, inside, weighted_residual(own, skip, c), PTX, WHOLE)
 
 
 @kernel
@@ -158,15 +158,15 @@ def finish_loss_kernel(
 
 
 @triton.jit
-def pull_scale(grad, coefficient, elements, T: tl.constexpr):
-    """Return what makes a gradient of a pull, [1]."""
+def residual_scale(grad, coefficient, elements, T: tl.constexpr):
+    """Return what makes a gradient of a residual, [1]."""
     one = tl.zeros([1], T)
     return grad * divide(one - 2.0, one + elements.to(T)) * coefficient
 
 
 @kernel
-def scale_pull_kernel(
-    pull,  # [B, D], contiguous
+def scale_residual_kernel(
+    residual,  # [B, D], contiguous
     grad,  # [B]
     coefficients,  # [S, 9]
     rows, steps,  # int64 [B]
@@ -179,7 +179,7 @@ def scale_pull_kernel(
     WHOLE: tl.constexpr,
     PTX: tl.constexpr,
 ):  # fmt: skip
-    """Make the gradient of the model's output of one tile of one sample's pull; programs are (tile, sample)."""
+    """Make a gradient of one tile of one sample's weighted residual; programs are numbered (tile, sample)."""
     T: tl.constexpr = coefficients.dtype.element_ty
     sample = first_sample + tl.program_id(1).to(tl.int64)
     element = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
@@ -187,9 +187,9 @@ def scale_pull_kernel(
     row = index_of(rows, rows_stride, row_value, sample)
     valid = is_valid(row, coefficient_rows, index_of(steps, steps_stride, step_value, sample))
     c = coefficients + tl.where(valid, row, 0) * COLUMNS
-    scale = pull_scale(tl.load(grad + sample), tl.load(c + EPS_OUTPUT), elements, T)
+    scale = residual_scale(tl.load(grad + sample), tl.load(c + EPS_OUTPUT), elements, T)
     scale = tl.where(valid, scale, float("nan"))
-    of_sample = pull + sample * elements
+    of_sample = residual + sample * elements
     store(of_sample, element, inside, scale * load(of_sample, element, inside, T, WHOLE), PTX, WHOLE)
 
 
@@ -224,13 +224,13 @@ def skip_loss_backward_kernel(
         output, x, sample * output_stride, sample * x_stride, c, valid, tl.load(seeds + sample), step, first, element,
         inside, T, TILE, WHOLE, PTX,
     )  # fmt: skip
-    pull = pull_of(own, skip, c)
+    residual = weighted_residual(own, skip, c)
     of_loss = tl.load(grad + sample)
     place = sample * elements
     if grad_output is not None:
-        scale = pull_scale(of_loss, tl.load(c + EPS_OUTPUT), elements, T)
-        store(grad_output + place, element, inside, scale * pull, PTX, WHOLE)
+        scale = residual_scale(of_loss, tl.load(c + EPS_OUTPUT), elements, T)
+        store(grad_output + place, element, inside, scale * residual, PTX, WHOLE)
     if grad_x is not None:
         of_sample = tl.load(c + EPS_SAMPLE)
-        of_x = tl.where(of_sample == 0, 0.0, pull_scale(of_loss, of_sample, elements, T) * pull)
+        of_x = tl.where(of_sample == 0, 0.0, residual_scale(of_loss, of_sample, elements, T) * residual)
         store(grad_x + place, element, inside, tl.where(valid, of_x, float("nan")), PTX, WHOLE)
