@@ -1,13 +1,34 @@
-"""One diffusion sampling step, with a Gaussian-mixture transition, in one pass: the same bits on every backend."""
+"""One diffusion sampling step, with a Gaussian-mixture transition, in one pass: the same bits on every backend.
+
+What most people need:
+
+- `gmm_step`: a step; `gmm_step_log_prob`: how likely it was; `standard_normal`: the noise a run starts from.
+- `DDIMSampler`, `DPMSolverSampler`, `FlowSampler`: whole runs, over the timesteps of a `noise_schedule`.
+- `gaussian_mixture`: the mixture that a sampler or, bound to its rows, a step takes.
+- `skip_step_loss` and the `Trainer` around it.
+
+For loops of one's own: `Column`, the columns of a step's coefficients, which `ddim_coefficients`, `deis_coefficients`,
+`dpm_solver_coefficients`, `pndm_coefficients`, `flow_coefficients` and `sigma_coefficients` make of a `NoiseSchedule`
+and `timesteps`, or of `flow_times`; `MixtureTables`, a mixture bound to them; `draw_components`, `Stream`;
+`MAX_COMPONENTS`, `MAX_HISTORY`.
+
+More samplers: `DEISSampler`, `PNDMSampler`, all of them a `Sampler`; `stack_samplers`: requests of several in one call;
+`dynamic_thresholding`; `seeds_from_generator`. Many samples in files, over ranks: `sample_shards`, `load_shards`.
+
+Training and mixtures of one's own: `add_noise`, `training_coefficients`, `TrainingColumn`; `Mixture`, `orthonormalize`,
+`moment_report`, `mixture_moments`.
+
+What functions return is described where they are: `gmmkernel.ops`, `gmmkernel.samplers`, `gmmkernel.moments`,
+`gmmkernel.sharding`. `gmmkernel.backends` chooses between backends; `gmmkernel.integrations` has schedulers and
+samplers for other people's libraries.
+"""
 
 from importlib.metadata import version as _version
 
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Column, Stream, TrainingColumn
 from gmmkernel.mixtures import Mixture, gaussian_mixture
-from gmmkernel.moments import MomentReport, moment_report
+from gmmkernel.moments import moment_report
 from gmmkernel.ops import (
-    GMMStepOutput,
-    MixtureMoments,
     MixtureTables,
     add_noise,
     draw_components,
@@ -25,10 +46,6 @@ from gmmkernel.samplers import (
     FlowSampler,
     PNDMSampler,
     Sampler,
-    SampleResult,
-    SamplerStep,
-    StackedSamplers,
-    StepState,
     dynamic_thresholding,
     seeds_from_generator,
     stack_samplers,
@@ -46,7 +63,7 @@ from gmmkernel.schedules import (
     timesteps,
     training_coefficients,
 )
-from gmmkernel.sharding import ShardedSamples, ShardReport, load_shards, sample_shards
+from gmmkernel.sharding import load_shards, sample_shards
 from gmmkernel.training import Trainer
 
 __version__ = _version("gmmkernel")
@@ -59,20 +76,11 @@ __all__ = [
     "DEISSampler",
     "DPMSolverSampler",
     "FlowSampler",
-    "GMMStepOutput",
     "Mixture",
-    "MixtureMoments",
     "MixtureTables",
-    "MomentReport",
     "NoiseSchedule",
     "PNDMSampler",
-    "SampleResult",
     "Sampler",
-    "SamplerStep",
-    "ShardReport",
-    "ShardedSamples",
-    "StackedSamplers",
-    "StepState",
     "Stream",
     "Trainer",
     "TrainingColumn",

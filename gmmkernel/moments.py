@@ -16,6 +16,8 @@ from gmmkernel.backends.constants import Column
 from gmmkernel.mixtures import Mixture
 from gmmkernel.mixtures.mixture import check_coefficients
 
+__all__ = ["TOLERANCE", "MomentReport", "moment_report"]
+
 TOLERANCE = 1e-6
 """Relative error up to which a moment counts as kept: about what float32 coefficients resolve."""
 

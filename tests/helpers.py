@@ -12,7 +12,8 @@ import torch
 from covering import pairs
 from torch import Tensor
 
-from gmmkernel import Column, GMMStepOutput, MixtureTables, gmm_step
+from gmmkernel import Column, MixtureTables, gmm_step
+from gmmkernel.ops import GMMStepOutput
 
 INTEGER_VIEWS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -24,8 +24,6 @@ from gmmkernel import (
     DPMSolverSampler,
     FlowSampler,
     PNDMSampler,
-    ShardedSamples,
-    ShardReport,
     Stream,
     Trainer,
     TrainingColumn,
@@ -38,11 +36,15 @@ from gmmkernel import (
     gmm_step,
     mixture_moments,
     moment_report,
+    moments,
     noise_schedule,
+    ops,
     orthonormalize,
     pndm_coefficients,
     sample_shards,
+    samplers,
     seeds_from_generator,
+    sharding,
     sigma_coefficients,
     stack_samplers,
     standard_normal,
@@ -50,6 +52,7 @@ from gmmkernel import (
     training_coefficients,
 )
 from gmmkernel.schedules import SPACINGS
+from gmmkernel.sharding import ShardedSamples, ShardReport
 
 SEEDS = [3, -4]
 
@@ -139,8 +142,14 @@ def examples() -> dict[str, Any]:
     }
 
 
+def test_the_package_says_what_each_public_name_is_for() -> None:
+    assert gmmkernel.__doc__ is not None
+    assert [name for name in gmmkernel.__all__ if f"`{name}`" not in gmmkernel.__doc__] == []
+
+
 def test_everything_public_has_an_example() -> None:
-    public = {name for name in gmmkernel.__all__ if inspect.isclass(getattr(gmmkernel, name))}
+    modules = (gmmkernel, ops, samplers, moments, sharding)
+    public = {name for module in modules for name in module.__all__ if inspect.isclass(getattr(module, name))}
     assert public == {name.partition(":")[0] for name in examples()}
 
 

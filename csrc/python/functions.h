@@ -25,6 +25,13 @@ struct Functions {
     return true;
   }
 
+  // Whether a step of tensors that may require gradients is plain.
+  static bool is_plain_step(py::handle inputs, std::int64_t first, std::uintptr_t) {
+    Call call(Api::device(first), arguments::Fields(inputs).next(), false);
+    arguments::inputs(call, inputs);
+    return call.is_plain();
+  }
+
   // `checked`, `tracks`: see Call.
   static bool gmm_step(py::handle inputs, py::handle result, py::handle prediction, int prediction_kind,
                        py::handle components, py::handle workspace, bool checked, bool tracks, std::int64_t first,
@@ -144,6 +151,7 @@ struct Functions {
   static void define(py::module_& m) {
     m.attr("version") = gmm_version();
     tensors::learn_torch();
+    m.def("is_plain_step", &is_plain_step);
     m.def("gmm_step", &gmm_step);
     m.def("gmm_step_backward", &gmm_step_backward);
     m.def("log_prob", &log_prob);

@@ -67,6 +67,11 @@ class CompiledKernels:
         if not function(*given, *options) and not function(*map(by_sample, given), *options):
             raise TypeError(f"{function.__name__}: expected tensors that ops have checked, got {given}")
 
+    def is_plain_step(self, inputs: tuple[Any, ...]) -> bool:
+        """Return whether the inputs of a step, those of `StepInputs`, are beyond doubt, but for gradients."""
+        plain: bool = self._extension.is_plain_step(inputs, *self._options(inputs[0]))
+        return plain
+
     def gmm_step_unchecked(self, inputs: tuple[Any, ...], *outputs: Any, tracks: bool) -> bool:
         """Do a step whose arguments nobody has checked, if they are beyond doubt; return whether it was done.
 

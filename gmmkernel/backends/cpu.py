@@ -56,6 +56,7 @@ def _options(_: Tensor) -> tuple[int, ...]:
 _kernels = CompiledKernels(_core, _options)
 gmm_step = _kernels.gmm_step
 gmm_step_unchecked = _kernels.gmm_step_unchecked
+is_plain_step = _kernels.is_plain_step
 gmm_step_backward = _kernels.gmm_step_backward
 log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward

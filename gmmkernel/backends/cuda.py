@@ -47,6 +47,7 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 _kernels = CompiledKernels(_cuda, _place)
 gmm_step = _kernels.gmm_step
 gmm_step_unchecked = _kernels.gmm_step_unchecked
+is_plain_step = _kernels.is_plain_step
 gmm_step_backward = _kernels.gmm_step_backward
 log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward

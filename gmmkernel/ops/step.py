@@ -63,10 +63,8 @@ def _step_at_once(
     backend: str | None,
 ) -> GMMStepOutput | None:
     """Do a step whose arguments the extension finds beyond doubt; None where Python has to explain or to do more."""
-    tracks = torch.is_grad_enabled()
-    if tracks and (sample.requires_grad or getattr(model_output, "requires_grad", True)):
-        return None
-    kernels = backends.load(backends.resolve(sample.device, backend))
+    name = backends.resolve(sample.device, backend)
+    kernels = backends.load(name)
     unchecked = getattr(kernels, "gmm_step_unchecked", None)
     if unchecked is None or type(seeds) is not Tensor or prediction not in _PREDICTION_NAMES:
         return None
@@ -91,10 +89,31 @@ def _step_at_once(
         basis,
         None,
     )
+    kind = _PREDICTIONS[prediction]
+    tracks = torch.is_grad_enabled()
+    if tracks and (sample.requires_grad or getattr(model_output, "requires_grad", False)):
+        indices_are_numbers = type(row) is int and type(step) is int
+        if out is not None or not indices_are_numbers or not kernels.is_plain_step(inputs):  # type: ignore[attr-defined]
+            return None
+        options = autograd.StepOptions(row, step, name, kind, return_components)  # type: ignore[arg-type]
+        given = StepTensors(
+            sample,
+            model_output,
+            model_output_uncond,
+            coefficients,
+            offsets,
+            std,
+            None,
+            None,
+            seeds,
+            None,
+            None,
+            cdf,
+        )
+        return GMMStepOutput(*autograd.step(options, given, history))
     result = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
     predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
     components = torch.empty_like(seeds) if return_components else None
-    kind = _PREDICTIONS[prediction]
     if not unchecked(inputs, result, predicted, kind, components, tracks=tracks):
         return None
     if out is not None:

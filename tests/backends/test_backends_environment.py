@@ -16,8 +16,9 @@ import torch
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, bits, coefficient_row, random_case
 from torch.utils.data import DataLoader, Dataset
 
-from gmmkernel import GMMStepOutput, MixtureTables, orthonormalize, standard_normal
+from gmmkernel import MixtureTables, orthonormalize, standard_normal
 from gmmkernel.backends import cpu
+from gmmkernel.ops import GMMStepOutput
 
 SMALLEST_NORMAL = {dtype: torch.finfo(dtype).smallest_normal for dtype in DTYPES}
 

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from examples import continuous_batching
 from examples.continuous_batching import Engine, Network, Request, elementwise, make_kinds, make_requests
-from gmmkernel import DDIMSampler, MixtureTables, StackedSamplers
+from gmmkernel import DDIMSampler, MixtureTables
 from gmmkernel.digits import IMAGE_SHAPE, NULL_CLASS, load_unet
+from gmmkernel.samplers import StackedSamplers
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from helpers import (
 )
 from layouts import DEVICE, LAYOUTS, moved
 
-from gmmkernel import GMMStepOutput, Stream, draw_components, gmm_step, standard_normal
+from gmmkernel import Stream, draw_components, gmm_step, standard_normal
+from gmmkernel.ops import GMMStepOutput
 
 pytestmark = pytest.mark.gpu
 

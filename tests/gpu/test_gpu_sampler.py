@@ -17,10 +17,10 @@ from gmmkernel import (
     FlowSampler,
     PNDMSampler,
     Sampler,
-    SampleResult,
     gaussian_mixture,
     noise_schedule,
 )
+from gmmkernel.samplers import SampleResult
 
 pytestmark = pytest.mark.gpu
 

@@ -14,7 +14,8 @@ import torch
 from helpers import StepCase, assert_same_bits, assert_same_output, random_case
 from layouts import DEVICE, moved
 
-from gmmkernel import GMMStepOutput, backends, draw_components, standard_normal
+from gmmkernel import backends, draw_components, standard_normal
+from gmmkernel.ops import GMMStepOutput
 
 pytestmark = pytest.mark.gpu
 

@@ -24,7 +24,8 @@ from helpers import (
     random_case,
 )
 
-from gmmkernel import Column, GMMStepOutput, MixtureTables, Stream, gmm_step, standard_normal
+from gmmkernel import Column, MixtureTables, Stream, gmm_step, standard_normal
+from gmmkernel.ops import GMMStepOutput
 
 
 def numbers(tensor: torch.Tensor) -> np.ndarray:

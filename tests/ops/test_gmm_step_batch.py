@@ -10,7 +10,8 @@ from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, rand
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gmmkernel import GMMStepOutput, MixtureTables
+from gmmkernel import MixtureTables
+from gmmkernel.ops import GMMStepOutput
 
 BATCH = 7
 

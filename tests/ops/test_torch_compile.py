@@ -11,7 +11,8 @@ import torch
 from helpers import DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from gmmkernel import GMMStepOutput, draw_components, gmm_step, standard_normal
+from gmmkernel import draw_components, gmm_step, standard_normal
+from gmmkernel.ops import GMMStepOutput
 
 
 @pytest.fixture(autouse=True)

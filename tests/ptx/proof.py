@@ -36,11 +36,16 @@ def differences(backend: Any, op: str, every: int = 1) -> list[str]:
     Args:
         backend: `CudaOnCpu` or `TritonOnCpu`.
         op: one of `cases.OPS`.
-        every: of how many cases one is run.
+        every: of how many cases one is run, besides those marked `always`.
     """
     backend.machine.reciprocal_root = ReciprocalRoot(None)
     found = []
-    for run in list(cases.OPS[op]())[::every]:
+    chosen = [
+        run
+        for number, run in enumerate(cases.OPS[op]())
+        if number % every == 0 or getattr(run, "always", False)
+    ]
+    for run in chosen:
         for number, call in enumerate(recorded(run)):
             backend.set_small(number % 2 > 0)
             backend.machine.shuffled = number % 4 == 0

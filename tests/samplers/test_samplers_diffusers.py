@@ -11,7 +11,8 @@ from denoisers import SHAPE, mixing
 from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
-from gmmkernel import DDIMSampler, NoiseSchedule, SampleResult, Stream, noise_schedule, standard_normal
+from gmmkernel import DDIMSampler, NoiseSchedule, Stream, noise_schedule, standard_normal
+from gmmkernel.samplers import SampleResult
 
 SEEDS = torch.tensor([11, 12])
 STEPS = 4

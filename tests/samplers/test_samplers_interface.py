@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from gmmkernel import (
     Column,
     DDIMSampler,
-    StepState,
     backends,
     gaussian_mixture,
     noise_schedule,
     seeds_from_generator,
     standard_normal,
 )
+from gmmkernel.samplers import StepState
 
 SCHEDULE = noise_schedule()
 STEPS = 4

@@ -20,11 +20,11 @@ from gmmkernel import (
     FlowSampler,
     PNDMSampler,
     Sampler,
-    StepState,
     gaussian_mixture,
     noise_schedule,
     standard_normal,
 )
+from gmmkernel.samplers import StepState
 
 SCHEDULE = noise_schedule()
 STEPS = 6

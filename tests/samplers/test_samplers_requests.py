@@ -19,13 +19,13 @@ from gmmkernel import (
     Mixture,
     MixtureTables,
     Sampler,
-    StackedSamplers,
     gaussian_mixture,
     gmm_step,
     noise_schedule,
     stack_samplers,
     standard_normal,
 )
+from gmmkernel.samplers import StackedSamplers
 
 LINEAR, SCALED = noise_schedule("linear"), noise_schedule("scaled_linear", beta_start=0.00085, beta_end=0.012)
 

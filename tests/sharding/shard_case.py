@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gmmkernel import DDIMSampler, Sampler, ShardReport, gaussian_mixture, noise_schedule, sample_shards
+from gmmkernel import DDIMSampler, Sampler, gaussian_mixture, noise_schedule, sample_shards
+from gmmkernel.sharding import ShardReport
 
 SHAPE = (3, 5)
 SEEDS = torch.tensor([5, -7, 2**62, 11, 3, 3, 8, 1, 0, -1, 12, 13, 14])
