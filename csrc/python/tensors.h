@@ -55,7 +55,10 @@ struct Exchange {
 struct Torch {
   const Exchange* exchange = nullptr;
   PyTypeObject *tensor = nullptr, *parameter = nullptr;
-  PyObject *requires_grad = nullptr, *is_neg = nullptr;  // names of attributes
+  // Of tensors, called without a look at the type's attributes: its exact type is known.
+  PyCFunction is_neg = nullptr;
+  getter requires_grad = nullptr;
+  void* requires_grad_closure = nullptr;
 };
 
 inline Torch torch;
@@ -72,8 +75,14 @@ inline void learn_torch() {
   }
   torch.tensor = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
   torch.parameter = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
-  torch.requires_grad = PyUnicode_InternFromString("requires_grad");
-  torch.is_neg = PyUnicode_InternFromString("is_neg");
+  const py::object is_neg = tensor.attr("is_neg"), requires_grad = tensor.attr("requires_grad");
+  if (Py_TYPE(is_neg.ptr()) != &PyMethodDescr_Type || Py_TYPE(requires_grad.ptr()) != &PyGetSetDescr_Type) {
+    throw py::import_error("PyTorch's Tensor.is_neg and requires_grad are no descriptors of C functions");
+  }
+  torch.is_neg = reinterpret_cast<PyMethodDescrObject*>(is_neg.ptr())->d_method->ml_meth;
+  const PyGetSetDef* found = reinterpret_cast<PyGetSetDescrObject*>(requires_grad.ptr())->d_getset;
+  torch.requires_grad = found->get;
+  torch.requires_grad_closure = found->closure;
 }
 
 constexpr int int64_type = -1, no_type = -2;
@@ -262,7 +271,7 @@ class Call {
   bool read(py::handle object, View& t) {
     if (!plain_) return false;
     const PyTypeObject* type = Py_TYPE(object.ptr());
-    require((type == torch.tensor || type == torch.parameter) && !(tracks_ && wants_gradient(object.ptr())));
+    require(type == torch.tensor || type == torch.parameter);
     if (!plain_) return false;
     if (torch.exchange->view(object.ptr(), &t) != 0) {
       PyErr_Clear();
@@ -270,14 +279,19 @@ class Call {
       return false;
     }
     require(t.device.type == device_.type && t.device.index == device_.index);
+    if (checked_ || !plain_) return plain_;
+    const bool is_real = type_of(t.dtype) >= 0;
+    require(!(tracks_ && is_real && wants_gradient(object.ptr())));
     // One whose memory holds something else than its values: their negatives, or nothing at all for zeros.
-    require(checked_ || (t.data != nullptr || is_empty(t)) && !(type_of(t.dtype) >= 0 && is_negated(object.ptr())));
+    require((t.data != nullptr || is_empty(t)) && !(is_real && is_negated(object.ptr())));
     return plain_;
   }
 
-  static bool wants_gradient(PyObject* tensor) { return is_true(PyObject_GetAttr(tensor, torch.requires_grad)); }
+  static bool wants_gradient(PyObject* tensor) {
+    return is_true(torch.requires_grad(tensor, torch.requires_grad_closure));
+  }
 
-  static bool is_negated(PyObject* tensor) { return is_true(PyObject_CallMethodNoArgs(tensor, torch.is_neg)); }
+  static bool is_negated(PyObject* tensor) { return is_true(torch.is_neg(tensor, nullptr)); }
 
   // Of a new reference, or of an error.
   static bool is_true(PyObject* flag) {

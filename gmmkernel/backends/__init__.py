@@ -179,8 +179,9 @@ def _why_refused(name: str, device: torch.device | str) -> str | None:
 
 def _prefer(device: torch.device | str) -> str:
     """Return the first backend that is usable on a device, and remember it."""
-    if device in _preferred:
-        return _preferred[device]
+    name = _preferred.get(device)
+    if name is not None:
+        return name
     numbered = _numbered(device)
     if numbered not in _preferred:
         _preferred[numbered] = _choose(numbered)
