@@ -166,7 +166,7 @@ def backward() -> Iterator[Callable[[], object]]:
         case.coefficients[:, column] = value
         yield partial(step_gradients, case)
     for low, high in ((-math.inf, 0.1), (-0.1, math.inf), (0.2, -0.2), (0.0, 0.0)):
-        case = random_case(441, shape=(2048,), prediction="x0", **plain)
+        case = replace(random_case(441, shape=(2048,), prediction="x0", **plain), row=torch.arange(3))
         case.coefficients[:, Column.CLIP_MIN], case.coefficients[:, Column.CLIP_MAX] = low, high
         case.coefficients[0, :2] = 0  # all on the bound, where that is 0
         yield always(partial(step_gradients, case))
