@@ -121,8 +121,8 @@ class TritonOnCpu:
         return DEVICE
 
     def get_current_stream(self, device: int) -> int:
-        """Return the stream."""
-        return STREAM
+        """Return the stream that is current on the device, and none on others."""
+        return STREAM if device == DEVICE else 0
 
     def _load(self, name: str, text: bytes, shared: int, device: int) -> tuple[Any, int, int, int, int]:
         if text not in self._by_text:
