@@ -110,7 +110,6 @@ def log_prob_backward(
     """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
     of_step = gradients.step
     batch, device = len(inputs.sample), inputs.sample.get_device()
-    grad = grad.contiguous()
     rows, *row_numbers = sample_index(inputs.row)
     numbers = (inputs.coefficients.shape[0], *row_numbers)
     k = 0 if weights is None else weights.shape[1]
