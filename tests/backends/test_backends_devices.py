@@ -158,6 +158,13 @@ def test_a_launch_on_a_device_without_code_says_so(machine: Machine, monkeypatch
         program.Program(program.triton.jit(launched)).launch((1, 1), 0, (), (), ())
 
 
+def test_kernels_run_on_the_stream_of_the_tensors_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = pytest.importorskip("gmmkernel.backends.cuda", exc_type=ImportError)
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 100 + device, raising=False)
+    monkeypatch.setattr(cuda, "_has_code", {3})
+    assert cuda._place(SimpleNamespace(get_device=lambda: 3)) == (3, 103)
+
+
 def launched() -> None:
     raise AssertionError("nothing is compiled")
 

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_same_bits
+from safetensors import safe_open
 from torch import Tensor, nn
 from trainings import OPTIONS, Items, Network, Plain, fit, new_data, new_network, new_trainer
 
 from gmmkernel import Stream, Trainer, noise_schedule, standard_normal
 from gmmkernel.training.choices import DataOrder, antithetic_timesteps, dropped, noise_seeds
+from gmmkernel.training.trainer import CHECKPOINT_FILE
 
 
 @pytest.fixture(autouse=True)
@@ -302,3 +304,21 @@ def test_datasets_are_looked_at_first() -> None:
 
     with pytest.raises(ValueError, match="data: expected at least one sample, got none"):
         fit(new_trainer(), None, data=Empty())
+
+
+def test_each_step_and_rank_has_a_seed_of_its_own_for_the_model() -> None:
+    """Or all ranks would drop out the same units."""
+    seen: list[int] = []
+    for rank in (0, 1):
+        network = new_network(Plain)
+        network.register_forward_pre_hook(lambda *_: seen.append(torch.initial_seed()))
+        trainer = new_trainer(network)
+        trainer._share = trainer._share._replace(rank=rank)
+        fit(trainer, None, steps=2)
+    assert len(set(seen)) == len(seen) == 4
+
+
+def test_what_a_callback_stops_is_kept(tmp_path: Path) -> None:
+    fit(new_trainer(), tmp_path, steps=9, checkpoint_every=100, callback=lambda trainer: trainer.step == 3)
+    with safe_open(tmp_path / CHECKPOINT_FILE, "pt") as file:
+        assert '"step": 3' in "".join(file.metadata().values())
