@@ -51,10 +51,9 @@ class Fields {
   Py_ssize_t at_ = 0;
 };
 
-// Up to four tensors, in a list or a tuple; None is none.
+// Up to four tensors, in a list or a tuple.
 template <class Read>
 void read_history(Call& call, py::handle given, Read&& read) {
-  if (given.is_none()) return;
   call.require(PyTuple_CheckExact(given.ptr()) || PyList_CheckExact(given.ptr()));
   if (!call.is_plain()) return;
   const Py_ssize_t count = PySequence_Fast_GET_SIZE(given.ptr());

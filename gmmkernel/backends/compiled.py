@@ -65,7 +65,7 @@ class CompiledKernels:
         """Call a function of the extension, with copies of what it does not take."""
         options = self._options(place)
         if not function(*given, *options) and not function(*map(by_sample, given), *options):
-            raise TypeError(f"{function.__name__}: expected tensors that ops have checked, got {given}")
+            raise TypeError(f"{function.__name__}: expected tensors as ops hand them over, got others")
 
     def is_plain_step(self, inputs: tuple[Any, ...]) -> bool:
         """Return whether the inputs of a step, those of `StepInputs`, are beyond doubt, but for gradients."""

@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from covering import pairs
 from helpers import random_case
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gmmkernel import MixtureTables, gmm_step
 from gmmkernel.backends import cpu
+from gmmkernel.ops import checks
 
+IS_EAGER = checks.is_eager
 BATCH, ELEMENTS = 2, 3
 COEFFICIENTS = torch.ones(4, 16)
 OTHER = torch.randn(BATCH, ELEMENTS)
@@ -98,6 +102,67 @@ EXPLAINED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("what", EXPLAINED)
 def test_what_needs_an_explanation_is_left_to_python(what: str) -> None:
     assert not at_once(OTHER, **EXPLAINED[what])
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "batch": (0, 2),
+    "elements": (0, 3),
+    "dtype": (torch.float32, torch.bfloat16, torch.float64),
+    "output_dtype": (torch.float32, torch.float16, torch.float64, torch.int64),
+    "out_dtype": (None, torch.float32, torch.bfloat16, torch.float64),
+    "row": (0, 3, 4, -1, True, torch.tensor(1), torch.tensor([1]), torch.tensor([0, 5]), torch.tensor([0.0])),
+    "step": (None, 0, 2**32, torch.tensor([2, 3])),
+    "history": ((), [], None, "one", "five"),
+    "components": (0, 1, 2),
+    "requires_grad": (False, True),
+}
+
+
+GOOD = {name: values[-1] if name in ("batch", "elements") else values[0] for name, values in CHOICES.items()}
+
+
+def outcome(**choice: Any) -> list[Any]:
+    """Return the bits of a step, or the error."""
+    shape, dtype = (choice["batch"], choice["elements"]), choice["dtype"]
+    table = torch.float64 if dtype == torch.float64 else torch.float32
+    stored = {"one": [torch.ones(shape, dtype=dtype)], "five": [torch.ones(shape, dtype=dtype)] * 5}
+    history, k = choice["history"], choice["components"]
+    try:
+        made = gmm_step(
+            torch.ones(shape, dtype=dtype, requires_grad=choice["requires_grad"]),
+            torch.ones(shape, dtype=choice["output_dtype"]),
+            torch.full((4, 16), 0.5, dtype=table),
+            row=choice["row"],
+            seeds=torch.arange(shape[0]),
+            step=choice["step"],
+            mixture=MixtureTables(
+                torch.zeros(1, k - 1, dtype=torch.int64),
+                torch.ones(1, k, shape[1], dtype=table),
+                torch.ones(1, 1, 0, dtype=table),
+            )
+            if k
+            else None,
+            history=stored[history] if isinstance(history, str) else history,
+            out=None if choice["out_dtype"] is None else torch.zeros(shape, dtype=choice["out_dtype"]),
+        )
+    except Exception as error:
+        return [type(error), str(error)]
+    return [made.prev_sample.dtype, made.prev_sample.requires_grad, made.prev_sample.tolist()]
+
+
+def test_what_python_would_say_is_what_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    choices = list(pairs(**CHOICES))
+    at_once = [outcome(**choice) for choice in choices]
+    monkeypatch.setattr(checks, "is_eager", lambda: False)
+    for choice, found in zip(choices, at_once, strict=True):
+        assert found == outcome(**choice), choice
+    for name, values in CHOICES.items():  # pairs of faults hide one another: each alone beside what is good
+        for value in values:
+            choice = GOOD | {name: value}
+            with monkeypatch.context() as patch:
+                patch.setattr(checks, "is_eager", IS_EAGER)
+                found = outcome(**choice)
+            assert found == outcome(**choice), choice
 
 
 class _Functions(TorchFunctionMode):
