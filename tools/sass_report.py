@@ -92,12 +92,8 @@ OTHER_KERNELS = (
     "density_offsets",
     "density_std",
     "add_shares",
-    "project_noise",
-    "weigh_offsets",
-    "step_in_directions_any",
-)
-DIRECTED_KERNELS = tuple(
-    f"step_in_directions_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
+    "project_sums",
+    "project",
 )
 TRAINING_KERNELS = (
     *(
@@ -118,7 +114,6 @@ KERNELS = (
     "draw_components",
     *BACKWARD_KERNELS,
     *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
-    *DIRECTED_KERNELS,
     *TRAINING_KERNELS,
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads

@@ -51,14 +51,9 @@ from gmmkernel.backends.triton.density_backward import (
     add_weights_kernel,
     density_backward_kernel,
 )
-from gmmkernel.backends.triton.low_rank import (
-    offset_weights_kernel,
-    penalties_kernel,
-    project_kernel,
-    pulls_kernel,
-)
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import WARPS
+from gmmkernel.backends.triton.project import project_kernel
 from gmmkernel.backends.triton.step import step_kernel
 from gmmkernel.backends.triton.sums import sum_level_kernel
 from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel, entries_kernel
@@ -104,14 +99,12 @@ class Kernel:
 
 
 def step(dtype: str, variant: str) -> Kernel:
-    """Return a step: `mixture`, `exact` and `gaussian` on large full tiles, or `everything` on small ones."""
+    """Return a step: `mixture` and `gaussian` on large full tiles, or `everything` on small ones."""
     table_type = "fp64" if dtype == "fp64" else "fp32"
     tensors = dict.fromkeys(("x", "output", "result"), dtype) | {"coefficients": table_type, "seeds": "i64"}
     constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "MOST": 64, "WHOLE": True}
     if variant != "gaussian":
         tensors |= {"cdf": "i64", "offsets": table_type, "std": table_type}
-    if variant == "exact":
-        tensors["weights"] = table_type
     if variant == "everything":
         tensors |= dict.fromkeys(("uncond", *(f"history{j}" for j in range(4)), "prediction"), dtype)
         tensors |= dict.fromkeys(("components", "rows", "steps"), "i64")
@@ -190,34 +183,6 @@ def log_prob(dtype: str) -> Kernel:
     return Kernel(log_prob_kernel, tensors, {})
 
 
-def low_rank(dtype: str) -> dict[str, Kernel]:
-    """Return what exact moment matching has besides the step."""
-    drawn = dict.fromkeys(("rows", "steps", "seeds"), "i64")
-    components = drawn | {"cdf": "i64"}
-
-    def tables(*names: str) -> dict[str, str]:
-        return dict.fromkeys(names, dtype)
-
-    most = {"MOST": 1024}
-    values = tables("pulls", "values", "basis")
-    density = tables("result", "responsibilities", "sums", "weights", "penalties", "energies") | {
-        "rows": "i64"
-    }
-    penalized = tables("penalties", "along", "slopes", "shifts", "half_logdet", "coefficients") | {
-        "rows": "i64"
-    }
-    return {
-        "project": Kernel(project_kernel, tables("sums", "coefficients", "offsets") | drawn, {}),
-        "pulls": Kernel(pulls_kernel, values | {"std_delta": dtype} | components, most),
-        "energies-along": Kernel(pulls_kernel, values | {"rows": "i64"}, most),
-        "offset-weights": Kernel(
-            offset_weights_kernel, tables("weights", "pulls", "basis", "coefficients") | components, most
-        ),
-        "penalties": Kernel(penalties_kernel, penalized, {}),
-        "log-prob-exact": Kernel(log_prob_kernel, density, {}),
-    }
-
-
 def add_noise(dtype: str) -> Kernel:
     """Return noise added to samples, on large full tiles."""
     tensors = {"x": dtype, "result": dtype, "coefficients": "fp32", "rows": "i64", "seeds": "i64"}
@@ -249,7 +214,7 @@ def skip_loss_backward(dtype: str) -> Kernel:
     return Kernel(skip_loss_backward_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
 
 
-STEPS = ("mixture", "exact", "gaussian", "everything")
+STEPS = ("mixture", "gaussian", "everything")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
     "everything float64": step("fp64", "everything"),
@@ -275,9 +240,10 @@ KERNELS = {
     **{f"density-sums {name}": density_sums(dtype) for name, dtype in WITH_FLOAT64.items()},
     **{f"log-prob {name}": log_prob(dtype) for name, dtype in TABLE_TYPES.items()},
     **{
-        f"{kind} {name}": kernel
+        f"project {name}": Kernel(
+            project_kernel, dict.fromkeys(("sample_data", "sums", "table"), dtype) | {"rows": "i64"}, {}
+        )
         for name, dtype in TABLE_TYPES.items()
-        for kind, kernel in low_rank(dtype).items()
     },
     **{f"density-backward {name}": density_backward(dtype) for name, dtype in WITH_FLOAT64.items()},
     **{

@@ -116,29 +116,6 @@ int check_mixture(const gmm_mixture& m, int64_t elements, int64_t coefficient_ro
   return check_rows(m.std_rows, coefficient_rows, "std_rows");
 }
 
-int check_table(const void* table, int64_t rows, int64_t coefficient_rows, const char* name, const char* rows_name) {
-  if (table == nullptr) return fail(GMM_INVALID_ARGUMENT, "%s: no data", name);
-  return check_rows(rows, coefficient_rows, rows_name);
-}
-
-int check_components_of(int64_t given, const gmm_mixture& m, const char* name) {
-  if (given == 1 || given == m.components) return GMM_SUCCESS;
-  return fail(GMM_INVALID_ARGUMENT, "%s: expected 1 or %lld, got %lld", name, (long long)m.components,
-              (long long)given);
-}
-
-int check_directions(const gmm_mixture& m, int64_t coefficient_rows) {
-  if (m.components == 0 || m.directions == 0) return GMM_SUCCESS;
-  if (m.directions < 0 || m.directions > m.components) {
-    return fail(GMM_INVALID_ARGUMENT, "directions: expected 0 to %lld, got %lld", (long long)m.components,
-                (long long)m.directions);
-  }
-  if (m.std_elements != 0) {
-    return fail(GMM_INVALID_ARGUMENT, "std_elements: expected 0 with directions, got %lld", (long long)m.std_elements);
-  }
-  return check_table(m.basis, m.basis_rows, coefficient_rows, "basis", "basis_rows");
-}
-
 constexpr int64_t max_step = 0xFFFFFFFF;
 
 }  // namespace
@@ -193,42 +170,9 @@ int check_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_st
 
 }  // namespace
 
-namespace {
-
-int check_std_delta(const gmm_step_arguments& a) {
-  const gmm_mixture& m = a.mixture;
-  if (m.components == 0 || m.directions == 0) return GMM_SUCCESS;
-  if (const int status =
-          check_table(m.std_delta, m.std_delta_rows, a.coefficient_rows, "std_delta", "std_delta_rows")) {
-    return status;
-  }
-  if (const int status = check_components_of(m.std_delta_components, m, "std_delta_components")) return status;
-  return a.workspace != nullptr ? GMM_SUCCESS
-                                : fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with directions");
-}
-
-int check_penalties(const gmm_log_prob_arguments& p) {
-  const gmm_mixture& m = p.step.mixture;
-  const int64_t rows = p.step.coefficient_rows;
-  if (const int status = check_directions(m, rows)) return status;
-  if (m.components == 0 || m.directions == 0) return GMM_SUCCESS;
-  const gmm_penalties& of = p.penalties;
-  if (const int status = check_table(of.slopes, of.slope_rows, rows, "slopes", "slope_rows")) return status;
-  if (const int status = check_components_of(of.slope_components, m, "slope_components")) return status;
-  if (const int status = check_table(of.shifts, of.shift_rows, rows, "shifts", "shift_rows")) return status;
-  if (const int status = check_table(of.half_logdet, of.half_logdet_rows, rows, "half_logdet", "half_logdet_rows")) {
-    return status;
-  }
-  return check_components_of(of.half_logdet_components, m, "half_logdet_components");
-}
-
-}  // namespace
-
 int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_inputs(a, memory, Draws::component)) return status;
-  if (const int status = check_directions(a.mixture, a.coefficient_rows)) return status;
   if (is_empty(a)) return GMM_SUCCESS;
-  if (const int status = check_std_delta(a)) return status;
   const int32_t dtype = a.sample.dtype;
   if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
   if (const int status = check_output_dtype(a.result, dtype, "result")) return status;
@@ -296,7 +240,6 @@ int check(const gmm_step_backward_arguments& b, Memory memory) {
 
 int check(const gmm_log_prob_arguments& p, Memory memory) {
   if (const int status = check_density(p, memory)) return status;
-  if (const int status = check_penalties(p)) return status;
   if (p.step.batch == 0) return GMM_SUCCESS;
   if (p.log_prob == nullptr) return fail(GMM_INVALID_ARGUMENT, "log_prob: no data");
   if (p.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
@@ -440,6 +383,23 @@ int check(const gmm_component_arguments& a, Memory memory) {
     if (const int status = check_index(a.row, a.batch, a.cdf_rows - 1, "row", memory)) return status;
   }
   return check_index(a.step, a.batch, max_step, "step", memory);
+}
+
+int check(const gmm_project_arguments& a, Memory memory) {
+  if (const int status = check_sizes(a.batch, a.elements)) return status;
+  if (a.sample.dtype != GMM_FLOAT32 && a.sample.dtype != GMM_FLOAT64) {
+    return fail(GMM_INVALID_ARGUMENT, "sample: dtype %d, expected that of float32 or float64", a.sample.dtype);
+  }
+  if (a.columns < 1) {
+    return fail(GMM_INVALID_ARGUMENT, "columns: expected at least 1, got %lld", (long long)a.columns);
+  }
+  if (a.table_rows < 1) return fail(GMM_INVALID_ARGUMENT, "table_rows: expected at least 1");
+  if (a.batch == 0) return GMM_SUCCESS;
+  if (a.elements > 0 && a.sample.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "sample: no data");
+  if (a.elements > 0 && a.table == nullptr) return fail(GMM_INVALID_ARGUMENT, "table: no data");
+  if (a.result == nullptr) return fail(GMM_INVALID_ARGUMENT, "result: no data");
+  if (a.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
+  return a.table_rows == 1 ? GMM_SUCCESS : check_index(a.row, a.batch, a.table_rows - 1, "row", memory);
 }
 
 }  // namespace gmmkernel

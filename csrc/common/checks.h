@@ -21,5 +21,6 @@ int check(const gmm_scale_residual_arguments& arguments, Memory memory);
 int check(const gmm_skip_loss_backward_arguments& arguments, Memory memory);
 int check(const gmm_normal_arguments& arguments, Memory memory);
 int check(const gmm_component_arguments& arguments, Memory memory);
+int check(const gmm_project_arguments& arguments, Memory memory);
 
 }  // namespace gmmkernel

@@ -17,9 +17,6 @@ struct SampleDensity {
   const T* offsets;  // [K][elements]
   const T* std;      // [std_components][std_elements]
   int64_t std_components, std_elements;
-  int64_t directions;  // 0: no penalties
-  const T *basis, *slopes, *shifts, *half_logdet;
-  int64_t slope_components, half_logdet_components;
 };
 
 template <class T>
@@ -50,19 +47,6 @@ GMM_INLINE SampleDensity<T> gather_density(const gmm_log_prob_arguments& p, int6
     s.std_components = m.std_components;
     s.std_elements = m.std_elements;
     s.std = static_cast<const T*>(m.std) + table_row(m.std_rows, s.row_index) * m.std_components * m.std_elements;
-  }
-  s.directions = m.components > 0 && s.row.offset != 0 ? m.directions : 0;
-  if (s.directions > 0) {
-    const gmm_penalties& of = p.penalties;
-    const auto entry = [&](const void* table, int64_t rows, int64_t size) {
-      return static_cast<const T*>(table) + table_row(rows, s.row_index) * size;
-    };
-    s.basis = entry(m.basis, m.basis_rows, s.directions * m.components);
-    s.slopes = entry(of.slopes, of.slope_rows, of.slope_components * s.directions);
-    s.slope_components = of.slope_components;
-    s.shifts = entry(of.shifts, of.shift_rows, m.components * s.directions);
-    s.half_logdet = entry(of.half_logdet, of.half_logdet_rows, of.half_logdet_components);
-    s.half_logdet_components = of.half_logdet_components;
   }
   return s;
 }
@@ -184,19 +168,6 @@ void log_prob_tiles(const gmm_log_prob_arguments& p, int64_t first_tile, int64_t
   }
 }
 
-template <class T>
-void find_penalties(const SampleDensity<T>& s, const T* energies, T* penalties) {
-  T along[GMM_MAX_COMPONENTS];
-  for (int64_t r = 0; r < s.directions; ++r) {
-    along[r] = energy_along(s.basis + r * s.components, energies, s.components);
-  }
-  for (int64_t k = 0; k < s.components; ++k) {
-    const T* slopes = s.slopes + (s.slope_components == 1 ? 0 : k) * s.directions;
-    const T half_logdet = s.half_logdet[s.half_logdet_components == 1 ? 0 : k];
-    penalties[k] = penalty(slopes, s.shifts + k * s.directions, along, s.directions, half_logdet);
-  }
-}
-
 // From the tiles' sums to the log-density and the shares of samples first .. last - 1.
 template <class T>
 void log_prob_samples(const gmm_log_prob_arguments& p, int64_t first_sample, int64_t last_sample) {
@@ -216,12 +187,11 @@ void log_prob_samples(const gmm_log_prob_arguments& p, int64_t first_sample, int
     if (p.energies != nullptr) {
       for (int64_t k = 0; k < components; ++k) static_cast<T*>(p.energies)[sample * components + k] = level[k];
     }
-    T penalties[GMM_MAX_COMPONENTS];
-    if (s.directions > 0) find_penalties(s, level, penalties);
+    const T* penalties = static_cast<const T*>(p.penalties);
     T largest = -__builtin_huge_val();
     for (int64_t k = 0; k < components; ++k) {
       level[k] = L::sub(logarithm<L>(s.weights[k]), level[k]);
-      if (s.directions > 0) level[k] = L::sub(level[k], penalties[k]);
+      if (penalties != nullptr) level[k] = L::sub(level[k], penalties[sample * components + k]);
       if (level[k] > largest || level[k] != level[k]) largest = level[k];
       if (largest != largest) break;
     }

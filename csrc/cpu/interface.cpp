@@ -73,13 +73,6 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
     draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.cdf, a.mixture.cdf_rows});
   }
   const TypedKernels& of = kernels->of(a.sample.dtype);
-  if (a.mixture.components > 0 && a.mixture.directions > 0) {
-    const int64_t items = kernels->low_rank_items(a);
-    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.project_noise(a, first, last); });
-    parallel_for(a.batch, 1, options->threads, [&](int64_t first, int64_t last) { of.weigh_offsets(a, first, last); });
-    parallel_for(items, 1, options->threads, [&](int64_t first, int64_t last) { of.add_offsets(a, first, last); });
-    return GMM_SUCCESS;
-  }
   const auto run = of.step;
   parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
                options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
@@ -214,6 +207,19 @@ int gmm_cpu_draw_components(const gmm_component_arguments* arguments) {
   if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
   if (const int status = check(*arguments, Memory::host)) return status;
   draw_components(*arguments);
+  return GMM_SUCCESS;
+}
+
+int gmm_cpu_project(const gmm_project_arguments* arguments, const gmm_cpu_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const gmm_project_arguments& a = *arguments;
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(a, Memory::host)) return status;
+  const TypedKernels& of = kernels->of(a.sample.dtype);
+  parallel_for(a.batch * tiles_of(a.elements), a.columns < 8 ? 8 : 1, options->threads,
+               [&](int64_t first, int64_t last) { of.project_tiles(a, first, last); });
+  parallel_for(a.batch, 16, options->threads, [&](int64_t first, int64_t last) { of.project_samples(a, first, last); });
   return GMM_SUCCESS;
 }
 

@@ -15,11 +15,6 @@ namespace gmmkernel {
 // Kernels of one arithmetic, float or double.
 struct TypedKernels {
   void (*step)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
-  // With directions, whose items `low_rank_items` counts: projections of the noise, weights of the offsets, these
-  // added.
-  void (*project_noise)(const gmm_step_arguments&, int64_t first_item, int64_t last_item);
-  void (*weigh_offsets)(const gmm_step_arguments&, int64_t first_sample, int64_t last_sample);
-  void (*add_offsets)(const gmm_step_arguments&, int64_t first_item, int64_t last_item);
   // Elementwise gradients and tiles' sums; then the rows' sums; then offsets and std.
   void (*backward)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
   void (*sum_rows)(const gmm_step_backward_arguments&);
@@ -36,12 +31,14 @@ struct TypedKernels {
   void (*skip_loss_samples)(const gmm_skip_loss_arguments&);
   void (*scale_residual)(const gmm_scale_residual_arguments&, int64_t first_tile, int64_t last_tile);
   void (*skip_loss_backward)(const gmm_skip_loss_backward_arguments&, int64_t first_tile, int64_t last_tile);
+  // Tiles' sums; then the projections.
+  void (*project_tiles)(const gmm_project_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*project_samples)(const gmm_project_arguments&, int64_t first_sample, int64_t last_sample);
 };
 
 struct Kernels {
   int64_t group_elements;
   TypedKernels of_float, of_double;
-  int64_t (*low_rank_items)(const gmm_step_arguments&);
   void (*standard_normal)(const gmm_normal_arguments&, int64_t first_group, int64_t last_group);
   // Sum of a[i] * b[i] by the fixed tree; `partial` has room for ceil(count / 1024) numbers.
   double (*dot)(const double* a, const double* b, int64_t count, double* partial);

@@ -7,7 +7,6 @@
 #include "cpu/kernels.h"
 #include "gmmkernel/backward.h"
 #include "gmmkernel/density.h"
-#include "gmmkernel/low_rank.h"
 #include "gmmkernel/normal.h"
 #include "gmmkernel/training.h"
 #include "gmmkernel/transition.h"
@@ -31,7 +30,6 @@ constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
 #include "cpu/step.inl"
 #include "cpu/sums.inl"
 #include "cpu/backward.inl"
-#include "cpu/low_rank.inl"
 #include "cpu/density.inl"
 #include "cpu/training.inl"
 // clang-format on
@@ -40,13 +38,24 @@ namespace gmmkernel {
 namespace {
 
 template <class T>
-constexpr TypedKernels typed = {
-    step<T>,           project_noise<T>,     weigh_offsets<T>,  add_offsets<T>,      backward<T>,
-    sum_rows<T>,       scatter<T>,           log_prob_tiles<T>, log_prob_samples<T>, log_prob_backward<T>,
-    sum_weights<T>,    log_prob_scatter<T>,  add_noise<T>,      skip_loss_tiles<T>,  skip_loss_samples<T>,
-    scale_residual<T>, skip_loss_backward<T>};
+constexpr TypedKernels typed = {step<T>,
+                                backward<T>,
+                                sum_rows<T>,
+                                scatter<T>,
+                                log_prob_tiles<T>,
+                                log_prob_samples<T>,
+                                log_prob_backward<T>,
+                                sum_weights<T>,
+                                log_prob_scatter<T>,
+                                add_noise<T>,
+                                skip_loss_tiles<T>,
+                                skip_loss_samples<T>,
+                                scale_residual<T>,
+                                skip_loss_backward<T>,
+                                project_tiles<T>,
+                                project_samples<T>};
 
-const Kernels kernels = {group, typed<float>, typed<double>, low_rank_items, standard_normal, dot, subtract_scaled};
+const Kernels kernels = {group, typed<float>, typed<double>, standard_normal, dot, subtract_scaled};
 
 }  // namespace
 }  // namespace gmmkernel

@@ -46,6 +46,37 @@ double dot(const double* a, const double* b, int64_t count, double* partial) {
   return sum_level(partial, tiles, 1);
 }
 
+// The sums of tiles of samples' products with the rows of their tables: one tile of all samples after another, because
+// they may share a table. Then the sums of these.
+template <class T>
+void project_tiles(const gmm_project_arguments& a, int64_t first_tile, int64_t last_tile) {
+  T terms[tile];
+  const int64_t tiles = tiles_of(a.elements);
+  for (int64_t t = first_tile; t < last_tile; ++t) {
+    const int64_t number = t / a.batch, sample = t - number * a.batch, first = number * tile;
+    const int64_t inside = a.elements - first < tile ? a.elements - first : tile;
+    const T* x = static_cast<const T*>(a.sample.data) + sample * a.sample.batch_stride + first;
+    const int64_t entry = a.table_rows == 1 ? 0 : index_at(a.row, sample);
+    const T* row = static_cast<const T*>(a.table) + entry * a.columns * a.elements + first;
+    T* sums = static_cast<T*>(a.workspace) + (sample * (tiles + 1) + number) * a.columns;
+    for (int64_t k = 0; k < a.columns; ++k, row += a.elements) {
+      for (int64_t i = 0; i < inside; ++i) terms[i] = row[i] * x[i];
+      for (int64_t i = inside; i < tile; ++i) terms[i] = 0;
+      sums[k] = sum_tile(terms);
+    }
+  }
+}
+
+template <class T>
+void project_samples(const gmm_project_arguments& a, int64_t first_sample, int64_t last_sample) {
+  const int64_t tiles = tiles_of(a.elements);
+  for (int64_t sample = first_sample; sample < last_sample; ++sample) {
+    T* sums = static_cast<T*>(a.workspace) + sample * (tiles + 1) * a.columns;
+    T* result = static_cast<T*>(a.result) + sample * a.columns;
+    for (int64_t k = 0; k < a.columns; ++k) result[k] = sum_level(sums + k, tiles, a.columns);
+  }
+}
+
 void subtract_scaled(double* row, const double* other, double scale, int64_t count) {
   for (int64_t i = 0; i < count; ++i) row[i] -= scale * other[i];
 }

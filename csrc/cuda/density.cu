@@ -34,13 +34,10 @@ template <class T>
 __global__ void __launch_bounds__(block_threads, 2)
     log_prob_kernel(const __grid_constant__ gmm_log_prob_arguments p, const __grid_constant__ SumRows rows) {
   __shared__ DensityParts<T> parts;
-  __shared__ DensityAlong<T> along;
   const int64_t sample = here().sample();
   if (sample >= p.step.batch) return;
-  find_along(p, rows, sample, threadIdx.x, along);
-  __syncthreads();
   ThreadComponents<T> components;
-  find_levels(p, rows, sample, threadIdx.x, along, components, parts);
+  find_levels(p, rows, sample, threadIdx.x, components, parts);
   __syncthreads();
   find_largest(threadIdx.x, parts);
   __syncthreads();

@@ -4,7 +4,6 @@
 
 #include "cuda/sums_body.h"
 #include "gmmkernel/density.h"
-#include "gmmkernel/low_rank.h"
 
 namespace gmmkernel {
 
@@ -166,48 +165,9 @@ GMM_INLINE T infinite() {
   return static_cast<T>(bits_float(0x7F800000));
 }
 
-// Where moments are matched exactly, the energies along each direction.
-template <class T>
-struct DensityAlong {
-  T of[GMM_MAX_COMPONENTS];
-};
-
-// Whether a sample, whose row is in range, has penalties.
-template <class T>
-GMM_INLINE bool has_penalties(const gmm_log_prob_arguments& p, int64_t row) {
-  return p.step.mixture.components > 0 && p.step.mixture.directions > 0 &&
-         static_cast<const Row<T>*>(p.step.coefficients)[row].offset != 0;
-}
-
-template <class T>
-GMM_INLINE void find_along(const gmm_log_prob_arguments& p, const SumRows& rows, int64_t sample, uint32_t thread,
-                           DensityAlong<T>& along) {
-  const gmm_mixture& m = p.step.mixture;
-  const int64_t row = index_at(p.step.row, sample);
-  if (row < 0 || row >= p.step.coefficient_rows || !has_penalties<T>(p, row)) return;
-  const T* basis = static_cast<const T*>(m.basis) + table_row(m.basis_rows, row) * m.directions * m.components;
-  const T* energies = sums_of<T>(rows, sample) + 1;
-  for (int64_t r = thread; r < m.directions; r += block_threads) {
-    along.of[r] = rows.tiles == 0 ? T(0) : energy_along(basis + r * m.components, energies, m.components);
-  }
-}
-
-// Of component k.
-template <class T>
-GMM_INLINE T penalty_of(const gmm_log_prob_arguments& p, int64_t row, int64_t k, const DensityAlong<T>& along) {
-  const gmm_penalties& of = p.penalties;
-  const int64_t components = p.step.mixture.components, directions = p.step.mixture.directions;
-  const int64_t slope = table_row(of.slope_rows, row) * of.slope_components + (of.slope_components == 1 ? 0 : k);
-  const int64_t volume =
-      table_row(of.half_logdet_rows, row) * of.half_logdet_components + (of.half_logdet_components == 1 ? 0 : k);
-  return penalty(static_cast<const T*>(of.slopes) + slope * directions,
-                 static_cast<const T*>(of.shifts) + (table_row(of.shift_rows, row) * components + k) * directions,
-                 along.of, directions, static_cast<const T*>(of.half_logdet)[volume]);
-}
-
 template <class T>
 GMM_INLINE void find_levels(const gmm_log_prob_arguments& p, const SumRows& rows, int64_t sample, uint32_t thread,
-                            const DensityAlong<T>& along, ThreadComponents<T>& level, DensityParts<T>& parts) {
+                            ThreadComponents<T>& level, DensityParts<T>& parts) {
   using Lanes = typename OneLane<T>::Lanes;
   const int64_t components = p.step.mixture.components, row = index_at(p.step.row, sample);
   const bool valid = row >= 0 && row < p.step.coefficient_rows;
@@ -220,8 +180,8 @@ GMM_INLINE void find_levels(const gmm_log_prob_arguments& p, const SumRows& rows
     const T sum = rows.tiles == 0 ? T(0) : sums_of<T>(rows, sample)[1 + k];
     level.of[j] = valid ? Lanes::sub(logarithm<Lanes>(weights[k]), sum) : static_cast<T>(bits_float(0x7FC00000));
     if (p.energies != nullptr) static_cast<T*>(p.energies)[sample * components + k] = valid ? sum : level.of[j];
-    if (valid && has_penalties<T>(p, row)) {
-      level.of[j] = Lanes::sub(level.of[j], penalty_of(p, row, k, along));
+    if (p.penalties != nullptr) {
+      level.of[j] = Lanes::sub(level.of[j], static_cast<const T*>(p.penalties)[sample * components + k]);
     }
     largest = larger(largest, level.of[j]);
   }

@@ -176,6 +176,14 @@ int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm
   return on_device(*options, [&](int, cudaStream_t stream) { return launch_draw_components(*arguments, stream); });
 }
 
+int gmm_cuda_project(const gmm_project_arguments* arguments, const gmm_cuda_options* options) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(*arguments, Memory::device)) return status;
+  if (arguments->batch == 0) return GMM_SUCCESS;
+  return on_device(*options, [&](int, cudaStream_t stream) { return launch_project(*arguments, stream); });
+}
+
 int gmm_cuda_device_count(int32_t* count) {
   if (count == nullptr) return fail(GMM_INVALID_ARGUMENT, "count: missing");
   int found = 0;

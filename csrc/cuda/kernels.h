@@ -1,6 +1,6 @@
 // Launches of the kernels, on the current device; arguments have been checked. Batch and elements are not 0, but for
-// gradients, where tables are written all the same, and samples without elements, which have a density and
-// a loss.
+// gradients, where tables are written all the same, and samples without elements, which have a density, a
+// loss and projections.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,10 +22,9 @@ cudaError_t launch_skip_loss_backward(const gmm_skip_loss_backward_arguments& ar
                                       cudaStream_t stream);
 cudaError_t launch_standard_normal(const gmm_normal_arguments& arguments, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_draw_components(const gmm_component_arguments& arguments, cudaStream_t stream);
+cudaError_t launch_project(const gmm_project_arguments& arguments, cudaStream_t stream);
 
-// Of the launches above: the step where variance is removed in directions; the tree over every sample's tiles, of
-// numbers of `size` bytes; and gradients of coefficients.
-cudaError_t launch_step_in_directions(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream);
+// Of the launches above: the tree over every sample's tiles, of numbers of `size` bytes; and gradients of coefficients.
 cudaError_t launch_sums(const SumRows& rows, size_t size, cudaStream_t stream);
 cudaError_t launch_add_samples(const gmm_step_backward_arguments& b, const SumRows& rows, cudaStream_t stream);
 

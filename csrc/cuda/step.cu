@@ -58,8 +58,6 @@ const void* kernel_for(const gmm_step_arguments& a) {
 }  // namespace
 
 cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream) {
-  const bool directions = a.mixture.components > 0 && a.mixture.directions > 0 && a.elements > 0;
-  if (directions) return launch_step_in_directions(a, multiprocessors, stream);
   const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
   const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
   return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);

@@ -214,37 +214,25 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
   for (; i < count; go_on(stride)) one(0);
 }
 
-template <int32_t dtype, bool guided>
-GMM_INLINE VectorInputs load_inputs(const StepTile<float>& tile, uint32_t i) {
-  return load_inputs<dtype, guided>(tile.x, tile.output, tile.uncond, i);
-}
-
-// A vector of any tile; `table`: there may be std from the table.
-template <int32_t dtype, bool guided, bool table, uint32_t n>
-GMM_INLINE void mixed_vector(const StepTile<float>& tile, const VectorInputs& inputs, uint32_t i, float (&y)[n]) {
-  float other[n];
-  predict_vector<dtype, guided>(tile.row, tile.plain_bounds, inputs, y);
-  if (tile.offset != nullptr) {
-    load_table<n>(tile.offset, i, other);
-    for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
-  }
-  if (!tile.noise) return;
-  for (uint32_t j = 0; j < n; j += 4) {
-    const uint32_t at = i + j;
-    for (uint32_t e = 0; e < 4; ++e) {
-      other[e] = table && at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
-    }
-    add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
-  }
-}
-
 // All vectors of a tile of kind `mixed`.
 template <int32_t dtype, bool guided>
 GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread) {
   constexpr uint32_t n = Format<dtype>::count;
   for (uint32_t i = n * thread; i < tile.count; i += n * block_threads) {
-    float y[n];
-    mixed_vector<dtype, guided, true>(tile, load_inputs<dtype, guided>(tile, i), i, y);
+    float y[n], other[n];
+    const VectorInputs inputs = load_inputs<dtype, guided>(tile.x, tile.output, tile.uncond, i);
+    predict_vector<dtype, guided>(tile.row, tile.plain_bounds, inputs, y);
+    if (tile.offset != nullptr) {
+      load_table<n>(tile.offset, i, other);
+      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
+    }
+    for (uint32_t j = 0; tile.noise && j < n; j += 4) {
+      const uint32_t at = i + j;
+      for (uint32_t e = 0; e < 4; ++e) {
+        other[e] = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
+      }
+      add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
+    }
     store128<dtype>(tile.result, i, Format<dtype>::pack(y));
   }
 }
@@ -256,9 +244,8 @@ GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& t
   return advance(a.prediction.data, tile.sample * a.prediction.batch_stride + tile.first, a.prediction.dtype);
 }
 
-// `last` changes four elements of the result before they are rounded.
-template <class T, class Last>
-GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i, const Last& last) {
+template <class T>
+GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i) {
   using Lanes = typename LanesOf<T>::type;
   constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
   const Row<T>& row = tile.row;
@@ -299,7 +286,6 @@ GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, 
     load_four(tile.std, table_dtype, i, tile.std_count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
   }
-  last(i, y);
   store_four(tile.result, a.result.dtype, i, tile.count, y);
 }
 
@@ -339,19 +325,14 @@ GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& 
   }
 }
 
-template <class T, class Last>
-GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread, const Last& last) {
+template <class T>
+GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
   if (tile.kind == TileKind::nothing) return;
   if (tile.kind == TileKind::invalid) {
     fill_with_nan(a, tile, thread);
     return;
   }
-  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i, last);
-}
-
-template <class T>
-GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
-  step_any(a, tile, thread, [](uint32_t, T(&)[4]) {});
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i);
 }
 
 }  // namespace gmmkernel

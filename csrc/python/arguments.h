@@ -83,12 +83,12 @@ inline const void* coefficients(Call& call, py::handle object, std::int64_t colu
 
 inline gmm_mixture mixture(Call& call, Fields& of, std::int64_t rows) {
   gmm_mixture m = {};
-  const py::handle cdf = of.next(), offsets = of.next(), std = of.next(), basis = of.next(), std_delta = of.next();
+  const py::handle cdf = of.next(), offsets = of.next(), std = of.next();
   if (offsets.is_none()) {
-    call.require(cdf.is_none() && std.is_none() && basis.is_none());
+    call.require(cdf.is_none() && std.is_none());
     return m;
   }
-  std::int64_t elements = 0, one_less = 0, of_basis = 0, of_std_delta = 0;
+  std::int64_t elements = 0, one_less = 0;
   m.offsets = table(call, offsets, rows, m.offset_rows, m.components, elements);
   m.std = table(call, needed(call, std), rows, m.std_rows, m.std_components, m.std_elements);
   call.require(m.components >= 1 && m.components <= GMM_MAX_COMPONENTS && elements == call.elements &&
@@ -97,12 +97,6 @@ inline gmm_mixture mixture(Call& call, Fields& of, std::int64_t rows) {
     m.cdf = static_cast<const std::int64_t*>(call.contiguous(cdf, tensors::int64_type, {&m.cdf_rows, &one_less}));
     call.require(one_less + 1 == m.components && (m.cdf_rows == 1 || m.cdf_rows == rows));
   }
-  if (basis.is_none()) return m;
-  m.basis = table(call, basis, rows, m.basis_rows, m.directions, of_basis);
-  call.require(m.directions >= 1 && m.directions <= m.components && of_basis == m.components && m.std_elements == 0);
-  if (std_delta.is_none()) return m;
-  m.std_delta = table(call, std_delta, rows, m.std_delta_rows, m.std_delta_components, of_std_delta);
-  call.require(of_std_delta == m.directions && (m.std_delta_components == 1 || m.std_delta_components == m.components));
   return m;
 }
 
@@ -129,13 +123,12 @@ inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true
 }
 
 inline gmm_step_arguments step(Call& call, py::handle of_step, py::handle result, py::handle prediction,
-                               int prediction_kind, py::handle components, py::handle workspace) {
+                               int prediction_kind, py::handle components) {
   gmm_step_arguments a = inputs(call, of_step);
   a.result = call.output(needed(call, result));
   a.prediction = call.output(prediction);
   a.prediction_kind = prediction_kind;
   a.components = call.of_batch(components);
-  a.workspace = call.room(workspace);
   return a;
 }
 
@@ -162,19 +155,6 @@ inline gmm_step_backward_arguments step_backward(Call& call, py::handle of_step,
   b.grad_result = call.input(grad);
   b.grad_prediction = call.input(grad_prediction);
   return b;
-}
-
-// PenaltyInputs or None.
-inline gmm_penalties penalties(Call& call, py::handle given, std::int64_t rows) {
-  gmm_penalties p = {};
-  if (given.is_none()) return p;
-  Fields of(given);
-  std::int64_t directions = 0, components = 0;
-  of.next();  // the basis, which is the mixture's
-  p.slopes = table(call, of.next(), rows, p.slope_rows, p.slope_components, directions);
-  p.shifts = table(call, of.next(), rows, p.shift_rows, components, directions);
-  p.half_logdet = table(call, of.next(), rows, p.half_logdet_rows, p.half_logdet_components);
-  return p;
 }
 
 inline gmm_log_prob_arguments log_prob(Call& call, py::handle of_step, py::handle prev_sample, py::handle weights,

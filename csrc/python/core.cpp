@@ -23,6 +23,7 @@ struct Cpu {
   static constexpr auto scale_residual = gmm_cpu_scale_residual;
   static constexpr auto skip_loss_backward = gmm_cpu_skip_loss_backward;
   static constexpr auto standard_normal = gmm_cpu_standard_normal;
+  static constexpr auto project = gmm_cpu_project;
 
   static int draw_components(const gmm_component_arguments* a, const Options*) { return gmm_cpu_draw_components(a); }
 };

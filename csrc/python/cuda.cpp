@@ -28,6 +28,7 @@ struct Cuda {
   static constexpr auto skip_loss_backward = gmm_cuda_skip_loss_backward;
   static constexpr auto standard_normal = gmm_cuda_standard_normal;
   static constexpr auto draw_components = gmm_cuda_draw_components;
+  static constexpr auto project = gmm_cuda_project;
 };
 
 int device_count() {

@@ -34,11 +34,9 @@ struct Functions {
 
   // `checked`, `tracks`: see Call.
   static bool gmm_step(py::handle inputs, py::handle result, py::handle prediction, int prediction_kind,
-                       py::handle components, py::handle workspace, bool checked, bool tracks, std::int64_t first,
-                       std::uintptr_t second) {
+                       py::handle components, bool checked, bool tracks, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), checked, tracks);
-    const gmm_step_arguments a =
-        arguments::step(call, inputs, result, prediction, prediction_kind, components, workspace);
+    const gmm_step_arguments a = arguments::step(call, inputs, result, prediction, prediction_kind, components);
     return finish(call, a, Api::step, first, second);
   }
 
@@ -51,13 +49,13 @@ struct Functions {
   }
 
   static bool log_prob(py::handle inputs, py::handle prev_sample, py::handle weights, py::handle result,
-                       py::handle responsibilities, py::handle penalties, py::handle energies, py::handle workspace,
+                       py::handle responsibilities, py::handle energies, py::handle penalties, py::handle workspace,
                        std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), true);
     gmm_log_prob_arguments p = arguments::log_prob(call, inputs, prev_sample, weights, responsibilities);
     p.log_prob = call.room(result);
-    p.penalties = arguments::penalties(call, penalties, p.step.coefficient_rows);
     p.energies = call.room(energies);
+    p.penalties = call.room(penalties);
     p.workspace = call.room(workspace);
     return finish(call, p, Api::log_prob, first, second);
   }
@@ -148,6 +146,22 @@ struct Functions {
     return finish(call, a, Api::draw_components, first, second);
   }
 
+  static bool project(py::handle sample, py::handle table, py::handle row, py::handle result, py::handle workspace,
+                      std::int64_t first, std::uintptr_t second) {
+    Call call(Api::device(first), sample, true);
+    gmm_project_arguments a = {};
+    std::int64_t elements = 0;
+    a.batch = call.batch;
+    a.elements = call.elements;
+    a.sample = call.input(sample);
+    a.table = call.contiguous(table, call.table_type(), {&a.table_rows, &a.columns, &elements});
+    call.require(elements == call.elements);
+    a.row = call.index(row);
+    a.result = call.room(result);
+    a.workspace = call.room(workspace);
+    return finish(call, a, Api::project, first, second);
+  }
+
   static void define(py::module_& m) {
     m.attr("version") = gmm_version();
     tensors::learn_torch();
@@ -162,6 +176,7 @@ struct Functions {
     m.def("skip_step_loss_backward", &skip_step_loss_backward);
     m.def("standard_normal", &standard_normal);
     m.def("draw_components", &draw_components);
+    m.def("project", &project);
   }
 };
 

@@ -8,6 +8,8 @@ DensityOptions random_density(TestRandom& random, const StepOptions& step) {
   o.backward = random_backward(random, step);
   o.backward.grad_prediction = false;
   o.responsibilities = random.word() % 4 != 0;
+  o.energies = coin();
+  o.penalties = coin();
   o.weight_per_row = coin();
   o.prev_sample = random.word() % 4 != 0;
   o.weights = coin();
@@ -44,22 +46,14 @@ DensityCase::DensityCase(const DensityOptions& chosen, uint64_t seed, unsigned c
     positive(weights, p.weight_rows, o.components);
     p.weights = weights.data();
   }
-  if (o.directions > 0) {
-    const int64_t rows = o.direction_per_row ? o.coefficient_rows : 1;
-    const int64_t own = o.std_delta_per_component ? o.components : 1;
-    const auto any = [&](Tensor& tensor, int64_t elements) {
-      tensor = Tensor(table_dtype, rows, elements, 0, poison);
-      tensor.fill(random, o.special);
-      return tensor.data();
-    };
-    p.penalties.slopes = any(slopes, own * o.directions);
-    p.penalties.shifts = any(shifts, o.components * o.directions);
-    p.penalties.half_logdet = any(half_logdet, own);
-    p.penalties.slope_rows = p.penalties.shift_rows = p.penalties.half_logdet_rows = rows;
-    p.penalties.slope_components = p.penalties.half_logdet_components = own;
-    p.step.mixture.std_delta = nullptr;  // not looked at
+  if (o.components > 0 && options.energies) {
     energies = Tensor(table_dtype, o.batch, o.components, 0, poison);
     p.energies = energies.data();
+  }
+  if (o.components > 0 && options.penalties) {
+    penalties = Tensor(table_dtype, o.batch, o.components, 0, poison);
+    penalties.fill(random, o.special);
+    p.penalties = penalties.data();
   }
   log_prob = Tensor(table_dtype, o.batch, 1, 0, poison);
   p.log_prob = log_prob.data();

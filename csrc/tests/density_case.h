@@ -6,7 +6,7 @@
 // Which gradients are wanted, of a density with the options of `backward`, those of the step's inputs among them.
 struct DensityOptions {
   BackwardOptions backward;
-  bool responsibilities = true;
+  bool responsibilities = true, energies = false, penalties = false;
   bool weight_per_row = false;
   bool prev_sample = true, weights = false;
   bool idle = false;  // every other sample has a gradient of 0
@@ -28,8 +28,7 @@ class DensityCase {
   gmm_log_prob_arguments arguments = {};
   gmm_log_prob_backward_arguments gradients = {};
 
-  Tensor prev_sample, weights, log_prob, responsibilities, energies, workspace;
-  Tensor slopes, shifts, half_logdet;
+  Tensor prev_sample, weights, log_prob, responsibilities, energies, penalties, workspace;
   Tensor shares, grad, grad_prev_sample, grad_weights;  // `shares` are the responsibilities that gradients read
 };
 

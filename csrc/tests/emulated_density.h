@@ -29,10 +29,8 @@ void emulate_density(const gmm_log_prob_arguments& p) {
   emulate_sums<T>(rows);
   for (int64_t sample = 0; sample < a.batch; ++sample) {
     auto parts = uncleared<DensityParts<T>>();
-    auto along = uncleared<DensityAlong<T>>();
     std::vector<ThreadComponents<T>> components(block_threads);
-    for_threads([&](uint32_t t) { find_along(p, rows, sample, t, along); });
-    for_threads([&](uint32_t t) { find_levels(p, rows, sample, t, along, components[t], parts); });
+    for_threads([&](uint32_t t) { find_levels(p, rows, sample, t, components[t], parts); });
     for_threads([&](uint32_t t) { find_largest(t, parts); });
     for_threads([&](uint32_t t) { find_parts(p, t, components[t], parts); });
     for_threads([&](uint32_t t) { sum_parts(t, parts); });

@@ -209,27 +209,6 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
   std = Tensor(table_dtype, m.std_rows, m.std_components * o.std_elements, 0, poison);
   std.fill(random, o.special);
   m.std = o.std_elements == 0 ? nullptr : std.data();
-  if (o.directions == 0) return;
-  m.directions = o.directions;
-  m.basis_rows = m.std_delta_rows = o.direction_per_row ? o.coefficient_rows : 1;
-  m.std_delta_components = o.std_delta_per_component ? o.components : 1;
-  basis = Tensor(table_dtype, m.basis_rows, o.directions * o.components, 0, poison);
-  basis.fill(random, o.special);
-  m.basis = basis.data();
-  std_delta = Tensor(table_dtype, m.std_delta_rows, m.std_delta_components * o.directions, 0, poison);
-  std_delta.fill(random, o.special);
-  m.std_delta = std_delta.data();
-  workspace = Tensor(table_dtype, o.batch, GMM_SUM_ENTRIES(o.elements) * o.components, 0, poison);
-  a.workspace = workspace.data();
-}
-
-StepOptions with_directions(TestRandom& random, StepOptions o) {
-  if (o.components < 2) o.components = 2 + static_cast<int64_t>(random.word() % 20);
-  o.std_elements = 0;
-  o.directions = 1 + static_cast<int64_t>(random.word() % static_cast<uint32_t>(o.components));
-  o.direction_per_row = (random.word() & 1) != 0;
-  o.std_delta_per_component = (random.word() & 1) != 0;
-  return o;
 }
 
 int StepCase::run(int32_t threads, int32_t instruction_set) {

@@ -48,15 +48,12 @@ struct StepOptions {
   int64_t components = 0;  // K, 0: no mixture
   bool threshold_per_row = false, offset_per_row = false, std_per_row = false, std_per_component = false;
   int64_t std_elements = 0;
-  int64_t directions = 0;  // with std_elements 0
-  bool direction_per_row = false, std_delta_per_component = false;
   bool offset_off = false, sigma_off = false, history_off = false;  // these columns are 0 in every other row
   bool special = false;
 };
 
-// Any combination that is allowed, but for directions; and the same with these.
+// Any combination that is allowed.
 StepOptions random_options(TestRandom& random, int64_t batch, int64_t elements);
-StepOptions with_directions(TestRandom& random, StepOptions options);
 
 class StepCase {
  public:
@@ -72,8 +69,7 @@ class StepCase {
 
   Tensor sample, model_output, uncond, history[GMM_MAX_HISTORY], result, prediction;
   std::vector<int64_t> components, row, step, seeds, cdf;
-  Tensor coefficients, offsets, std, basis, std_delta;  // one "sample" for each table row
-  Tensor workspace;
+  Tensor coefficients, offsets, std;  // one "sample" for each table row
 };
 
 // Result, prediction and components are the same.

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "density_case.h"
+#include "project_case.h"
 #include "training_case.h"
 
 namespace {
@@ -91,45 +92,6 @@ void test_bad_densities() {
   CHECK(c.log_prob.bytes_are(0x5A) && c.grad_weights.bytes_are(0x5A), "something was written");
 }
 
-StepOptions some_directions() {
-  StepOptions options;
-  options.components = 4;
-  options.directions = 3;
-  return options;
-}
-
-void test_bad_directions() {
-  const gmm_cuda_options good = {0, nullptr};
-  const StepOptions options = some_directions();
-  StepCase c(options, 1, 0x5A);
-  const auto spoilt = [&](auto&& spoil, const char* named) {
-    gmm_step_arguments a = c.arguments;
-    spoil(a);
-    expect(gmm_cuda_step(&a, &good), GMM_INVALID_ARGUMENT, named);
-  };
-  spoilt([](gmm_step_arguments& a) { a.mixture.directions = 5; }, "directions: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.basis = nullptr; }, "basis: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.basis_rows = 2; }, "basis_rows: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.std_delta = nullptr; }, "std_delta: ");
-  spoilt([](gmm_step_arguments& a) { a.mixture.std_delta_components = 2; }, "std_delta_components: ");
-  spoilt([](gmm_step_arguments& a) { a.workspace = nullptr; }, "workspace: ");
-  CHECK(c.result.bytes_are(0x5A) && c.workspace.bytes_are(0x5A), "something was written");
-
-  DensityOptions of_density;
-  of_density.backward.step = options;
-  DensityCase d(of_density, 1, 0x5A);
-  const auto bad = [&](auto&& spoil, const char* named) {
-    gmm_log_prob_arguments p = d.arguments;
-    spoil(p);
-    expect(gmm_cuda_log_prob(&p, &good), GMM_INVALID_ARGUMENT, named);
-  };
-  bad([](gmm_log_prob_arguments& p) { p.penalties.slopes = nullptr; }, "slopes: ");
-  bad([](gmm_log_prob_arguments& p) { p.penalties.shifts = nullptr; }, "shifts: ");
-  bad([](gmm_log_prob_arguments& p) { p.penalties.half_logdet = nullptr; }, "half_logdet: ");
-  bad([](gmm_log_prob_arguments& p) { p.penalties.slope_components = 3; }, "slope_components: ");
-  CHECK(d.log_prob.bytes_are(0x5A) && d.energies.bytes_are(0x5A), "something was written");
-}
-
 // Nothing to do is done without a device.
 void test_bad_training() {
   const gmm_cuda_options good = {0, nullptr}, bad_device = {-1, nullptr};
@@ -174,6 +136,16 @@ void test_empty_batches() {
   CHECK(gmm_cuda_log_prob_backward(&e.gradients, &options) == GMM_SUCCESS, "%s", gmm_last_error());
 }
 
+void test_bad_projections() {
+  const gmm_cuda_options good = {0, nullptr}, bad = {-1, nullptr};
+  ProjectCase c({}, 1);
+  expect(gmm_cuda_project(nullptr, &good), GMM_INVALID_ARGUMENT, "arguments: ");
+  expect(gmm_cuda_project(&c.arguments, &bad), GMM_INVALID_ARGUMENT, "device: ");
+  c.arguments.columns = 0;
+  expect(gmm_cuda_project(&c.arguments, &good), GMM_INVALID_ARGUMENT, "columns: ");
+  CHECK(c.result.bytes_are(0x5A), "something was written");
+}
+
 void test_a_missing_device() {
   if (has_device()) return;
   const gmm_cuda_options options = {0, nullptr};
@@ -185,13 +157,9 @@ void test_a_missing_device() {
   DensityCase e(DensityOptions{}, 1, 0x5A);
   expect(gmm_cuda_log_prob(&e.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
   expect(gmm_cuda_log_prob_backward(&e.gradients, &options), GMM_CUDA_ERROR, "CUDA: ");
-  DensityOptions directed;
-  directed.backward.step = some_directions();
-  StepCase f(directed.backward.step, 1, 0x5A);
-  expect(gmm_cuda_step(&f.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
-  DensityCase g(directed, 1, 0x5A);
-  expect(gmm_cuda_log_prob(&g.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
-  CHECK(f.result.bytes_are(0x5A) && g.log_prob.bytes_are(0x5A), "something was written");
+  ProjectCase f({}, 1);
+  expect(gmm_cuda_project(&f.arguments, &options), GMM_CUDA_ERROR, "CUDA: ");
+  CHECK(e.log_prob.bytes_are(0x5A) && f.result.bytes_are(0x5A), "something was written");
 }
 
 }  // namespace
@@ -200,7 +168,7 @@ int main() {
   test_bad_arguments();
   test_bad_gradients();
   test_bad_densities();
-  test_bad_directions();
+  test_bad_projections();
   test_bad_training();
   test_empty_batches();
   test_a_missing_device();

@@ -15,7 +15,6 @@ from torch import Tensor
 from gmmkernel.backends.constants import SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
     LogProbGradients,
-    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -80,9 +79,7 @@ class CompiledKernels:
             outputs: what `gmm_step` takes besides.
             tracks: whether autograd must be asked where a tensor requires a gradient.
         """
-        done: bool = self._extension.gmm_step(
-            inputs, *outputs, None, False, tracks, *self._options(inputs[0])
-        )
+        done: bool = self._extension.gmm_step(inputs, *outputs, False, tracks, *self._options(inputs[0]))
         return done
 
     def gmm_step(
@@ -95,8 +92,7 @@ class CompiledKernels:
     ) -> None:
         """Write the next sample, and on request a prediction and the components drawn."""
         target = by_sample(result)
-        workspace = None if inputs.basis is None else sums_workspace(inputs, inputs.basis.shape[2])
-        outputs = target, prediction, prediction_kind, components, workspace
+        outputs = target, prediction, prediction_kind, components
         self._call(self._extension.gmm_step, result, inputs, *outputs, True, False)
         if target is not result:
             result.copy_(target)
@@ -120,12 +116,12 @@ class CompiledKernels:
         weights: Tensor | None,
         result: Tensor,
         responsibilities: Tensor | None = None,
-        penalties: PenaltyInputs | None = None,
         energies: Tensor | None = None,
+        penalties: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
         workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
-        outputs = result, responsibilities, penalties, energies, workspace
+        outputs = result, responsibilities, energies, penalties, workspace
         self._call(self._extension.log_prob, result, inputs, prev_sample, weights, *outputs)
 
     def log_prob_backward(
@@ -189,3 +185,9 @@ class CompiledKernels:
     ) -> None:
         """Fill `result` int64 [B] with component numbers."""
         self._call(self._extension.draw_components, result, result, seeds, cdf, row, step)
+
+    def project(self, sample: Tensor, table: Tensor, row: int | Tensor, result: Tensor) -> None:
+        """Fill `result` [B, K] with the sums over elements of each sample times the rows of its entry of a table."""
+        tiles = -(-math.prod(sample.shape[1:]) // SUM_TILE)
+        workspace = result.new_empty(result.shape[0], tiles + 1, result.shape[1])
+        self._call(self._extension.project, result, sample, table, row, result, workspace)

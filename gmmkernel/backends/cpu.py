@@ -66,6 +66,7 @@ scale_residual = _kernels.scale_residual
 skip_step_loss_backward = _kernels.skip_step_loss_backward
 standard_normal = _kernels.standard_normal
 draw_components = _kernels.draw_components
+project = _kernels.project
 
 
 def orthonormalize(rows: Tensor) -> None:

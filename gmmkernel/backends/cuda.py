@@ -57,6 +57,7 @@ scale_residual = _kernels.scale_residual
 skip_step_loss_backward = _kernels.skip_step_loss_backward
 standard_normal = _kernels.standard_normal
 draw_components = _kernels.draw_components
+project = _kernels.project
 
 
 def why_unusable(device: int | None = None) -> str | None:

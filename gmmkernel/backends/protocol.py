@@ -29,17 +29,6 @@ class StepInputs(NamedTuple):
     cdf: Tensor | None = None
     offsets: Tensor | None = None
     std: Tensor | None = None
-    basis: Tensor | None = None
-    std_delta: Tensor | None = None
-
-
-class PenaltyInputs(NamedTuple):
-    """What log-densities read of a mixture of exactly matched moments; `MixtureTables` describes it."""
-
-    basis: Tensor
-    slopes: Tensor
-    shifts: Tensor
-    half_logdet: Tensor
 
 
 class StepGradients(NamedTuple):
@@ -119,13 +108,14 @@ class Backend(Protocol):
         weights: Tensor | None,
         result: Tensor,
         responsibilities: Tensor | None = None,
-        penalties: PenaltyInputs | None = None,
         energies: Tensor | None = None,
+        penalties: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
 
         Of `inputs`, what draws is not read: seeds, step and cdf. `weights` [S or 1, K] belong to the mixture.
-        `energies` [B, K] is written on request: what `penalties` are computed from.
+        `energies` [B, K] are written on request: how much less than without offset each component's log-density is.
+        It is less by `penalties` [B, K] too, where they are given.
         """
 
     @staticmethod
@@ -183,6 +173,14 @@ class Backend(Protocol):
         result: Tensor, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor
     ) -> None:
         """Fill `result` int64 [B] with component numbers."""
+
+    @staticmethod
+    def project(sample: Tensor, table: Tensor, row: int | Tensor, result: Tensor) -> None:
+        """Fill `result` [B, K] with the sums over elements of each sample times the rows of its entry of a table.
+
+        `sample` [B, ...] and the contiguous `table` [S or 1, K, D] are both float32 or float64, like `result`. A `row`
+        that is out of range makes a sample's sums NaN where the values are on a device.
+        """
 
     @staticmethod
     def orthonormalize(rows: Tensor) -> None:

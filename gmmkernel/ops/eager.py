@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Prediction, TrainingColumn
-from gmmkernel.ops.low_rank import penalties
+from gmmkernel.ops.low_rank import eager_penalties
 
 
 def predict(
@@ -120,7 +120,7 @@ def eager_log_prob(
     level = -energy.sum(2)
     if penalized is not None:
         energies = ((distance / sigma).square() - (without / sigma).square()).sum(2) / 2
-        level = level - penalties(energies, row, penalized)
+        level = level - eager_penalties(energies, row, penalized)
     return torch.logsumexp(level if weights is None else weights.log() + level, dim=1)
 
 

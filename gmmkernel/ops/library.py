@@ -21,7 +21,6 @@ from gmmkernel import backends
 from gmmkernel.backends.constants import Stream
 from gmmkernel.backends.protocol import (
     LogProbGradients,
-    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -70,10 +69,12 @@ def _gmm_step(
         cdf,
         offsets,
         std,
-        basis,
-        std_delta,
     )
-    backends.load(backend).gmm_step(inputs, out, prediction, prediction_kind, components)
+    kernels, outputs = backends.load(backend), (out, prediction, prediction_kind, components)
+    if basis is None or std_delta is None:
+        kernels.gmm_step(inputs, *outputs)
+    else:
+        low_rank.step(kernels, inputs, basis, std_delta, *outputs)
 
 
 def _new_gradients(
@@ -121,21 +122,23 @@ def _gmm_step_backward(
         t.cdf,
         t.offsets,
         t.std,
-        t.basis,
-        t.std_delta,
     )
     offsets = made[4]
-    if t.basis is not None:
-        _low_rank_gradients(made, inputs, grad, backend)
-        # All others are the same without.
-        offsets, inputs = None, inputs._replace(basis=None, std_delta=None)
+    if t.basis is not None and t.std_delta is not None:
+        _low_rank_gradients(made, inputs, t.basis, t.std_delta, grad, backend)
+        offsets = None  # all others are those of a step without
     gradients = _gradients_of_step((*made[:4], offsets, made[5]), made[8:])
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
     return _present(made)
 
 
 def _low_rank_gradients(
-    made: Sequence[Tensor | None], inputs: StepInputs, grad: Tensor, backend: str
+    made: Sequence[Tensor | None],
+    inputs: StepInputs,
+    basis: Tensor,
+    std_delta: Tensor,
+    grad: Tensor,
+    backend: str,
 ) -> None:
     """Write the gradients of the tables of exactly matched moments, those that are wanted."""
     of_offsets, of_basis, of_std_delta = made[4], made[6], made[7]
@@ -144,32 +147,23 @@ def _low_rank_gradients(
         return
     assert inputs.cdf is not None
     assert inputs.offsets is not None
-    assert inputs.basis is not None
-    assert inputs.std_delta is not None
     kernels, batch = backends.load(backend), grad.shape[0]
     noise = inputs.coefficients.new_empty(batch, math.prod(grad.shape[1:]))
     kernels.standard_normal(noise, inputs.seeds, inputs.step, Stream.TRANSITION)
     components = torch.empty_like(inputs.seeds)
     kernels.draw_components(components, inputs.seeds, inputs.cdf, inputs.row, inputs.step)
-    tables = low_rank.StepTables(inputs.offsets, inputs.basis, inputs.std_delta)
+    tables = low_rank.StepTables(inputs.offsets, basis, std_delta)
     found = low_rank.step_gradients(
         grad.reshape(noise.shape),
         noise,
         components,
         inputs.coefficients,
-        _row_of_each(inputs.row, inputs.seeds),
+        low_rank.row_of_each(inputs.row, inputs.seeds),
         tables,
     )
     for target, gradient in zip(wanted, found, strict=True):
         if target is not None:
             target.copy_(gradient)
-
-
-def _row_of_each(row: int | Tensor, like: Tensor) -> Tensor:
-    """Return an index as a tensor with an entry for each sample, like a tensor [B, ...]."""
-    if isinstance(row, Tensor):
-        return row.expand(like.shape[0])
-    return torch.full((like.shape[0],), row, dtype=torch.int64, device=like.device)
 
 
 def _gmm_step_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
@@ -190,7 +184,6 @@ def _density_inputs(row: int, t: LogProbTensors, history: Sequence[Tensor] | Non
         None,
         t.offsets,
         t.std,
-        t.basis,
     )
 
 
@@ -214,22 +207,18 @@ def _log_prob(row: int, backend: str, *given: Any) -> list[Tensor]:
     t, history = LogProbTensors(*given[:-1]), given[-1]
     result, responsibilities, energies = (*made, None, None)[:3]
     assert result is not None
-    backends.load(backend).log_prob(
-        _density_inputs(row, t, history),
-        t.prev_sample,
-        t.weights,
-        result,
-        responsibilities,
-        _penalties(t),
-        energies,
-    )
+    kernels, inputs, tables = backends.load(backend), _density_inputs(row, t, history), _density_tables(t)
+    penalties = None
+    if tables is not None and energies is not None:
+        kernels.log_prob(inputs, t.prev_sample, t.weights, result, None, energies)
+        penalties = low_rank.penalties(kernels, energies, inputs, tables)
+    kernels.log_prob(inputs, t.prev_sample, t.weights, result, responsibilities, None, penalties)
     return made
 
 
-def _penalties(t: LogProbTensors) -> PenaltyInputs | None:
-    if t.basis is None or t.slopes is None or t.shifts is None or t.half_logdet is None:
-        return None
-    return PenaltyInputs(t.basis, t.slopes, t.shifts, t.half_logdet)
+def _density_tables(t: LogProbTensors) -> low_rank.DensityTables | None:
+    tables = t.weights, t.basis, t.slopes, t.shifts, t.half_logdet
+    return None if t.basis is None else low_rank.DensityTables(*tables)  # type: ignore[arg-type]
 
 
 def _log_prob_backward(
@@ -244,13 +233,11 @@ def _log_prob_backward(
     t, history = LogProbTensors(*given[:-1]), given[-1]
     made = _new_gradients(wanted, DENSITY, t, history)
     of_weights = made[7]
-    penalties = _penalties(t)
-    if penalties is not None:
+    tables = _density_tables(t)
+    if tables is not None:
         assert responsibilities is not None
         assert energies is not None
-        assert t.weights is not None
-        rows = _row_of_each(row if t.rows is None else t.rows, responsibilities)
-        tables = low_rank.DensityTables(t.weights, *penalties)
+        rows = low_rank.row_of_each(row if t.rows is None else t.rows, responsibilities)
         responsibilities, found = low_rank.density_gradients(
             grad, responsibilities, energies, t.coefficients, rows, tables
         )
@@ -259,7 +246,7 @@ def _log_prob_backward(
                 target.copy_(gradient)
         of_weights = None  # the kernels would divide what stands for the shares
     gradients = LogProbGradients(made[6], of_weights, _gradients_of_step(made[:6], made[12:]))
-    inputs = _density_inputs(row, t, history)._replace(basis=None)
+    inputs = _density_inputs(row, t, history)
     backends.load(backend).log_prob_backward(
         inputs, t.prev_sample, t.weights, responsibilities, grad, gradients
     )

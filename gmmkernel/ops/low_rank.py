@@ -1,18 +1,32 @@
-"""Gradients of what exactly matched moments add to a step and its log-density: of its tables, in plain PyTorch.
+"""Exact moment matching: a step and a log-density made of a backend's kernels, and the gradients of its tables.
 
-What has D entries is gone through sample by sample, and every sum has a fixed order, by separate products and sums: the
-bits are the same on every device.
+A component of covariance sigma^2 I - sum_r lambda_r q_r q_r^T, with orthonormal q_r = sum_l basis_rl delta_l, is drawn
+as
+
+    x_s = mean + sigma z + sum_l y_l delta_l    y_l = [l = c] w + sum_r basis_rl u_r
+    u_r = std_delta_r sum_l basis_rl (delta_l . z)    std_delta_r = sqrt(sigma^2 - lambda_r) - sigma
+
+where u_r is 0 if w or sigma is. Its log-density is less than that of covariance sigma^2 I by a penalty
+
+    C_k = half_logdet_k + sum_r (slope_kr e_r + shift_kr)^2    e_r = sum_l basis_rl (E_l - E_0)
+
+0 where w is, of the energies E_l of the components (`gmmkernel.backends.reference.density`): q_r . (a - w delta_k) is
+linear in e_r, because the coefficients of a direction add up to 0.
+
+Sums are taken by the fixed tree, and of nothing but separate products: the bits are the same on every backend.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.constants import SUM_TILE, Column
+from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Column, Stream
+from gmmkernel.backends.protocol import Backend, StepInputs
 
 
 class StepTables(NamedTuple):
@@ -48,6 +62,136 @@ def tree_sum(values: Tensor) -> Tensor:
             return values[..., 0]
 
 
+def row_of_each(row: int | Tensor, like: Tensor) -> Tensor:
+    """Return an index as a tensor with an entry for each sample, like a tensor [B, ...]."""
+    if isinstance(row, Tensor):
+        return row.expand(like.shape[0])
+    return torch.full((like.shape[0],), row, dtype=torch.int64, device=like.device)
+
+
+class _Rows:
+    """Where the entries of a batch are in tables [S or 1, ...]: one for all, or one for each sample.
+
+    `invalid` says of which samples there is none: None where the values are on the CPU, which raise an error.
+    """
+
+    def __init__(self, row: int | Tensor, entries: int) -> None:
+        self.invalid: Tensor | None = None
+        if not isinstance(row, Tensor):
+            self._index: Tensor | slice = slice(row, row + 1)
+            return
+        invalid = (row < 0) | (row >= entries)
+        self._index = row.reshape(-1)
+        if row.device.type != "cpu":
+            self._index, self.invalid = torch.where(invalid, 0, row).reshape(-1), invalid
+        elif bool(invalid.any()):
+            sample = int(invalid.reshape(-1).to(torch.uint8).argmax())
+            value = int(self._index[sample])
+            raise IndexError(f"row: expected 0 to {entries - 1}, got {value} for sample {sample}")
+
+    def of(self, table: Tensor) -> Tensor:
+        """Return the entries, [1 or B, ...]."""
+        return table if table.shape[0] == 1 else table[self._index]
+
+
+def step(
+    kernels: Backend,
+    inputs: StepInputs,
+    basis: Tensor,
+    std_delta: Tensor,
+    result: Tensor,
+    prediction: Tensor | None,
+    prediction_kind: int,
+    components: Tensor | None,
+) -> None:
+    """Do a step whose moments are matched exactly: `Backend.gmm_step` with the tables of `MixtureTables`.
+
+    The noise is drawn first, in memory of its own, and projected on the offsets. Then the offsets are added to it, four
+    at a time, as a step adds the history of a multistep sampler; the last ones and the sum so far, by the step itself.
+    """
+    cdf, offsets, seeds = inputs.cdf, inputs.offsets, inputs.seeds
+    assert cdf is not None
+    assert offsets is not None
+    batch, k = len(seeds), offsets.shape[1]
+    if batch == 0:
+        return
+    rows = _Rows(inputs.row, len(inputs.coefficients))
+    drawn = torch.empty_like(seeds)
+    kernels.draw_components(drawn, seeds, cdf, inputs.row, inputs.step)
+    noise = inputs.coefficients.new_empty(inputs.sample.shape)
+    kernels.standard_normal(noise, seeds, inputs.step, Stream.TRANSITION)
+
+    each, numbers = torch.arange(batch, device=noise.device), torch.arange(k, device=noise.device)
+    row = rows.of(inputs.coefficients)
+    weight, sigma = row[:, Column.OFFSET, None], row[:, Column.SIGMA, None]
+    projections, along = noise.new_empty(batch, k), noise.new_empty(batch, basis.shape[1])
+    kernels.project(noise, offsets, inputs.row, projections)
+    kernels.project(projections, basis, inputs.row, along)
+    factors = rows.of(std_delta)
+    factors = (
+        factors[:, 0] if factors.shape[1] == 1 else factors.expand(batch, -1, -1)[each, drawn.clamp(min=0)]
+    )
+    along = torch.where((weight != 0) & (sigma != 0), factors * along, 0)
+    y = torch.empty_like(projections)
+    kernels.project(along, rows.of(basis).mT.contiguous(), each, y)
+    y = torch.where(numbers == drawn[:, None], y + weight, y)
+
+    def history(first: int, last: int) -> list[Tensor]:
+        return [rows.of(offsets[:, at]).expand(batch, -1).view_as(noise) for at in range(first, last)]
+
+    stored = len(inputs.history)
+    added_last = min(k, MAX_HISTORY - stored)
+    sums = row.new_zeros(batch, row.shape[1])
+    sums[:, Column.CLIP_MIN], sums[:, Column.CLIP_MAX] = -math.inf, math.inf
+    scale = sigma
+    for first in range(0, k - added_last, MAX_HISTORY):
+        last = min(first + MAX_HISTORY, k - added_last)
+        sums[:, Column.SAMPLE, None] = scale
+        sums[:, Column.HISTORY_0 : Column.HISTORY_0 + last - first] = y[:, first:last]
+        of_sums = StepInputs(noise, noise, sums, seeds, each, 0, None, history(first, last))
+        kernels.gmm_step(of_sums, noise)
+        scale = torch.ones_like(sigma)
+
+    row = row.expand(batch, -1).clone()
+    row[:, Column.SIGMA] = 0
+    row[:, Column.OFFSET, None] = scale
+    row[:, Column.HISTORY_0 + stored : Column.HISTORY_0 + stored + added_last] = y[:, k - added_last :]
+    of_each = inputs._replace(
+        coefficients=row,
+        row=each if rows.invalid is None else torch.where(rows.invalid, -1, each),
+        history=[*inputs.history, *history(k - added_last, k)],
+        cdf=cdf.new_empty(1, 0),
+        offsets=noise.view(batch, 1, -1),
+        std=noise.new_empty(1, 1, 0),
+    )
+    kernels.gmm_step(of_each, result, prediction, prediction_kind)
+    if components is not None:
+        components.copy_(drawn if rows.invalid is None else torch.where(rows.invalid, -1, drawn))
+
+
+def penalties(
+    kernels: Backend, energies: Tensor, inputs: StepInputs, tables: DensityTables, chunk: int = 2**22
+) -> Tensor:
+    """Return C [B, K] of energies [B, K]; about `chunk` numbers are looked at at a time."""
+    _, basis, slopes, shifts, half_logdet = tables
+    if len(energies) == 0:
+        return energies
+    rows = _Rows(inputs.row, len(inputs.coefficients))
+    along = energies.new_empty(len(energies), basis.shape[1])
+    kernels.project(energies - energies[:, :1], basis, inputs.row, along)
+    has_offset = rows.of(inputs.coefficients)[:, Column.OFFSET, None] != 0
+    made = torch.empty_like(energies)
+    samples = max(1, chunk // (energies.shape[1] * SUM_TILE))
+    for first in range(0, len(energies), samples):
+        part = slice(first, first + samples)
+        slope, shift, volume = (
+            of if len(of) == 1 else of[part] for of in map(rows.of, (slopes, shifts, half_logdet))
+        )
+        h = slope * along[part, None] + shift
+        made[part] = volume + tree_sum(h * h)
+    return torch.where(has_offset, made, 0)
+
+
 class _Row:
     """Where one sample's entries of tables are; one that is out of range, or has no `part`, adds nothing to them."""
 
@@ -81,10 +225,7 @@ def step_gradients(
     rows: Tensor,
     tables: StepTables,
 ) -> StepTables:
-    """Return the gradients of a step's tables.
-
-    With y_l = [l = c] w + sum_r basis_rl u_r and u_r = std_delta_r sum_l basis_rl p_l, p_l = delta_l . z, what a step
-    adds to the mean is sum_l y_l delta_l.
+    """Return the gradients of a step's tables, sample by sample.
 
     Args:
         grad: [B, D] of the step's result.
@@ -135,8 +276,7 @@ def density_gradients(
 ) -> tuple[Tensor, DensityTables]:
     """Return what stands for the components' shares in a log-density's gradients, and the gradients of its tables.
 
-    The penalties C_k = half_logdet_k + sum_r (slope_kr e_r + shift_kr)^2, e_r = sum_l basis_rl (E_l - E_0), are
-    functions of the energies; minus the derivative of log p with respect to E_l is share_l without them.
+    Minus the derivative of log p with respect to E_l is share_l without penalties; these are functions of the energies.
 
     Args:
         grad: [B] of the log-densities.
@@ -180,7 +320,7 @@ def offset_weights(
     basis: Tensor,
     std_delta: Tensor,
 ) -> Tensor:
-    """Return y [B, K] of `step_gradients`, differentiable.
+    """Return y [B, K], differentiable.
 
     Args:
         noise: [B, D].
@@ -197,8 +337,8 @@ def offset_weights(
     return own + torch.where((weight != 0) & (row[:, Column.SIGMA, None] != 0), removed, 0)
 
 
-def penalties(energies: Tensor, row: Tensor, tables: Sequence[Tensor]) -> Tensor:
-    """Return C [B, K] of `density_gradients`, differentiable.
+def eager_penalties(energies: Tensor, row: Tensor, tables: Sequence[Tensor]) -> Tensor:
+    """Return C [B, K], differentiable.
 
     Args:
         energies: [B, K].

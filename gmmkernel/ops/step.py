@@ -68,12 +68,12 @@ def _step_at_once(
     unchecked = getattr(kernels, "gmm_step_unchecked", None)
     if unchecked is None or type(seeds) is not Tensor or prediction not in _PREDICTION_NAMES:
         return None
-    tables: Sequence[Tensor | None] = _NO_TABLES[:5]
+    tables: Sequence[Tensor | None] = _NO_TABLES[:3]
     if mixture is not None:
-        tables = mixture[:5]
+        tables = mixture[:3]
         if type(mixture) is not MixtureTables or mixture.basis is not None:
             return None
-    cdf, offsets, std, _, basis = tables
+    cdf, offsets, std = tables
     inputs = (
         sample,
         model_output,
@@ -86,8 +86,6 @@ def _step_at_once(
         cdf,
         offsets,
         std,
-        basis,
-        None,
     )
     kind = _PREDICTIONS[prediction]
     tracks = torch.is_grad_enabled()

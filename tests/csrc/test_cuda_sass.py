@@ -162,21 +162,6 @@ def test_training_draws_what_it_needs_and_reads_it_wide(reports: Reports) -> Non
     assert offenders(reports, kernels, faults) == []
 
 
-def test_offsets_that_are_added_last_are_read_wide(reports: Reports) -> None:
-    """Four samples' inputs, 16 numbers of the offsets that they share, and nothing through a generic address."""
-
-    def faults(name: str, report: Any) -> Iterator[Any]:
-        inputs = 3 if name.endswith("guided") else 2
-        if (
-            report.opcodes["LDG.E.128"] < 4 * inputs + 4
-            or report.opcodes["STG.E.128"] < 4
-            or {"LD.E", "LD.E.64", "LD.E.128"} & report.opcodes.keys()
-        ):
-            yield report.opcodes
-
-    assert offenders(reports, sass_report.DIRECTED_KERNELS, faults) == []
-
-
 def test_the_only_approximate_instruction_is_the_named_one(reports: Reports) -> None:
     """A division begins with an estimate of its own, and handles special cases with more; the PTX asks for div.rn."""
 

@@ -156,7 +156,9 @@ def test_every_operator_that_writes_counts_whichever_backend_it_calls(
         for argument in operator._schema.arguments:
             kind = str(argument.type)
             value: Any = {"int": 0, "SymInt": 0, "str": "nothing"}.get(kind)
-            given.append(torch.zeros(2) if "Tensor" in kind and "List" not in kind else value)
+            is_tensor = "Tensor" in kind and "List" not in kind
+            # With a basis a step is made of several calls.
+            given.append(torch.zeros(2) if is_tensor and argument.name != "basis" else value)
         getattr(library, name)(*given)
         for argument, value in zip(operator._schema.arguments, given, strict=True):
             if isinstance(value, Tensor):

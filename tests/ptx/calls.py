@@ -24,6 +24,7 @@ FUNCTIONS = (
     "skip_step_loss_backward",
     "standard_normal",
     "draw_components",
+    "project",
 )
 
 

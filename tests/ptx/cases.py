@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from differentiable import Density, random_density, step_gradients
-from directed import directed_case, directed_density, with_directions
+from directed import directed_case, directed_density
 from helpers import (
     DTYPE_PAIRS,
     DTYPES,
@@ -29,7 +29,8 @@ from helpers import (
 )
 from losses import random_case as random_training
 
-from gmmkernel import Column, MixtureTables, Stream, draw_components, standard_normal
+from gmmkernel import Column, Stream, draw_components, standard_normal
+from gmmkernel.backends import cpu
 
 SHORT = DTYPES[:3]  # those that the CUDA kernels of vectors are for
 ODD = (1, 3, 63, 1027)  # sizes that are no multiple of a vector
@@ -227,31 +228,14 @@ def sample_gradient(density: Density) -> None:
     density.with_leaves({"prev_sample": leaf}).log_prob().sum().backward()
 
 
-def low_rank() -> Iterator[Callable[[], object]]:
-    """Yield steps and log-densities of mixtures whose moments are matched exactly."""
-    for seed, (dtype, guidance) in enumerate(itertools.product(SHORT, (False, True))):
-        for size, number in ((EVEN[seed % 3], 8), (2056, 17)):
-            yield directed_case(
-                600 + seed, number, shape=(size,), dtype=dtype, output_dtype=dtype, history=0, prediction=None,
-                guidance=guidance,
-            ).run  # fmt: skip
+def exact() -> Iterator[Callable[[], object]]:
+    """Yield steps and log-densities of mixtures whose moments are matched exactly: projections, and penalties."""
     for seed, dtype in enumerate(DTYPES):
-        for case in cancelling(dtype):
-            yield with_directions(with_tables(case), seed, 1).run
         yield directed_case(700 + seed, (2, 8, 64, 3)[seed], shape=(1027,), dtype=dtype).run
-        yield directed_density(710 + seed, 8, shape=(1027,), dtype=dtype).log_prob
+        yield directed_density(710 + seed, 17, shape=(1027,), dtype=dtype).log_prob
         yield directed_density(720 + seed, 8, batch=128, shape=(1,), dtype=dtype).log_prob
-
-
-def with_tables(case: StepCase) -> StepCase:
-    """Return the case with a mixture whose offsets are all 0."""
-    like = case.coefficients
-    tables = MixtureTables(
-        torch.full((1, 1), 2**31), like.new_zeros(1, 2, case.sample[0].numel()), like.new_zeros(1, 1, 0)
-    )
-    coefficients = like.clone()
-    coefficients[:, Column.OFFSET] = 1
-    return replace(case, coefficients=coefficients, mixture=tables)
+    sample, table = torch.randn(1, 1024 * 1025), torch.randn(1, 1, 1024 * 1025)  # two levels of sums
+    yield always(lambda: cpu.project(sample, table, 0, torch.empty(1, 1)))
 
 
 def training() -> Iterator[Callable[[], object]]:
@@ -279,6 +263,6 @@ OPS: dict[str, Callable[[], Iterator[Callable[[], object]]]] = {  # by the group
     "components": components,
     "backward": backward,
     "density": density,
-    "low_rank": low_rank,
+    "exact": exact,
     "training": training,
 }

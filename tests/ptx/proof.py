@@ -13,6 +13,7 @@ from differentiable import random_density, step_gradients
 from helpers import bits, random_case
 from losses import random_case as random_training
 
+from gmmkernel.backends import cpu
 from gmmkernel.backends.reference import elementary, normal
 from gmmkernel.backends.reference.density import HALF_LOG_2_PI
 from ptx import cases
@@ -152,6 +153,13 @@ def index_faults(backend: Any) -> list[str]:
                 ):
                     if isinstance(getattr(sound.arguments[0][0], name), torch.Tensor):
                         faults += at_fault(backend, sound, name, index)
+    sample, table = torch.randn(3, 70), torch.randn(4, 5, 70)
+    expected, made = torch.empty(2, 3, 5)
+    cpu.project(sample, table, torch.arange(3), expected)
+    for bad in BAD_ROWS:
+        backend.project(sample, table, torch.tensor([0, bad, 2]), made)
+        if not made[1].isnan().all() or not torch.equal(made[::2], expected[::2]):
+            faults.append(f"project: row {bad}")
     return faults
 
 

@@ -19,7 +19,7 @@ from ptx.triton_driver import MODULES, PROGRAMS, TritonOnCpu  # noqa: E402
 
 KERNELS = {program.kernel.__name__ for program in PROGRAMS}
 # Of how many cases one is run here: each compiles kernels of its own, which takes seconds.
-EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "low_rank": 8, "training": 11}
+EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "exact": 4, "training": 11}
 
 
 @pytest.fixture(scope="module")

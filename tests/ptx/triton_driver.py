@@ -21,7 +21,6 @@ from gmmkernel.backends.triton import (
     launch,
     launch_backward,
     launch_density,
-    launch_low_rank,
     launch_sums,
     launch_training,
 )
@@ -32,7 +31,7 @@ from ptx.parse import PTXError, parse
 
 STREAM = 77
 DEVICE = -1  # what a CPU tensor says its device is
-MODULES = (launch, launch_backward, launch_density, launch_low_rank, launch_sums, launch_training)
+MODULES = (launch, launch_backward, launch_density, launch_sums, launch_training)
 PROGRAMS = [value for module in MODULES for value in vars(module).values() if isinstance(value, Program)]
 BUILD = Path(__file__).parents[2] / "build" / "triton"
 

@@ -129,14 +129,6 @@ typedef struct gmm_mixture {
   int64_t std_rows;
   int64_t std_components; /* 1 or K */
   int64_t std_elements;   /* 0 to elements */
-  /* Exactly matched moments, where std_elements is 0: direction q_r is the sum over l of basis[r][l] times offset l,
-   * and a sample of component k has sum_r std_delta[k][r] (q_r . z) q_r besides. */
-  int64_t directions; /* 0 to K; 0: the rest is not read */
-  const void* basis;  /* [basis_rows][directions][K] */
-  int64_t basis_rows;
-  const void* std_delta; /* [std_delta_rows][std_delta_components][directions]; log-densities do not look at it */
-  int64_t std_delta_rows;
-  int64_t std_delta_components; /* 1 or K */
 } gmm_mixture;
 
 typedef struct gmm_step_arguments {
@@ -157,8 +149,6 @@ typedef struct gmm_step_arguments {
   gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
   const int64_t* seeds; /* [batch] */
   gmm_mixture mixture;
-  /* With mixture.directions: [batch][GMM_SUM_ENTRIES(elements)][K] numbers of the tables' type. */
-  void* workspace;
 } gmm_step_arguments;
 
 /* The sums of tiles of 1024 elements, and their sum. */
@@ -167,9 +157,7 @@ typedef struct gmm_step_arguments {
 /* Gradients of a loss with respect to what a step read, from those with respect to what it wrote. Noise and component
  * are drawn again from the seed. Everything that is wanted is written: zeros where no sample used a table's entry. */
 typedef struct gmm_step_backward_arguments {
-  /* As given to the step; result, prediction and components are not looked at, nor are mixture.directions and what
-   * comes with them: the gradients are those for a mixture without, grad_offsets not included. */
-  gmm_step_arguments step;
+  gmm_step_arguments step;   /* as given to the step; result, prediction and components are not looked at */
   gmm_input grad_result;     /* the sample's type, as all but the tables */
   gmm_input grad_prediction; /* optional: of the prediction that step.prediction_kind names */
   /* Optional, each of the type of the tensor it belongs to; none may overlap another or an input. */
@@ -185,20 +173,6 @@ typedef struct gmm_step_backward_arguments {
   void* workspace;
 } gmm_step_backward_arguments;
 
-/* What log-densities read where mixture.directions is not 0: component k's is less by
- * half_logdet[k] + sum_r (slopes[k][r] e_r + shifts[k][r])^2 with e_r = sum_l basis[r][l] (E_l - E_0), E_l the energy
- * of component l: how much less than without offset its log-density would be with covariance sigma^2. */
-typedef struct gmm_penalties {
-  const void* slopes; /* [slope_rows][slope_components][directions] */
-  int64_t slope_rows;
-  int64_t slope_components; /* 1 or K */
-  const void* shifts;       /* [shift_rows][K][directions] */
-  int64_t shift_rows;
-  const void* half_logdet; /* [half_logdet_rows][half_logdet_components] */
-  int64_t half_logdet_rows;
-  int64_t half_logdet_components; /* 1 or K */
-} gmm_penalties;
-
 /* Log-densities of transitions: of prev_sample, given what a step reads, under the whole mixture. NaN where a standard
  * deviation is 0: there is no density. */
 typedef struct gmm_log_prob_arguments {
@@ -208,14 +182,14 @@ typedef struct gmm_log_prob_arguments {
   int64_t weight_rows;     /* 1, or as many as the coefficients */
   void* log_prob;          /* [batch] */
   void* responsibilities;  /* [batch][K], each component's share of the density; optional */
-  void* energies;          /* [batch][K]; optional */
-  gmm_penalties penalties; /* with step.mixture.directions */
+  void* energies;          /* [batch][K], how much less than without offset each component's density is; optional */
+  const void* penalties;   /* [batch][K], how much less still it is to be; optional */
   void* workspace;         /* [batch][GMM_SUM_ENTRIES(elements)][K + 1] numbers of the tables' type */
 } gmm_log_prob_arguments;
 
 typedef struct gmm_log_prob_backward_arguments {
-  /* As given; responsibilities are read; log_prob, energies and workspace are not looked at, nor are directions and
-   * penalties: with them, minus the derivatives with respect to the energies stand for the responsibilities. */
+  /* As given; responsibilities are read; log_prob, energies, penalties and workspace are not looked at. Where penalties
+   * depend on the energies, minus the derivatives with respect to these stand for the responsibilities. */
   gmm_log_prob_arguments of;
   const void* grad_log_prob;             /* [batch], of the tables' type */
   gmm_output grad_prev_sample;           /* optional, the sample's type */
@@ -291,6 +265,19 @@ typedef struct gmm_component_arguments {
   int64_t cdf_rows;
 } gmm_component_arguments;
 
+/* Projections: result[b][k] is the sum over the elements of sample b times row k of a table. */
+typedef struct gmm_project_arguments {
+  int64_t batch;
+  int64_t elements;
+  gmm_input sample;  /* float32 or float64, as are the table, the result and the workspace */
+  int64_t columns;   /* 1 to GMM_MAX_COMPONENTS */
+  const void* table; /* [table_rows][columns][elements] */
+  int64_t table_rows;
+  gmm_index row;   /* which entry of the table each sample takes (not read where there is one) */
+  void* result;    /* [batch][columns] */
+  void* workspace; /* [batch][GMM_SUM_ENTRIES(elements)][columns] */
+} gmm_project_arguments;
+
 typedef enum gmm_instruction_set {
   GMM_BEST = 0, /* the fastest that this processor has */
   GMM_PORTABLE = 1,
@@ -314,6 +301,7 @@ GMM_API int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* a
                                        const gmm_cpu_options* options);
 GMM_API int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_draw_components(const gmm_component_arguments* arguments);
+GMM_API int gmm_cpu_project(const gmm_project_arguments* arguments, const gmm_cpu_options* options);
 
 /* Modified Gram-Schmidt of [rows][elements] in a fixed order of operations: the same bits on every machine. Rows that
  * turn out to be linearly dependent or not finite are GMM_INVALID_ARGUMENT, found with the rows before them written. */
@@ -324,12 +312,11 @@ GMM_API int gmm_cpu_best_instruction_set(void);
 
 /* ---- CUDA: the same on a device's memory, in a library of its own (gmmkernel_cuda) ----
  *
- * One kernel launch on the given stream (gradients: one for each kind that is wanted; a step with directions: four;
- * in these, for log-densities and for losses, one for each level of a sum over elements too), no allocation, no
- * synchronisation:
+ * One kernel launch on the given stream (gradients: one for each kind that is wanted; in these, for log-densities,
+ * losses and projections, one for each level of a sum over elements too), no allocation, no synchronisation:
  * legal while the stream is being captured into a graph. All pointers are to memory that the device can read. Indices
  * in that memory are not checked here: a sample whose row or step is out of range is filled with NaN, its component is
- * -1, its gradients and its loss are NaN, and no table's gradients have a part of it.
+ * -1, its gradients, loss and projections are NaN, and no table's gradients have a part of it.
  */
 typedef struct gmm_cuda_options {
   int32_t device;
@@ -348,6 +335,7 @@ GMM_API int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* 
                                         const gmm_cuda_options* options);
 GMM_API int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_project(const gmm_project_arguments* arguments, const gmm_cuda_options* options);
 
 /* The number of devices; GMM_CUDA_ERROR where there is no driver, or none that fits. */
 GMM_API int gmm_cuda_device_count(int32_t* count);

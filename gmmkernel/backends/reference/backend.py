@@ -15,7 +15,6 @@ from torch import Tensor
 from gmmkernel.backends.constants import Column, Prediction, Stream, TrainingColumn
 from gmmkernel.backends.protocol import (
     LogProbGradients,
-    PenaltyInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -25,7 +24,6 @@ from gmmkernel.backends.reference import arithmetic, normal, sums, training
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
 from gmmkernel.backends.reference.density import log_density, log_density_backward
-from gmmkernel.backends.reference.low_rank import Penalties, StdDelta
 from gmmkernel.backends.reference.transition import choose_component, predict, transition
 
 
@@ -118,7 +116,6 @@ class _Draw:
 
     component: int
     offset: Array | None
-    std_delta: StdDelta | None
     std: Array
     seed: int
     step: int
@@ -129,22 +126,12 @@ def _draws(inputs: StepInputs) -> Iterator[_Draw]:
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
     steps = _per_sample(inputs.step, batch, 2**32, "step")
     for b, seed in enumerate(inputs.seeds.tolist()):
-        k, offset, std_delta, std = 0, None, None, inputs.coefficients.new_empty(0).numpy()
+        k, offset, std = 0, None, inputs.coefficients.new_empty(0).numpy()
         if inputs.cdf is not None and inputs.offsets is not None and inputs.std is not None:
             k = choose_component(seed, steps[b], _table_row(inputs.cdf, rows[b]).numpy())
-            offsets = _table_row(inputs.offsets, rows[b]).numpy()
-            offset = offsets[k]
-            std = _of_component(_table_row(inputs.std, rows[b]), k)
-            if inputs.basis is not None and inputs.std_delta is not None:
-                factors = _of_component(_table_row(inputs.std_delta, rows[b]), k)
-                std_delta = StdDelta(offsets, k, _table_row(inputs.basis, rows[b]).numpy(), factors)
-        yield _Draw(k, offset, std_delta, std, seed, steps[b])
-
-
-def _of_component(entries: Tensor, k: int) -> Array:
-    """Return a component's of [1 or K, ...]."""
-    entry: Array = entries[0 if entries.shape[0] == 1 else k].numpy()
-    return entry
+            offset = _table_row(inputs.offsets, rows[b])[k].numpy()
+            std = _table_row(_table_row(inputs.std, rows[b]), k).numpy()
+        yield _Draw(k, offset, std, seed, steps[b])
 
 
 @_exact_environment()
@@ -157,9 +144,7 @@ def gmm_step(
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
-        made = transition(
-            *s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step, drawn.std_delta
-        )
+        made = transition(*s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step)
         if prediction is not None:
             chosen = {
                 Prediction.X0: made.x0,
@@ -210,15 +195,15 @@ def log_prob(
     weights: Tensor | None,
     result: Tensor,
     responsibilities: Tensor | None = None,
-    penalties: PenaltyInputs | None = None,
     energies: Tensor | None = None,
+    penalties: Tensor | None = None,
 ) -> None:
     """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
     for b, s in enumerate(_samples(inputs)):
         _, _, mean = predict(*s.read, s.coefficients)
         a = _read(prev_sample[b], s.x.dtype) - mean
-        of_row = None if penalties is None else Penalties(*(_table_row(t, s.row).numpy() for t in penalties))
-        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row), of_row)
+        lost = None if penalties is None else penalties[b].numpy()
+        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row), lost)
         result[b] = float(made.log_prob)
         if responsibilities is not None:
             responsibilities[b] = torch.from_numpy(made.responsibilities)
@@ -404,6 +389,17 @@ def draw_components(
     rows = [0] * batch if tables == 1 else _per_sample(row, batch, tables, "row")
     for b, seed in enumerate(seeds.tolist()):
         result[b] = choose_component(seed, steps[b], cdf[rows[b]].numpy())
+
+
+@_exact_environment()
+def project(sample: Tensor, table: Tensor, row: int | Tensor, result: Tensor) -> None:
+    """Fill `result` [B, K] with the sums over elements of samples times the rows of a table; see `Backend`."""
+    batch, entries = sample.shape[0], table.shape[0]
+    rows = [0] * batch if entries == 1 else _per_sample(row, batch, entries, "row")
+    dtype = result.numpy().dtype
+    for b in range(batch):
+        products = table[rows[b]].numpy() * _read(sample[b], dtype)
+        result[b] = torch.from_numpy(sums.tree_sum(products))
 
 
 @_exact_environment()

@@ -9,8 +9,7 @@ of D, and decide on the components' shares.
     E_k = sum (t_k - b) (t_k + b) / 2 + log s_k - log s_0        B = sum b^2 / 2 + log s_0
     log p = log sum_k exp(log pi_k - E_k) - B - D log(2 pi) / 2
 
-Where moments are matched exactly, s_k is sigma and each component has a penalty C_k besides (`low_rank`), which is
-subtracted like E_k.
+Where a component's covariance is not diagonal it has a penalty C_k besides, which is subtracted like E_k.
 
 Where a standard deviation is 0 there is no density, and all of this is NaN. A sample whose density a loss does not
 depend on, the derivative with respect to it being 0, has gradients of 0 all the same: they are not computed.
@@ -25,7 +24,6 @@ import numpy as np
 from gmmkernel.backends.constants import Column
 from gmmkernel.backends.reference.arithmetic import Array, fma
 from gmmkernel.backends.reference.elementary import exp, log
-from gmmkernel.backends.reference.low_rank import Penalties, penalties
 from gmmkernel.backends.reference.sums import tree_sum
 
 HALF_LOG_2_PI = float.fromhex("0x1.d67f1c864beb5p-1")
@@ -79,7 +77,7 @@ def deviations(x: Array, row: Array, std: Array) -> Array:
 
 
 def log_density(
-    a: Array, row: Array, weights: Array, offsets: Array, std: Array, penalized: Penalties | None = None
+    a: Array, row: Array, weights: Array, offsets: Array, std: Array, penalties: Array | None = None
 ) -> Density:
     """Return the log-density of one flattened sample.
 
@@ -89,8 +87,7 @@ def log_density(
         weights: [K] of the mixture; K = 0 without one.
         offsets: [K, D].
         std: [1 or K, R], or [1, 0] without a mixture.
-        penalized: of the row, where moments are matched exactly; then R = 0. Not looked at where the row switches the
-            offset off.
+        penalties: [K], the C_k.
     """
     one = a.dtype.type(1)
     half = a.dtype.type(0.5)
@@ -105,8 +102,8 @@ def log_density(
         t = _offset_from(a, row, offsets) * inverse
         energy = tree_sum(fma(half * (t - b), t + b, log_s - log_s[0]))
         level = log(weights) - energy
-        if penalized is not None and row[Column.OFFSET] != 0:
-            level = level - penalties(energy, penalized)
+        if penalties is not None:
+            level = level - penalties
         largest = np.max(level)
         parts = exp(level - largest)
         sum_of_parts = tree_sum(parts)

@@ -4,8 +4,6 @@ Equation by equation this is the common form of DDIM, DDPM, multistep solvers an
 transition of DDIM-GMM (Gabbur, arXiv 2311.04938):
 
     x_s ~ sum_k pi_k N(mean + w delta_k, diag(std_k^2))
-
-or, where the moments are matched exactly (`low_rank`), with a covariance sigma^2 I - sum_r lambda_r q_r q_r^T.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import numpy as np
 
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.backends.reference.arithmetic import Array, clip, fma
-from gmmkernel.backends.reference.low_rank import StdDelta, offset_weights
 from gmmkernel.backends.reference.normal import standard_normal
 from gmmkernel.backends.reference.philox import random_words
 
@@ -77,13 +74,11 @@ def transition(
     std: Array,
     seed: int,
     step: int,
-    std_delta: StdDelta | None = None,
 ) -> Step:
     """Compute one step of one flattened sample.
 
     Terms that a row switches off for the whole sample are absent, not multiplied by zero: a history tensor whose
-    coefficient is 0, the offset where its coefficient is 0, the noise where sigma is 0 and the mixture gives no std,
-    what `std_delta` asks for where there is no offset or no noise.
+    coefficient is 0, the offset where its coefficient is 0, the noise where sigma is 0 and the mixture gives no std.
 
     Args:
         x: [D] the sample; float32 or float64, like every array here.
@@ -95,28 +90,20 @@ def transition(
         std: [R], R <= D, standard deviations of the first R elements; the others have the row's sigma.
         seed: the sample's seed.
         step: row index in the full schedule, the noise counter's third word.
-        std_delta: of the component drawn, where moments are matched exactly; then R = 0.
 
     Returns:
         The next sample and the predictions made on the way.
     """
     o, x0, mean = predict(x, output, output_uncond, history, row)
-    is_noisy = std.size > 0 or row[Column.SIGMA] != 0
-    noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype) if is_noisy else None
-    is_shifted = offset is not None and row[Column.OFFSET] != 0
-    if offset is not None and is_shifted and (std_delta is None or noise is None):
+    if offset is not None and row[Column.OFFSET] != 0:
         mean = fma(row[Column.OFFSET], offset, mean)
 
     result = mean
-    if noise is not None:
+    if std.size > 0 or row[Column.SIGMA] != 0:
+        noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype)
         deviation = np.full_like(x, row[Column.SIGMA])
         deviation[: std.size] = std
         result = fma(deviation, noise, mean)
-    if is_shifted and std_delta is not None and noise is not None:
-        # Last, because it takes all of the noise: what is there so far can wait where the result goes.
-        weights = offset_weights(noise, row[Column.OFFSET], std_delta)
-        for weight, each in zip(weights, std_delta.offsets, strict=True):
-            result = fma(weight, each, result)
 
     epsilon = fma(row[Column.EPS_OUTPUT], o, row[Column.EPS_SAMPLE] * x)
     return Step(sample=result, x0=x0, epsilon=epsilon, model_output=o)

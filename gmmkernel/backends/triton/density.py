@@ -102,7 +102,7 @@ def log_prob_kernel(
     responsibilities,  # [B, K]
     sums,  # [B, places, 1 + K]: the last of a sample's those over all its elements
     weights,  # [S or 1, K]
-    penalties, energies,  # [B, K]: to read, where moments are matched exactly, and to write
+    energies, penalties,  # [B, K]: to write, and to read
     rows,  # int64 [B]
     places: tl.int64,
     coefficient_rows: tl.int64,

@@ -18,7 +18,6 @@ from gmmkernel.backends.triton.grid import (
     sample_index,
     tiles_of,
 )
-from gmmkernel.backends.triton.launch_low_rank import offset_weights
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import Program
 from gmmkernel.backends.triton.step import step_kernel
@@ -60,7 +59,7 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std, basis, _ = inputs
+    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std = inputs
     target = by_sample(result)
     batch = target.shape[0]
     elements = target.numel() // batch if batch else 0
@@ -76,7 +75,6 @@ def gmm_step(
     whole = is_whole(elements, tile, samples, strides)
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
-    weights = None if basis is None or elements == 0 else offset_weights(inputs)
     if cdf is None or offsets is None or std is None:
         sizes, k = (1, 1, 1, 1, 0, 1), 1
     else:
@@ -88,7 +86,7 @@ def gmm_step(
         _STEP,
         max(1, tiles_of(elements, tile)),
         batch,
-        (*samples, components, coefficients, rows, steps, seeds, cdf, offsets, std, weights),
+        (*samples, components, coefficients, rows, steps, seeds, cdf, offsets, std),
         (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
         (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
         device,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import SUM_TILE
-from gmmkernel.backends.protocol import LogProbGradients, PenaltyInputs, StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, StepInputs
 from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
 from gmmkernel.backends.triton.density_backward import (
     add_density_entries_kernel,
@@ -21,7 +21,6 @@ from gmmkernel.backends.triton.launch_backward import (
     gradients_of_samples,
     new_sums,
 )
-from gmmkernel.backends.triton.launch_low_rank import penalties_of
 from gmmkernel.backends.triton.launch_sums import levels, sum_levels
 from gmmkernel.backends.triton.program import Program
 
@@ -56,8 +55,8 @@ def log_prob(
     weights: Tensor | None,
     result: Tensor,
     responsibilities: Tensor | None = None,
-    penalties: PenaltyInputs | None = None,
     energies: Tensor | None = None,
+    penalties: Tensor | None = None,
 ) -> None:
     """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
     batch = len(inputs.sample)
@@ -87,12 +86,11 @@ def log_prob(
         device,
     )
     sum_levels(sums, tiles)
-    lost = None if penalties is None else penalties_of(inputs, sums, penalties)
     launch_grid(
         _LOG_PROB,
         1,
         batch,
-        (result, responsibilities, sums, weights, lost, energies, rows),
+        (result, responsibilities, sums, weights, energies, penalties, rows),
         (sums.shape[1], *numbers, 1 if weights is None else weights.shape[0], k, k + 1, elements),
         (),
         device,

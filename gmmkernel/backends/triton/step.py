@@ -140,7 +140,6 @@ def step_kernel(
     cdf,  # int64 [S or 1, K - 1]
     offsets,  # [S or 1, K, D]
     std,  # [S or 1, 1 or K, R]
-    weights,  # [B, K], where moments are matched exactly: what each offset is multiplied with
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
     result_stride: tl.int64, prediction_stride: tl.int64,
@@ -189,10 +188,7 @@ def step_kernel(
     noisy = sigma != 0
     if offsets is not None:
         weight = tl.load(c + OFFSET)
-        own_offset = weight != 0
-        if weights is not None:
-            own_offset = own_offset & (sigma == 0)
-        if own_offset:
+        if weight != 0:
             offset_row = tl.where(offset_rows == 1, 0, row) * K + component
             y = multiply_add(weight, load(offsets + offset_row * elements, element, inside, T, WHOLE), y)
         noisy = noisy | (std_elements > 0)
@@ -219,12 +215,6 @@ def step_kernel(
                 from_table = tl.load(std + std_row * std_elements + element, mask=reduced, other=0.0)
                 spread = tl.where(reduced, from_table, spread)
         y = multiply_add(spread, z, y)
-    if weights is not None:
-        if (tl.load(c + OFFSET) != 0) & noisy:
-            first_row = tl.where(offset_rows == 1, 0, row) * K
-            for k in range(K):
-                offset = load(offsets + (first_row + k) * elements, element, inside, T, WHOLE)
-                y = multiply_add(tl.load(weights + sample * K + k), offset, y)
     store(result + sample * result_stride, element, inside, y, PTX, WHOLE)
     if components is not None:
         if first == 0:
