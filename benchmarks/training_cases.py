@@ -10,8 +10,8 @@ from torch.nn.functional import mse_loss
 
 from benchmarks.workload import Workload
 from gmmkernel import TrainingColumn, add_noise, noise_schedule, skip_step_loss, training_coefficients
-from gmmkernel.ops.autograd_training import LossOptions, skip_step_loss_with_gradient
-from gmmkernel.ops.tensors import LossTensors
+from gmmkernel.backends.protocol import TrainingInputs
+from gmmkernel.ops.autograd_training import skip_step_loss_with_gradient
 
 DDPM, SKIP = 1.0, 0.99  # values of tau: without and with the second term
 
@@ -82,9 +82,8 @@ def drawn_again(workload: Workload, dtype: torch.dtype, tau: float) -> Call:
 
     def call(index: int) -> Tensor:
         noised = add_noise(data, rows, row=timesteps, seeds=workload.seeds, step=index)
-        options = LossOptions(0, index, workload.device.type, residual=False)
-        tensors = LossTensors(leaf, None, rows, workload.seeds, timesteps, None)
-        losses = skip_step_loss_with_gradient(options, tensors)
+        inputs = TrainingInputs(leaf, None, rows, workload.seeds, timesteps, index)
+        losses = skip_step_loss_with_gradient(inputs, workload.device.type, residual=False)
         (gradient,) = torch.autograd.grad(losses.mean(), leaf)
         del noised
         return gradient

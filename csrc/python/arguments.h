@@ -81,27 +81,29 @@ inline const void* coefficients(Call& call, py::handle object, std::int64_t colu
   return found;
 }
 
+inline void read_stored(Call& call, py::handle history, gmm_step_arguments& a) {
+  read_history(call, history,
+               [&](Py_ssize_t j, py::handle stored) { a.history[j] = call.input(needed(call, stored)); });
+}
+
+// Offsets and std.
 inline gmm_mixture mixture(Call& call, Fields& of, std::int64_t rows) {
   gmm_mixture m = {};
-  const py::handle cdf = of.next(), offsets = of.next(), std = of.next();
+  const py::handle offsets = of.next(), std = of.next();
   if (offsets.is_none()) {
-    call.require(cdf.is_none() && std.is_none());
+    call.require(std.is_none());
     return m;
   }
-  std::int64_t elements = 0, one_less = 0;
+  std::int64_t elements = 0;
   m.offsets = table(call, offsets, rows, m.offset_rows, m.components, elements);
   m.std = table(call, needed(call, std), rows, m.std_rows, m.std_components, m.std_elements);
   call.require(m.components >= 1 && m.components <= GMM_MAX_COMPONENTS && elements == call.elements &&
                m.std_elements <= elements && (m.std_components == 1 || m.std_components == m.components));
-  if (!cdf.is_none()) {
-    m.cdf = static_cast<const std::int64_t*>(call.contiguous(cdf, tensors::int64_type, {&m.cdf_rows, &one_less}));
-    call.require(one_less + 1 == m.components && (m.cdf_rows == 1 || m.cdf_rows == rows));
-  }
   return m;
 }
 
-// StepInputs; the call was begun with the first of them. `draws`: seeds, step and cdf are looked at.
-inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true) {
+// StepInputs; the call was begun with the first of them.
+inline gmm_step_arguments inputs(Call& call, py::handle given) {
   Fields of(given);
   gmm_step_arguments a = {};
   a.batch = call.batch;
@@ -109,16 +111,20 @@ inline gmm_step_arguments inputs(Call& call, py::handle given, bool draws = true
   a.sample = call.input(of.next());
   a.model_output = call.input(needed(call, of.next()));
   a.coefficients = coefficients(call, of.next(), GMM_ROW_COLUMNS, a.coefficient_rows);
-  const py::handle seeds = of.next();
-  if (draws) a.seeds = call.of_batch(needed(call, seeds));
+  a.seeds = call.of_batch(needed(call, of.next()));
   a.row = call.index(of.next());
-  const py::handle step = of.next();
-  if (draws) a.step = call.index(step);
+  a.step = call.index(of.next());
   a.model_output_uncond = call.input(of.next());
-  read_history(call, of.next(),
-               [&](Py_ssize_t j, py::handle stored) { a.history[j] = call.input(needed(call, stored)); });
+  read_stored(call, of.next(), a);
+  const py::handle cdf = of.next();
   a.mixture = mixture(call, of, a.coefficient_rows);
-  call.require(!draws || a.mixture.components <= 1 || a.mixture.cdf != nullptr);
+  if (!cdf.is_none()) {
+    gmm_mixture& m = a.mixture;
+    std::int64_t one_less = 0;
+    m.cdf = static_cast<const std::int64_t*>(call.contiguous(cdf, tensors::int64_type, {&m.cdf_rows, &one_less}));
+    call.require(one_less + 1 == m.components && (m.cdf_rows == 1 || m.cdf_rows == a.coefficient_rows));
+  }
+  call.require(a.mixture.components <= 1 || a.mixture.cdf != nullptr);
   return a;
 }
 
@@ -157,26 +163,36 @@ inline gmm_step_backward_arguments step_backward(Call& call, py::handle of_step,
   return b;
 }
 
-inline gmm_log_prob_arguments log_prob(Call& call, py::handle of_step, py::handle prev_sample, py::handle weights,
-                                       py::handle responsibilities) {
+// LogProbInputs; the call was begun with the first of them.
+inline gmm_log_prob_arguments log_prob(Call& call, py::handle given, py::handle responsibilities) {
+  Fields of(given);
   gmm_log_prob_arguments p = {};
-  p.step = inputs(call, of_step, false);
-  p.prev_sample = call.input(prev_sample);
+  gmm_step_arguments& a = p.step;
+  a.batch = call.batch;
+  a.elements = call.elements;
+  a.sample = call.input(of.next());
+  a.model_output = call.input(needed(call, of.next()));
+  a.coefficients = coefficients(call, of.next(), GMM_ROW_COLUMNS, a.coefficient_rows);
+  p.prev_sample = call.input(needed(call, of.next()));
+  a.row = call.index(of.next());
+  a.model_output_uncond = call.input(of.next());
+  read_stored(call, of.next(), a);
+  a.mixture = mixture(call, of, a.coefficient_rows);
   std::int64_t components = 0;
-  p.weights = table(call, weights, p.step.coefficient_rows, p.weight_rows, components);
+  p.weights = table(call, of.next(), a.coefficient_rows, p.weight_rows, components);
   p.responsibilities = call.room(responsibilities);
   return p;
 }
 
-inline gmm_training training(Call& call, py::handle of_coefficients, py::handle seeds, py::handle row,
-                             py::handle step) {
+// Coefficients, seeds, row and step.
+inline gmm_training training(Call& call, Fields& of) {
   gmm_training t = {};
   t.batch = call.batch;
   t.elements = call.elements;
-  t.coefficients = coefficients(call, of_coefficients, GMM_TRAINING_COLUMNS, t.coefficient_rows);
-  t.row = call.index(row);
-  t.step = call.index(step);
-  t.seeds = call.of_batch(seeds);
+  t.coefficients = coefficients(call, of.next(), GMM_TRAINING_COLUMNS, t.coefficient_rows);
+  t.seeds = call.of_batch(of.next());
+  t.row = call.index(of.next());
+  t.step = call.index(of.next());
   return t;
 }
 
@@ -186,8 +202,7 @@ inline gmm_skip_loss_arguments skip_loss(Call& call, py::handle given) {
   gmm_skip_loss_arguments a = {};
   a.model_output = call.input(of.next());
   a.sample = call.input(of.next());
-  const py::handle coefficients = of.next(), seeds = of.next(), row = of.next(), step = of.next();
-  a.training = training(call, coefficients, seeds, row, step);
+  a.training = training(call, of);
   return a;
 }
 

@@ -48,11 +48,10 @@ struct Functions {
     return finish(call, b, Api::step_backward, first, second);
   }
 
-  static bool log_prob(py::handle inputs, py::handle prev_sample, py::handle weights, py::handle result,
-                       py::handle responsibilities, py::handle energies, py::handle penalties, py::handle workspace,
-                       std::int64_t first, std::uintptr_t second) {
+  static bool log_prob(py::handle inputs, py::handle result, py::handle responsibilities, py::handle energies,
+                       py::handle penalties, py::handle workspace, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), true);
-    gmm_log_prob_arguments p = arguments::log_prob(call, inputs, prev_sample, weights, responsibilities);
+    gmm_log_prob_arguments p = arguments::log_prob(call, inputs, responsibilities);
     p.log_prob = call.room(result);
     p.energies = call.room(energies);
     p.penalties = call.room(penalties);
@@ -61,13 +60,12 @@ struct Functions {
   }
 
   // `gradients`: LogProbGradients.
-  static bool log_prob_backward(py::handle inputs, py::handle prev_sample, py::handle weights,
-                                py::handle responsibilities, py::handle grad, py::handle gradients,
+  static bool log_prob_backward(py::handle inputs, py::handle responsibilities, py::handle grad, py::handle gradients,
                                 py::handle workspace, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), true);
     arguments::Fields of(gradients);
     gmm_log_prob_backward_arguments b = {};
-    b.of = arguments::log_prob(call, inputs, prev_sample, weights, responsibilities);
+    b.of = arguments::log_prob(call, inputs, responsibilities);
     b.grad_log_prob = call.room(grad);
     b.grad_prev_sample = call.output(of.next());
     b.grad_weights = call.room(of.next());
@@ -75,12 +73,14 @@ struct Functions {
     return finish(call, b, Api::log_prob_backward, first, second);
   }
 
-  static bool add_noise(py::handle sample, py::handle coefficients, py::handle seeds, py::handle row, py::handle step,
-                        py::handle result, py::handle noise, std::int64_t first, std::uintptr_t second) {
+  static bool add_noise(py::handle inputs, py::handle result, py::handle noise, std::int64_t first,
+                        std::uintptr_t second) {
+    arguments::Fields of(inputs);
+    const py::handle sample = of.next();
     Call call(Api::device(first), sample, true);
     gmm_add_noise_arguments a = {};
     a.sample = call.input(sample);
-    a.training = arguments::training(call, coefficients, seeds, row, step);
+    a.training = arguments::training(call, of);
     a.result = call.output(result);
     a.noise = call.output(noise);
     return finish(call, a, Api::add_noise, first, second);
@@ -100,7 +100,9 @@ struct Functions {
                              py::handle grad, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), residual, true);
     gmm_scale_residual_arguments a = {};
-    a.training = arguments::training(call, coefficients, py::none(), row, step);
+    const py::tuple given = py::make_tuple(coefficients, py::none(), row, step);
+    arguments::Fields of(given);
+    a.training = arguments::training(call, of);
     a.residual = call.output(residual);
     a.grad_loss = call.room(grad);
     return finish(call, a, Api::scale_residual, first, second);

@@ -15,6 +15,8 @@ from torch import Tensor
 from gmmkernel.backends.constants import SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
     LogProbGradients,
+    LogProbInputs,
+    NoiseInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -37,13 +39,13 @@ def by_sample(value: Any) -> Any:
     return value
 
 
-def sums_workspace(inputs: StepInputs, columns: int) -> Tensor:
+def sums_workspace(inputs: StepInputs | LogProbInputs, columns: int) -> Tensor:
     """Return room for a number of sums over elements of each sample: of every tile, and the samples' own."""
     batch, elements = inputs.sample.shape[0], math.prod(inputs.sample.shape[1:])
     return inputs.coefficients.new_empty(batch, -(-elements // SUM_TILE) + 1, columns)
 
 
-def rows_workspace(inputs: StepInputs, gradients: StepGradients) -> Tensor | None:
+def rows_workspace(inputs: StepInputs | LogProbInputs, gradients: StepGradients) -> Tensor | None:
     """Return room for the sums that gradients of coefficients are made of, where they are wanted."""
     return None if gradients.coefficients is None else sums_workspace(inputs, inputs.coefficients.shape[1])
 
@@ -111,47 +113,33 @@ class CompiledKernels:
 
     def log_prob(
         self,
-        inputs: StepInputs,
-        prev_sample: Tensor,
-        weights: Tensor | None,
+        inputs: LogProbInputs,
         result: Tensor,
         responsibilities: Tensor | None = None,
         energies: Tensor | None = None,
         penalties: Tensor | None = None,
     ) -> None:
         """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
-        workspace = sums_workspace(inputs, 1 if weights is None else weights.shape[1] + 1)
+        workspace = sums_workspace(inputs, 1 if inputs.weights is None else inputs.weights.shape[1] + 1)
         outputs = result, responsibilities, energies, penalties, workspace
-        self._call(self._extension.log_prob, result, inputs, prev_sample, weights, *outputs)
+        self._call(self._extension.log_prob, result, inputs, *outputs)
 
     def log_prob_backward(
         self,
-        inputs: StepInputs,
-        prev_sample: Tensor,
-        weights: Tensor | None,
+        inputs: LogProbInputs,
         responsibilities: Tensor | None,
         grad: Tensor,
         gradients: LogProbGradients,
     ) -> None:
         """Write gradients of a loss, given its gradients [B] of the log-densities."""
         workspace = rows_workspace(inputs, gradients.step)
-        given = inputs, prev_sample, weights, responsibilities, grad, gradients, workspace
+        given = inputs, responsibilities, grad, gradients, workspace
         self._call(self._extension.log_prob_backward, grad, *given)
 
-    def add_noise(
-        self,
-        sample: Tensor,
-        coefficients: Tensor,
-        seeds: Tensor,
-        row: int | Tensor,
-        step: int | Tensor,
-        result: Tensor,
-        noise: Tensor | None = None,
-    ) -> None:
-        """Write the training sample x_t of `sample` x0, and on request the noise in it."""
+    def add_noise(self, inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
+        """Write the training sample x_t of the data x0, and on request the noise in it."""
         target = by_sample(result)
-        given = sample, coefficients, seeds, row, step, target, noise
-        self._call(self._extension.add_noise, result, *given)
+        self._call(self._extension.add_noise, result, inputs, target, noise)
         if target is not result:
             result.copy_(target)
 

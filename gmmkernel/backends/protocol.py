@@ -16,7 +16,11 @@ from gmmkernel.backends.constants import Prediction
 
 
 class StepInputs(NamedTuple):
-    """The inputs of one step; `gmmkernel.ops.gmm_step` describes them."""
+    """The inputs of one step; `gmmkernel.ops.gmm_step` describes them.
+
+    No backend looks at the basis and std_delta of exactly matched moments: such a step is made of several
+    (`gmmkernel.ops.low_rank`).
+    """
 
     sample: Tensor
     model_output: Tensor
@@ -29,6 +33,30 @@ class StepInputs(NamedTuple):
     cdf: Tensor | None = None
     offsets: Tensor | None = None
     std: Tensor | None = None
+    basis: Tensor | None = None
+    std_delta: Tensor | None = None
+
+
+class LogProbInputs(NamedTuple):
+    """The inputs of a log-density; `gmmkernel.ops.gmm_step_log_prob` describes them. `weights` come with a mixture.
+
+    No backend looks at the tables of exactly matched moments, from the basis on.
+    """
+
+    sample: Tensor
+    model_output: Tensor
+    coefficients: Tensor
+    prev_sample: Tensor
+    row: int | Tensor
+    model_output_uncond: Tensor | None = None
+    history: Sequence[Tensor] = ()
+    offsets: Tensor | None = None
+    std: Tensor | None = None
+    weights: Tensor | None = None
+    basis: Tensor | None = None
+    slopes: Tensor | None = None
+    shifts: Tensor | None = None
+    half_logdet: Tensor | None = None
 
 
 class StepGradients(NamedTuple):
@@ -58,6 +86,16 @@ class LogProbGradients(NamedTuple):
     prev_sample: Tensor | None = None
     weights: Tensor | None = None
     step: StepGradients = StepGradients()
+
+
+class NoiseInputs(NamedTuple):
+    """What adding noise reads; `gmmkernel.ops.add_noise` describes it."""
+
+    sample: Tensor
+    coefficients: Tensor
+    seeds: Tensor
+    row: int | Tensor
+    step: int | Tensor
 
 
 class TrainingInputs(NamedTuple):
@@ -103,9 +141,7 @@ class Backend(Protocol):
 
     @staticmethod
     def log_prob(
-        inputs: StepInputs,
-        prev_sample: Tensor,
-        weights: Tensor | None,
+        inputs: LogProbInputs,
         result: Tensor,
         responsibilities: Tensor | None = None,
         energies: Tensor | None = None,
@@ -113,16 +149,13 @@ class Backend(Protocol):
     ) -> None:
         """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
 
-        Of `inputs`, what draws is not read: seeds, step and cdf. `weights` [S or 1, K] belong to the mixture.
         `energies` [B, K] are written on request: how much less than without offset each component's log-density is.
         It is less by `penalties` [B, K] too, where they are given.
         """
 
     @staticmethod
     def log_prob_backward(
-        inputs: StepInputs,
-        prev_sample: Tensor,
-        weights: Tensor | None,
+        inputs: LogProbInputs,
         responsibilities: Tensor | None,
         grad: Tensor,
         gradients: LogProbGradients,
@@ -130,16 +163,8 @@ class Backend(Protocol):
         """Write gradients of a loss, given its gradients [B] of the log-densities; 0 where that is 0."""
 
     @staticmethod
-    def add_noise(
-        sample: Tensor,
-        coefficients: Tensor,
-        seeds: Tensor,
-        row: int | Tensor,
-        step: int | Tensor,
-        result: Tensor,
-        noise: Tensor | None = None,
-    ) -> None:
-        """Write the training sample x_t of `sample` x0, and on request the noise in it."""
+    def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
+        """Write the training sample x_t of the data x0, and on request the noise in it."""
 
     @staticmethod
     def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from gmmkernel import backends
+from gmmkernel.backends.protocol import NoiseInputs
 from gmmkernel.ops import checks, library
-from gmmkernel.ops.autograd_training import NoiseOptions, add_noise_with_gradient
+from gmmkernel.ops.autograd_training import add_noise_with_gradient
 from gmmkernel.ops.memory import check_overlap
-from gmmkernel.ops.tensors import NoiseTensors
+from gmmkernel.ops.op import NOISE
 
 
 @overload
@@ -86,24 +87,24 @@ def add_noise(
     checks.check_sample(sample)
     batch, device = sample.shape[0], sample.device
     coefficients = checks.check_training_rows(coefficients, sample)
-    row, rows = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
-    step, steps = checks.check_step(step, batch, device)
+    row = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
+    step = checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     if not isinstance(return_noise, bool):
         raise TypeError(f"return_noise: expected True or False, got {return_noise!r}")
     name = backends.resolve(device, backend)
+    inputs = NoiseInputs(sample, coefficients, seeds, row, step)
     noise: Tensor | None
-    if checks.wants_gradient("add_noise", (sample, coefficients), ()):
+    if checks.wants_gradient("add_noise", (sample, coefficients)):
         checks.refuse_out(out)
-        options = NoiseOptions(row, step, name, return_noise)
-        out, noise = add_noise_with_gradient(options, NoiseTensors(sample, coefficients, seeds, rows, steps))
+        out, noise = add_noise_with_gradient(inputs, name, return_noise)
     else:
         if out is None:
             out = torch.empty_like(sample, memory_format=torch.contiguous_format)
         else:
             checks.check_out(out, sample.shape, sample.dtype, device)
-            tables = {"coefficients": coefficients, "row": rows, "step": steps, "seeds": seeds}
-            check_overlap(out, in_place={"sample": sample}, tables=tables)
+            tables = inputs._asdict()
+            check_overlap(out, in_place={"sample": tables.pop("sample")}, tables=tables)
         noise = torch.empty_like(sample, memory_format=torch.contiguous_format) if return_noise else None
-        library.add_noise(out, sample, coefficients, seeds, row, step, name, rows, steps, noise)
+        library.add_noise(out, noise, name, *NOISE.spread(inputs))
     return out if noise is None else (out, noise)

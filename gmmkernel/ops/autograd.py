@@ -15,32 +15,31 @@ from torch import Tensor
 from torch._C._functorch import unwrap_if_dead
 
 from gmmkernel.backends.constants import Column, Stream
+from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
-from gmmkernel.ops.low_rank import offset_weights
-from gmmkernel.ops.noise import ComponentOptions, NormalOptions, new_components, new_noise
-from gmmkernel.ops.tensors import STEP, Layout, StepTensors
+from gmmkernel.ops.low_rank import offset_weights, row_of_each
+from gmmkernel.ops.noise import new_components, new_noise
+from gmmkernel.ops.op import STEP, Numbers, Op
 from gmmkernel.ops.vmap import merge_batch
 
 Optional: TypeAlias = Tensor | None
 Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
-FIELDS = len(StepTensors._fields)
-
 
 class StepOptions(NamedTuple):
     """What a step takes besides tensors."""
 
-    row: int
-    step: int
+    numbers: Numbers
     backend: str
     prediction_kind: int
     components: bool
 
 
-def step(options: StepOptions, tensors: StepTensors, history: Sequence[Tensor]) -> Made:
+def step(inputs: StepInputs, backend: str, prediction_kind: int, components: bool) -> Made:
     """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
-    made: Made = apply(_Step, options, *apart((*tensors, *history)))
+    numbers, flat = STEP.split(inputs)
+    made: Made = apply(_Step, StepOptions(numbers, backend, prediction_kind, components), *apart(flat))
     return made
 
 
@@ -75,33 +74,13 @@ def apply_backward(function: Any, *given: Any) -> Any:
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(options: StepOptions, *given: Any) -> Made:
-        t, history = StepTensors(*given[:FIELDS]), given[FIELDS:]
-        out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
+    def forward(options: StepOptions, *flat: Any) -> Made:
+        inputs = STEP.join(options.numbers, flat)
+        out = torch.empty_like(inputs.sample, memory_format=torch.contiguous_format)
         prediction = torch.empty_like(out) if options.prediction_kind else None
-        components = t.seeds.new_empty(t.seeds.shape) if options.components else None
-        library.gmm_step(
-            out,
-            t.sample,
-            t.model_output,
-            t.coefficients,
-            t.seeds,
-            options.row,
-            options.step,
-            options.backend,
-            t.rows,
-            t.steps,
-            t.model_output_uncond,
-            list(history) or None,
-            t.cdf,
-            t.offsets,
-            t.std,
-            t.basis,
-            t.std_delta,
-            prediction,
-            components,
-            options.prediction_kind,
-        )
+        components = inputs.seeds.new_empty(inputs.seeds.shape) if options.components else None
+        written = out, prediction, components, options.prediction_kind
+        library.gmm_step(*written, options.backend, *STEP.operands(options.numbers, flat))
         return out, prediction, components
 
     @staticmethod
@@ -130,19 +109,10 @@ class _Step(torch.autograd.Function):
 class _StepBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *given: Any
+        wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *flat: Any
     ) -> Any:
-        made = library.gmm_step_backward(
-            list(wanted),
-            grad,
-            grad_prediction,
-            options.prediction_kind,
-            options.row,
-            options.step,
-            options.backend,
-            *given[:FIELDS],
-            list(given[FIELDS:]) or None,
-        )
+        given = grad, grad_prediction, options.prediction_kind, options.backend
+        made = library.gmm_step_backward(list(wanted), *given, *STEP.operands(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod
@@ -155,7 +125,7 @@ class _StepBackward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, grad_prediction, *given = ctx.saved_tensors
         cotangents = [grad] if grad_prediction is None else [grad, grad_prediction]
-        forward = _eager(ctx.options, StepTensors(*given[:FIELDS]), given[FIELDS:], len(cotangents))
+        forward = _eager(ctx.options, STEP.join(ctx.options.numbers, given), len(cotangents))
         of_cotangents, of_primals = second_derivatives(
             forward, cotangents, STEP.primals(given), ctx.wanted, grads
         )
@@ -173,17 +143,17 @@ def among_wanted(made: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Option
 
 
 def vmap_results(
-    function: Any, layout: Layout, size: int, in_dims: Sequence[Any], options: Any, given: Sequence[Any]
+    function: Any, op: Op, size: int, in_dims: Sequence[Any], options: Any, flat: Sequence[Any]
 ) -> Any:
     """Return what a Function's `vmap` does, given its options and then its tensors."""
-    merged = layout.merge(size, in_dims[1:], given, (False,) * len(given), options.row)
-    made = function.apply(options._replace(row=merged.row), *merged.tensors)
+    numbers, merged = op.merge(size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
+    made = function.apply(options._replace(numbers=numbers), *merged.tensors)
     return tuple(map(merged.split, made)), _dims(made)
 
 
 def vmap_gradients(
     function: Any,
-    layout: Layout,
+    op: Op,
     size: int,
     in_dims: Sequence[Any],
     wanted: tuple[bool, ...],
@@ -192,11 +162,11 @@ def vmap_gradients(
     before: int = 2,
 ) -> Any:
     """Return the same of a Function that computes gradients, which takes tensors [B, ...] `before` the others."""
-    given, dims = tensors[before:], in_dims[2 + before :]
-    merged = layout.merge(size, dims, given, layout.among_all(wanted, False), options.row)
+    flat, dims = tensors[before:], in_dims[2 + before :]
+    numbers, merged = op.merge(size, dims, flat, op.among_all(wanted, False), options.numbers)
     of_batch = merge_batch(size, in_dims[2 : 2 + before], tensors[:before])
-    made = function.apply(wanted, options._replace(row=merged.row), *of_batch, *merged.tensors)
-    gradients = merged.split_gradients(made, layout.primals(given), layout.primals(dims))
+    made = function.apply(wanted, options._replace(numbers=numbers), *of_batch, *merged.tensors)
+    gradients = merged.split_gradients(made, op.primals(flat), op.primals(dims))
     return gradients, _dims(gradients)
 
 
@@ -204,22 +174,19 @@ def _dims(made: Sequence[Optional]) -> tuple[int | None, ...]:
     return tuple(None if tensor is None else 0 for tensor in made)
 
 
-def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outputs: int) -> Any:
+def _eager(options: StepOptions, inputs: StepInputs, outputs: int) -> Any:
     """Return the step as a function of the tensors that have a gradient, in plain PyTorch."""
-    batch = t.sample.shape[0]
-    of_noise = NormalOptions(
-        t.sample.shape[1:], t.coefficients.dtype, options.step, Stream.TRANSITION, options.backend
-    )
-    noise = new_noise(of_noise, t.seeds, t.steps)
-    rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(batch)
-    components = torch.zeros_like(t.seeds)
-    if t.cdf is not None:
-        of_components = ComponentOptions(options.row, options.step, options.backend)
-        components = new_components(of_components, t.seeds, t.cdf, t.rows, t.steps)
+    shape, seeds = inputs.sample.shape, inputs.seeds
+    of_noise = shape[1:], inputs.coefficients.dtype, Stream.TRANSITION, options.backend
+    noise = new_noise(*of_noise, seeds, inputs.step)
+    rows, components = row_of_each(inputs.row, seeds), torch.zeros_like(seeds)
+    if inputs.cdf is not None:
+        components = new_components(options.backend, seeds, inputs.cdf, inputs.row, inputs.step)
+    _, flat = STEP.split(inputs)
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
-        primals = [None if tensor is None else next(found) for tensor in STEP.primals((*t, *history))]
+        primals = [None if tensor is None else next(found) for tensor in STEP.primals(flat)]
         sample, output, uncond, coefficients, offsets, std, basis, std_delta, *stored = primals
         row, drawn = coefficients[rows], by_batch(noise)  # type: ignore[index]
         shift = None
@@ -242,7 +209,7 @@ def _eager(options: StepOptions, t: StepTensors, history: Sequence[Tensor], outp
             drawn,
             options.prediction_kind,
         )
-        return tuple(tensor.reshape(t.sample.shape) for tensor in made[:outputs] if tensor is not None)
+        return tuple(tensor.reshape(shape) for tensor in made[:outputs] if tensor is not None)
 
     return forward
 

@@ -5,12 +5,12 @@ Saved as well: the components' shares, [B, K], and where moments are matched exa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from gmmkernel.backends.protocol import LogProbInputs
 from gmmkernel.ops import library
 from gmmkernel.ops.autograd import (
     Optional,
@@ -23,7 +23,8 @@ from gmmkernel.ops.autograd import (
     vmap_results,
 )
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
-from gmmkernel.ops.tensors import DENSITY, LogProbTensors
+from gmmkernel.ops.low_rank import row_of_each
+from gmmkernel.ops.op import LOG_PROB, Numbers
 
 Made: TypeAlias = tuple[Tensor, Optional, Optional]
 
@@ -31,25 +32,21 @@ Made: TypeAlias = tuple[Tensor, Optional, Optional]
 class LogProbOptions(NamedTuple):
     """What a log-density takes besides tensors."""
 
-    row: int
+    numbers: Numbers
     backend: str
 
 
-FIELDS = len(LogProbTensors._fields)
-
-
-def log_prob_with_gradient(
-    options: LogProbOptions, tensors: LogProbTensors, history: Sequence[Tensor]
-) -> Tensor:
+def log_prob_with_gradient(inputs: LogProbInputs, backend: str) -> Tensor:
     """Return log-densities [B] with gradients; see `gmm_step_log_prob`."""
-    made: Tensor = apply(_LogProb, options, *apart((*tensors, *history)))[0]
+    numbers, flat = LOG_PROB.split(inputs)
+    made: Tensor = apply(_LogProb, LogProbOptions(numbers, backend), *apart(flat))[0]
     return made
 
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
-    def forward(options: LogProbOptions, *given: Any) -> Made:
-        made = library.log_prob(options.row, options.backend, *given[:FIELDS], list(given[FIELDS:]) or None)
+    def forward(options: LogProbOptions, *flat: Any) -> Made:
+        made = library.log_prob(options.backend, *LOG_PROB.operands(options.numbers, flat))
         result, responsibilities, energies = (*made, None, None)[:3]
         return result, responsibilities, energies
 
@@ -64,13 +61,13 @@ class _LogProb(torch.autograd.Function):
     def backward(ctx: Any, grad: Optional, _responsibilities: Optional, _energies: Optional) -> Any:
         if grad is None:
             return (None,) * len(ctx.needs_input_grad)
-        wanted = tuple(DENSITY.primals(ctx.needs_input_grad[1:]))
+        wanted = tuple(LOG_PROB.primals(ctx.needs_input_grad[1:]))
         made = apply_backward(_LogProbBackward, wanted, ctx.options, grad, *ctx.saved_tensors)
-        return None, *DENSITY.among_all(made)
+        return None, *LOG_PROB.among_all(made)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: LogProbOptions, *given: Any) -> Any:
-        return vmap_results(_LogProb, DENSITY, info.batch_size, in_dims, options, given)
+        return vmap_results(_LogProb, LOG_PROB, info.batch_size, in_dims, options, given)
 
 
 class _LogProbBackward(torch.autograd.Function):
@@ -81,18 +78,10 @@ class _LogProbBackward(torch.autograd.Function):
         grad: Tensor,
         responsibilities: Optional,
         energies: Optional,
-        *given: Any,
+        *flat: Any,
     ) -> Any:
-        made = library.log_prob_backward(
-            list(wanted),
-            grad.contiguous(),
-            responsibilities,
-            energies,
-            options.row,
-            options.backend,
-            *given[:FIELDS],
-            list(given[FIELDS:]) or None,
-        )
+        given = grad.contiguous(), responsibilities, energies, options.backend
+        made = library.log_prob_backward(list(wanted), *given, *LOG_PROB.operands(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod
@@ -104,29 +93,29 @@ class _LogProbBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, *given = ctx.saved_tensors
-        forward = _eager(ctx.options, LogProbTensors(*given[:FIELDS]), given[FIELDS:], grad)
-        of_grad, of_primals = second_derivatives(forward, [grad], DENSITY.primals(given), ctx.wanted, grads)
-        return None, None, *of_grad, None, None, *DENSITY.among_all(of_primals)
+        forward = _eager(LOG_PROB.join(ctx.options.numbers, given), grad)
+        of_grad, of_primals = second_derivatives(forward, [grad], LOG_PROB.primals(given), ctx.wanted, grads)
+        return None, None, *of_grad, None, None, *LOG_PROB.among_all(of_primals)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return vmap_gradients(_LogProbBackward, DENSITY, info.batch_size, in_dims, *arguments, before=3)
+        return vmap_gradients(_LogProbBackward, LOG_PROB, info.batch_size, in_dims, *arguments, before=3)
 
 
-def _eager(options: LogProbOptions, t: LogProbTensors, history: Sequence[Tensor], grad: Tensor) -> Any:
+def _eager(inputs: LogProbInputs, grad: Tensor) -> Any:
     """Return the log-density as a function of the tensors that have a gradient, in plain PyTorch.
 
     Where a sample has no density and `grad` [B], the loss's of the log-densities, is 0, it is a constant.
     """
-    like = torch.zeros(t.sample.shape[0], dtype=torch.int64, device=t.sample.device)
-    rows = (like + options.row if t.rows is None else t.rows).expand(t.sample.shape[0])
+    rows = row_of_each(inputs.row, inputs.sample)
+    _, flat = LOG_PROB.split(inputs)
 
     def entries(table: Optional) -> Optional:
         return table if table is None else table[rows if table.shape[0] > 1 else torch.zeros_like(rows)]
 
     def forward(*present: Tensor) -> tuple[Tensor, ...]:
         found = iter(present)
-        primals = [None if tensor is None else next(found) for tensor in DENSITY.primals((*t, *history))]
+        primals = [None if tensor is None else next(found) for tensor in LOG_PROB.primals(flat)]
         sample, output, uncond, coefficients, offsets, std, prev, weights, *more = primals
         penalized, stored = [entries(table) for table in more[:4]], more[4:]
         whole: tuple[Any, ...] = (

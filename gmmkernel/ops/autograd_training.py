@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import MAX_STEP, Stream, TrainingColumn
+from gmmkernel.backends.protocol import NoiseInputs, TrainingInputs
 from gmmkernel.ops import library
 from gmmkernel.ops.autograd import (
     Optional,
@@ -21,15 +22,15 @@ from gmmkernel.ops.autograd import (
     vmap_results,
 )
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
-from gmmkernel.ops.noise import NormalOptions, new_noise
-from gmmkernel.ops.tensors import LOSS, NOISE, LossTensors, NoiseTensors
+from gmmkernel.ops.low_rank import row_of_each
+from gmmkernel.ops.noise import new_noise
+from gmmkernel.ops.op import LOSS, NOISE, RESIDUAL, Numbers, ResidualInputs
 
 
 class NoiseOptions(NamedTuple):
     """What adding noise takes besides tensors."""
 
-    row: int
-    step: int
+    numbers: Numbers
     backend: str
     noise: bool
 
@@ -37,21 +38,22 @@ class NoiseOptions(NamedTuple):
 class LossOptions(NamedTuple):
     """What a training loss takes besides tensors."""
 
-    row: int
-    step: int
+    numbers: Numbers
     backend: str
     residual: bool
 
 
-def add_noise_with_gradient(options: NoiseOptions, tensors: NoiseTensors) -> tuple[Tensor, Optional]:
+def add_noise_with_gradient(inputs: NoiseInputs, backend: str, noise: bool) -> tuple[Tensor, Optional]:
     """Return the training sample, with a gradient, and its noise; see `add_noise`."""
-    made: tuple[Tensor, Optional] = apply(_AddNoise, options, *apart(tensors))
+    numbers, flat = NOISE.split(inputs)
+    made: tuple[Tensor, Optional] = apply(_AddNoise, NoiseOptions(numbers, backend, noise), *apart(flat))
     return made
 
 
-def skip_step_loss_with_gradient(options: LossOptions, tensors: LossTensors) -> Tensor:
+def skip_step_loss_with_gradient(inputs: TrainingInputs, backend: str, residual: bool) -> Tensor:
     """Return losses [B] with gradients; see `skip_step_loss`."""
-    made: Tensor = apply(_Loss, options, *apart(tensors))[0]
+    numbers, flat = LOSS.split(inputs)
+    made: Tensor = apply(_Loss, LossOptions(numbers, backend, residual), *apart(flat))[0]
     return made
 
 
@@ -59,27 +61,17 @@ class _AddNoise(torch.autograd.Function):
     """Its gradient is a product with one number for each sample, in plain PyTorch, and so is every further one."""
 
     @staticmethod
-    def forward(options: NoiseOptions, *given: Any) -> tuple[Tensor, Optional]:
-        t = NoiseTensors(*given)
-        out = torch.empty_like(t.sample, memory_format=torch.contiguous_format)
+    def forward(options: NoiseOptions, *flat: Any) -> tuple[Tensor, Optional]:
+        inputs = NOISE.join(options.numbers, flat)
+        out = torch.empty_like(inputs.sample, memory_format=torch.contiguous_format)
         noise = torch.empty_like(out) if options.noise else None
-        library.add_noise(
-            out,
-            t.sample,
-            t.coefficients,
-            t.seeds,
-            options.row,
-            options.step,
-            options.backend,
-            t.rows,
-            t.steps,
-            noise,
-        )
+        library.add_noise(out, noise, options.backend, *NOISE.operands(options.numbers, flat))
         return out, noise
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
-        ctx.options, _, coefficients, _, rows, steps = inputs
+        options, _, coefficients, _, rows, steps = inputs
+        ctx.numbers = options.numbers
         ctx.save_for_backward(coefficients, rows, steps)
         ctx.set_materialize_grads(False)
         if output[1] is not None:
@@ -87,7 +79,7 @@ class _AddNoise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Optional, _noise: Optional) -> Any:
-        made = None if grad is None else _times_signal(grad, ctx.options, *ctx.saved_tensors)
+        made = None if grad is None else _times_signal(grad, ctx.numbers, *ctx.saved_tensors)
         return None, *NOISE.among_all([made])
 
     @staticmethod
@@ -96,12 +88,12 @@ class _AddNoise(torch.autograd.Function):
 
 
 def _times_signal(
-    grad: Tensor, options: NoiseOptions, coefficients: Tensor, rows: Optional, steps: Optional
+    grad: Tensor, numbers: Numbers, coefficients: Tensor, rows: Optional, steps: Optional
 ) -> Tensor:
     """Return SIGNAL times the gradient, rounded once; NaN where row or step is out of range, as x_t is."""
     signal = coefficients[:, TrainingColumn.SIGNAL]
     if rows is None:
-        signal = signal[options.row : options.row + 1]
+        signal = signal[numbers[0] : numbers[0] + 1]
     else:
         inside = (rows >= 0) & (rows < coefficients.shape[0])
         signal = torch.where(inside, signal[rows.clamp(0, coefficients.shape[0] - 1)], math.nan)
@@ -118,8 +110,10 @@ class _Loss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(options: LossOptions, *given: Any) -> tuple[Tensor, Optional]:
-        made = library.skip_step_loss(options.residual, options.row, options.step, options.backend, *given)
+    def forward(options: LossOptions, *flat: Any) -> tuple[Tensor, Optional]:
+        made = library.skip_step_loss(
+            options.residual, options.backend, *LOSS.operands(options.numbers, flat)
+        )
         return made[0], made[1] if options.residual else None
 
     @staticmethod
@@ -137,18 +131,9 @@ class _Loss(torch.autograd.Function):
         wanted = tuple(LOSS.primals(ctx.needs_input_grad[1:]))
         residual, ctx.residual = ctx.residual, None
         if residual is not None and not torch.is_grad_enabled():
-            t = LossTensors(*ctx.saved_tensors)
-            options = ctx.options
-            library.scale_residual(
-                residual,
-                grad.contiguous(),
-                options.row,
-                options.step,
-                options.backend,
-                t.coefficients,
-                t.rows,
-                t.steps,
-            )
+            inputs = LOSS.join(ctx.options.numbers, ctx.saved_tensors)
+            factors = RESIDUAL.spread(ResidualInputs(inputs.coefficients, inputs.row, inputs.step))
+            library.scale_residual(residual, grad.contiguous(), ctx.options.backend, *factors)
             made = residual, None
         else:
             made = apply_backward(_LossBackward, wanted, ctx.options, grad, None, *ctx.saved_tensors)
@@ -162,11 +147,10 @@ class _Loss(torch.autograd.Function):
 class _LossBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        wanted: tuple[bool, ...], options: LossOptions, grad: Tensor, _nothing: None, *given: Any
+        wanted: tuple[bool, ...], options: LossOptions, grad: Tensor, _nothing: None, *flat: Any
     ) -> Any:
-        made = library.skip_step_loss_backward(
-            list(wanted), grad.contiguous(), options.row, options.step, options.backend, *given
-        )
+        given = list(wanted), grad.contiguous(), options.backend
+        made = library.skip_step_loss_backward(*given, *LOSS.operands(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod
@@ -178,7 +162,7 @@ class _LossBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, *given = ctx.saved_tensors
-        forward = _eager(ctx.options, LossTensors(*given))
+        forward = _eager(ctx.options.backend, LOSS.join(ctx.options.numbers, given))
         of_grad, of_primals = second_derivatives(forward, [grad], LOSS.primals(given), ctx.wanted, grads)
         return None, None, *of_grad, None, *LOSS.among_all(of_primals)
 
@@ -187,18 +171,16 @@ class _LossBackward(torch.autograd.Function):
         return vmap_gradients(_LossBackward, LOSS, info.batch_size, in_dims, *arguments)
 
 
-def _eager(options: LossOptions, t: LossTensors) -> Any:
+def _eager(backend: str, inputs: TrainingInputs) -> Any:
     """Return the loss as a function of the tensors that have a gradient, in plain PyTorch."""
     noises = []
     for stream in (Stream.TRAINING, Stream.TRAINING_SKIP):
-        of_noise = NormalOptions(
-            t.model_output.shape[1:], t.coefficients.dtype, options.step, stream, options.backend
-        )
-        noises.append(by_batch(new_noise(of_noise, t.seeds, t.steps)))
-    rows = (torch.full_like(t.seeds, options.row) if t.rows is None else t.rows).expand(t.seeds.shape[0])
+        of_noise = inputs.model_output.shape[1:], inputs.coefficients.dtype, stream, backend
+        noises.append(by_batch(new_noise(*of_noise, inputs.seeds, inputs.step)))
+    rows = row_of_each(inputs.row, inputs.seeds)
 
     def forward(model_output: Tensor, sample: Optional = None) -> tuple[Tensor, ...]:
-        row = t.coefficients[rows]
+        row = inputs.coefficients[rows]
         return (eager_skip_step_loss(by_batch(model_output), by_batch(sample), row, *noises),)
 
     return forward

@@ -40,21 +40,21 @@ def check_tensor(value: object, name: str) -> Tensor:
     return value
 
 
-def wants_gradient(function: str, inputs: Sequence[Tensor | None], history: Sequence[Tensor]) -> bool:
+def wants_gradient(function: str, inputs: Sequence[Tensor | None]) -> bool:
     """Return whether a call must go through autograd: for a gradient, or for a transform of `torch.func`.
 
     Raises:
         RuntimeError: an input of `function` has a forward-mode tangent.
     """
     if forward_ad._current_level >= 0:
-        for tensor in (*inputs, *history):
+        for tensor in inputs:
             if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
                 raise RuntimeError(f"{function}: an input has a forward-mode tangent, which is not supported")
     if torch._C._are_functorch_transforms_active():
         return True
     if not torch.is_grad_enabled():
         return False
-    return any(tensor is not None and tensor.requires_grad for tensor in (*inputs, *history))
+    return any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
 def is_eager() -> bool:
@@ -121,10 +121,8 @@ def check_like_sample(tensor: Tensor, name: str, sample: Tensor, other: str = "s
     check_device(tensor, name, sample.device, other)
 
 
-def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor] | None:
-    """Check the stored predictions of a multistep sampler; None where there are none."""
-    if isinstance(history, (tuple, list)) and not history:
-        return None
+def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor]:
+    """Check the stored predictions of a multistep sampler."""
     if isinstance(history, Tensor) or not isinstance(history, Sequence):
         got = "one tensor" if isinstance(history, Tensor) else type(history).__name__
         raise TypeError(f"history: expected a sequence of tensors, got {got}")
@@ -191,26 +189,24 @@ def check_batch_of_seeds(seeds: Tensor, batch: int, device: torch.device, other:
 
 def check_index(
     index: int | Tensor, name: str, batch: int, last: int, device: torch.device, other: str = "sample"
-) -> tuple[int, Tensor | None]:
-    """Return an index as (int, None), within its range, or as (0, int64 tensor with 1 or B entries)."""
+) -> int | Tensor:
+    """Return an index as an int within its range, or as a contiguous int64 tensor with 1 or B entries."""
     if isinstance(index, Tensor):
         if index.dtype != torch.int64:
             raise TypeError(f"{name}: expected an int or an int64 tensor, got {index.dtype}")
         if index.dim() > 1 or index.numel() not in (1, batch):
             raise ValueError(f"{name}: expected shape [], [1] or [{batch}], got {tuple(index.shape)}")
         check_device(index, name, device, other)
-        return 0, contiguous(index if index.dim() == 1 else index.reshape(1))
+        return contiguous(index if index.dim() == 1 else index.reshape(1))
     if type(index) is not int and not is_integer(index := plain(index)):
         kind = f"{type(index).__module__}.{type(index).__name__}"
         raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
     if not 0 <= index <= last:
         raise IndexError(f"{name}: expected 0 to {last}, got {index}")
-    return index, None
+    return index
 
 
-def check_step(
-    step: int | Tensor, batch: int, device: torch.device, other: str = "sample"
-) -> tuple[int, Tensor | None]:
+def check_step(step: int | Tensor, batch: int, device: torch.device, other: str = "sample") -> int | Tensor:
     """Return the noise counter's step in the forms of `check_index`."""
     return check_index(step, "step", batch, MAX_STEP, device, other)
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from gmmkernel import backends
+from gmmkernel.backends.protocol import LogProbInputs
 from gmmkernel.ops import checks, library
-from gmmkernel.ops.autograd_log_prob import LogProbOptions, log_prob_with_gradient
+from gmmkernel.ops.autograd_log_prob import log_prob_with_gradient
+from gmmkernel.ops.op import LOG_PROB
 from gmmkernel.ops.tables import MixtureTables
-from gmmkernel.ops.tensors import LogProbTensors
 
 
 def gmm_step_log_prob(
@@ -69,34 +70,28 @@ def gmm_step_log_prob(
         checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
     stored = checks.check_history(history, sample)
     coefficients = checks.check_coefficients(coefficients, sample)
-    row, rows = checks.check_index(row, "row", sample.shape[0], coefficients.shape[0] - 1, sample.device)
-    offsets = std = weights = basis = slopes = shifts = half_logdet = None
+    row = checks.check_index(row, "row", sample.shape[0], coefficients.shape[0] - 1, sample.device)
+    of_mixture: dict[str, Tensor | None] = {}
     if mixture is not None:
         tables = checks.check_mixture(mixture, coefficients, sample)
-        _, offsets, std, _, basis, _, slopes, shifts, half_logdet = tables
-        weights = checks.check_weights(mixture, coefficients)
-    name = backends.resolve(sample.device, backend)
-    tensors = LogProbTensors(
-        sample,
-        model_output,
-        model_output_uncond,
-        coefficients,
-        offsets,
-        std,
-        prev_sample,
-        weights,
-        basis,
-        slopes,
-        shifts,
-        half_logdet,
-        rows,
+        of_mixture = density_tables(tables, coefficients)
+    inputs = LogProbInputs(
+        sample, model_output, coefficients, prev_sample, row, model_output_uncond, stored, **of_mixture
     )
-    return log_density(LogProbOptions(row, name), tensors, stored)
+    return log_density(inputs, backends.resolve(sample.device, backend))
 
 
-def log_density(options: LogProbOptions, tensors: LogProbTensors, history: list[Tensor] | None) -> Tensor:
-    """Return the log-densities of arguments that have been checked, with gradients where they are asked for."""
-    if checks.wants_gradient("gmm_step_log_prob", tensors, history or ()):
-        return log_prob_with_gradient(options, tensors, history or ())
-    made: Tensor = library.log_prob(*options, *tensors, history)[0]
+def density_tables(tables: MixtureTables, coefficients: Tensor) -> dict[str, Tensor | None]:
+    """Return what a log-density reads of tables that have been checked, and that must have weights, by name."""
+    unread = {"cdf", "std_delta", "weights"}
+    named = {name: table for name, table in tables._asdict().items() if name not in unread}
+    return {**named, "weights": checks.check_weights(tables, coefficients)}
+
+
+def log_density(inputs: LogProbInputs, backend: str) -> Tensor:
+    """Return the log-densities of inputs that have been checked, with gradients where they are asked for."""
+    numbers, flat = LOG_PROB.split(inputs)
+    if checks.wants_gradient("gmm_step_log_prob", flat):
+        return log_prob_with_gradient(inputs, backend)
+    made: Tensor = library.log_prob(backend, *LOG_PROB.operands(numbers, flat))[0]
     return made

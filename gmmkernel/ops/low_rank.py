@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Column, Stream
-from gmmkernel.backends.protocol import Backend, StepInputs
+from gmmkernel.backends.protocol import Backend, LogProbInputs, StepInputs
 
 
 class StepTables(NamedTuple):
@@ -97,21 +97,22 @@ class _Rows:
 def step(
     kernels: Backend,
     inputs: StepInputs,
-    basis: Tensor,
-    std_delta: Tensor,
     result: Tensor,
     prediction: Tensor | None,
     prediction_kind: int,
     components: Tensor | None,
 ) -> None:
-    """Do a step whose moments are matched exactly: `Backend.gmm_step` with the tables of `MixtureTables`.
+    """Do a step whose moments are matched exactly: what `Backend.gmm_step` is without.
 
     The noise is drawn first, in memory of its own, and projected on the offsets. Then the offsets are added to it, four
     at a time, as a step adds the history of a multistep sampler; the last ones and the sum so far, by the step itself.
     """
-    cdf, offsets, seeds = inputs.cdf, inputs.offsets, inputs.seeds
+    cdf, offsets, basis, std_delta = inputs.cdf, inputs.offsets, inputs.basis, inputs.std_delta
     assert cdf is not None
     assert offsets is not None
+    assert basis is not None
+    assert std_delta is not None
+    seeds = inputs.seeds
     batch, k = len(seeds), offsets.shape[1]
     if batch == 0:
         return
@@ -163,17 +164,17 @@ def step(
         cdf=cdf.new_empty(1, 0),
         offsets=noise.view(batch, 1, -1),
         std=noise.new_empty(1, 1, 0),
+        basis=None,
+        std_delta=None,
     )
     kernels.gmm_step(of_each, result, prediction, prediction_kind)
     if components is not None:
         components.copy_(drawn if rows.invalid is None else torch.where(rows.invalid, -1, drawn))
 
 
-def penalties(
-    kernels: Backend, energies: Tensor, inputs: StepInputs, tables: DensityTables, chunk: int = 2**22
-) -> Tensor:
+def penalties(kernels: Backend, energies: Tensor, inputs: LogProbInputs, chunk: int = 2**22) -> Tensor:
     """Return C [B, K] of energies [B, K]; about `chunk` numbers are looked at at a time."""
-    _, basis, slopes, shifts, half_logdet = tables
+    basis, slopes, shifts, half_logdet = _density_tables(inputs)[1:]
     if len(energies) == 0:
         return energies
     rows = _Rows(inputs.row, len(inputs.coefficients))
@@ -266,13 +267,13 @@ def step_gradients(
     return made
 
 
+def _density_tables(inputs: LogProbInputs) -> DensityTables:
+    tables = inputs.weights, inputs.basis, inputs.slopes, inputs.shifts, inputs.half_logdet
+    return DensityTables(*tables)  # type: ignore[arg-type]
+
+
 def density_gradients(
-    grad: Tensor,
-    responsibilities: Tensor,
-    energies: Tensor,
-    coefficients: Tensor,
-    rows: Tensor,
-    tables: DensityTables,
+    grad: Tensor, responsibilities: Tensor, energies: Tensor, inputs: LogProbInputs
 ) -> tuple[Tensor, DensityTables]:
     """Return what stands for the components' shares in a log-density's gradients, and the gradients of its tables.
 
@@ -282,17 +283,16 @@ def density_gradients(
         grad: [B] of the log-densities.
         responsibilities: [B, K].
         energies: [B, K].
-        coefficients: [S, 16].
-        rows: int64 [B].
-        tables: contiguous.
+        inputs: of the log-density.
 
     Returns:
         [B, K], with sum 1 like the shares; and gradients like the tables.
     """
+    tables, rows = _density_tables(inputs), row_of_each(inputs.row, responsibilities)
     made = DensityTables(*map(torch.zeros_like, tables))
     shares = torch.empty_like(responsibilities)
     for b in range(grad.shape[0]):
-        row = _Row(rows, b, coefficients, grad[b] != 0)
+        row = _Row(rows, b, inputs.coefficients, grad[b] != 0)
         weights, basis, slopes, shifts, _ = map(row.of, tables)
         share, energy = responsibilities[b], energies[b] - energies[b, 0]
         is_active = row.coefficients[Column.OFFSET] != 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def check_overlap(
-    out: Tensor, *, in_place: Mapping[str, Tensor | None], tables: Mapping[str, Tensor | None]
-) -> None:
+def check_overlap(out: Tensor, *, in_place: Mapping[str, Any], tables: Mapping[str, Any]) -> None:
     """Refuse an `out` that shares memory with an input.
 
     Tensors without memory of their own (fake ones, or any under torch.compile, which keeps reads before writes by
@@ -18,8 +17,8 @@ def check_overlap(
 
     Args:
         out: the tensor to write.
-        in_place: inputs of which each element is read before the same element of `out` is written; they may be
-            exactly `out`'s memory.
+        in_place: inputs, tensors or anything else, of which each element is read before the same element of `out` is
+            written; they may be exactly `out`'s memory.
         tables: inputs that are read at other places too.
 
     Raises:
@@ -30,10 +29,10 @@ def check_overlap(
     begin = out.data_ptr()
     end = begin + _extent(out)
     for name, tensor in in_place.items():
-        if tensor is not None and _meets(tensor, begin, end) and not _is_same(tensor, out):
+        if isinstance(tensor, Tensor) and _meets(tensor, begin, end) and not _is_same(tensor, out):
             raise ValueError(f"out: overlaps {name} in memory without being the same tensor")
     for name, tensor in tables.items():
-        if tensor is not None and _meets(tensor, begin, end):
+        if isinstance(tensor, Tensor) and _meets(tensor, begin, end):
             raise ValueError(f"out: overlaps {name} in memory")
 
 

@@ -13,7 +13,8 @@ from gmmkernel._checks import plain
 from gmmkernel.backends.constants import MAX_STEP, Stream
 from gmmkernel.ops import checks, library
 from gmmkernel.ops.memory import check_overlap
-from gmmkernel.ops.vmap import Role, merge, rows_of
+from gmmkernel.ops.op import COMPONENTS, NORMAL, ComponentInputs, NormalInputs, Numbers
+from gmmkernel.ops.vmap import rows_of
 
 
 def standard_normal(
@@ -52,16 +53,16 @@ def standard_normal(
     if dtype not in checks.SAMPLE_DTYPES:
         raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
     sizes = checks.check_shape(shape)
-    step, steps = checks.check_step(step, seeds.shape[0], seeds.device)
+    step = checks.check_step(step, seeds.shape[0], seeds.device)
     purpose = int(check_stream(stream))
     name = backends.resolve(seeds.device, backend)
     if out is None:
-        return new_noise(NormalOptions(sizes, dtype, step, purpose, name), seeds, steps)
+        return new_noise(sizes, dtype, purpose, name, seeds, step)
     if torch._C._are_functorch_transforms_active():
         checks.refuse_out(out)
     checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
-    check_overlap(out, in_place={}, tables={"seeds": seeds, "step": steps})
-    library.standard_normal(out, seeds, step, purpose, name, steps)
+    check_overlap(out, in_place={}, tables={"seeds": seeds, "step": step})
+    library.standard_normal(out, purpose, name, *NORMAL.spread(NormalInputs(seeds, step)))
     return out
 
 
@@ -99,18 +100,17 @@ def draw_components(
     checks.check_device(cdf, "cdf", seeds.device, "seeds")
     batch = seeds.shape[0]
     last = cdf.shape[0] - 1 if cdf.shape[0] > 1 else MAX_STEP
-    row, rows = checks.check_index(row, "row", batch, last, seeds.device)
-    step, steps = (row, rows) if step is None else checks.check_step(step, batch, seeds.device)
-    name = backends.resolve(seeds.device, backend)
-    return new_components(ComponentOptions(row, step, name), seeds, cdf, rows, steps)
+    row = checks.check_index(row, "row", batch, last, seeds.device)
+    step = row if step is None else checks.check_step(step, batch, seeds.device)
+    return new_components(backends.resolve(seeds.device, backend), seeds, cdf, row, step)
 
 
 class NormalOptions(NamedTuple):
     """What noise takes besides tensors; `shape` is that of a sample."""
 
+    numbers: Numbers
     shape: Sequence[int]
     dtype: torch.dtype
-    step: int
     stream: int
     backend: str
 
@@ -118,24 +118,30 @@ class NormalOptions(NamedTuple):
 class ComponentOptions(NamedTuple):
     """What components take besides tensors."""
 
-    row: int
-    step: int
+    numbers: Numbers
     backend: str
 
 
-def new_noise(options: NormalOptions, seeds: Tensor, steps: Tensor | None) -> Tensor:
+def new_noise(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    stream: int,
+    backend: str,
+    seeds: Tensor,
+    step: int | Tensor,
+) -> Tensor:
     """Return the noise of arguments that have been checked, inside a transform of `torch.func` as well."""
     draw = _Normal.apply if torch._C._are_functorch_transforms_active() else _Normal.forward
-    noise: Tensor = draw(options, seeds, steps)
+    numbers, flat = NORMAL.split(NormalInputs(seeds, step))
+    noise: Tensor = draw(NormalOptions(numbers, shape, dtype, int(stream), backend), *flat)
     return noise
 
 
-def new_components(
-    options: ComponentOptions, seeds: Tensor, cdf: Tensor, rows: Tensor | None, steps: Tensor | None
-) -> Tensor:
+def new_components(backend: str, seeds: Tensor, cdf: Tensor, row: int | Tensor, step: int | Tensor) -> Tensor:
     """Return the components of such arguments."""
     draw = _Components.apply if torch._C._are_functorch_transforms_active() else _Components.forward
-    components: Tensor = draw(options, seeds, cdf, rows, steps)
+    numbers, flat = COMPONENTS.split(ComponentInputs(seeds, cdf, row, step))
+    components: Tensor = draw(ComponentOptions(numbers, backend), *flat)
     return components
 
 
@@ -149,44 +155,35 @@ class _Draw(torch.autograd.Function):
 
 class _Normal(_Draw):
     @staticmethod
-    def forward(options: NormalOptions, seeds: Tensor, steps: Tensor | None) -> Tensor:
-        shape, dtype, step, stream, backend = options
-        noise = torch.empty((seeds.shape[0], *shape), dtype=dtype, device=seeds.device)
-        library.standard_normal(noise, seeds, step, stream, backend, steps)
+    def forward(options: NormalOptions, *flat: Any) -> Tensor:
+        seeds = flat[0]
+        noise = torch.empty((seeds.shape[0], *options.shape), dtype=options.dtype, device=seeds.device)
+        library.standard_normal(
+            noise, options.stream, options.backend, *NORMAL.operands(options.numbers, flat)
+        )
         return noise
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], options: NormalOptions, *given: Any) -> tuple[Any, int]:
-        size, dims, batch = info.batch_size, in_dims[1:], rows_of(given[0], in_dims[1])
-        merged = merge(size, dims, given, (Role.BATCH, Role.STEPS), (False,) * 2, 1, batch, 0)
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: NormalOptions, *flat: Any) -> tuple[Any, int]:
+        _, merged = NORMAL.merge(info.batch_size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
         noise = _Normal.apply(options, *merged.tensors)  # type: ignore[no-untyped-call]
         return merged.split(noise), 0
 
 
 class _Components(_Draw):
     @staticmethod
-    def forward(
-        options: ComponentOptions,
-        seeds: Tensor,
-        cdf: Tensor,
-        rows: Tensor | None,
-        steps: Tensor | None,
-    ) -> Tensor:
-        components = torch.empty_like(seeds, memory_format=torch.contiguous_format)
-        library.draw_components(
-            components, seeds, cdf, options.row, options.step, options.backend, rows, steps
-        )
+    def forward(options: ComponentOptions, *flat: Any) -> Tensor:
+        components = torch.empty_like(flat[0], memory_format=torch.contiguous_format)
+        library.draw_components(components, options.backend, *COMPONENTS.operands(options.numbers, flat))
         return components
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], options: ComponentOptions, *given: Any) -> tuple[Any, int]:
-        size, dims = info.batch_size, in_dims[1:]
-        batch, tables = (rows_of(given[i], dims[i]) for i in (0, 1))
-        if tables == 1:  # which serves every row
-            options, given = options._replace(row=0), (*given[:2], None, given[3])
-        roles = (Role.BATCH, Role.TABLE, Role.ROWS, Role.STEPS)
-        merged = merge(size, dims, given, roles, (False,) * 4, tables, batch, options.row)
-        components = _Components.apply(options._replace(row=merged.row), *merged.tensors)  # type: ignore[no-untyped-call]
+    def vmap(info: Any, in_dims: tuple[Any, ...], options: ComponentOptions, *flat: Any) -> tuple[Any, int]:
+        dims, numbers = in_dims[1:], options.numbers
+        if rows_of(flat[1], dims[1]) == 1:  # which serves every row
+            numbers, flat = (0, numbers[1]), (*flat[:2], None, flat[3])
+        numbers, merged = COMPONENTS.merge(info.batch_size, dims, flat, (False,) * len(flat), numbers)
+        components = _Components.apply(options._replace(numbers=numbers), *merged.tensors)  # type: ignore[no-untyped-call]
         return merged.split(components), 0
 
 

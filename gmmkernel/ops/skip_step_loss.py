@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from gmmkernel import backends
+from gmmkernel.backends.protocol import TrainingInputs
 from gmmkernel.ops import checks, library
-from gmmkernel.ops.autograd_training import LossOptions, skip_step_loss_with_gradient
-from gmmkernel.ops.tensors import LossTensors
+from gmmkernel.ops.autograd_training import skip_step_loss_with_gradient
+from gmmkernel.ops.op import LOSS
 
 
 def skip_step_loss(
@@ -58,19 +59,20 @@ def skip_step_loss(
     checks.check_sample(model_output, "model_output")
     batch, device = model_output.shape[0], model_output.device
     coefficients = checks.check_training_rows(coefficients, model_output, "model_output")
-    row, rows = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device, "model_output")
-    step, steps = checks.check_step(step, batch, device, "model_output")
+    row = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device, "model_output")
+    step = checks.check_step(step, batch, device, "model_output")
     seeds = checks.check_batch_of_seeds(seeds, batch, device, "model_output")
     if sample is not None:
         checks.check_like_sample(sample, "sample", model_output, "model_output")
     name = backends.resolve(device, backend)
-    tensors = LossTensors(model_output, sample, coefficients, seeds, rows, steps)
-    if checks.wants_gradient("skip_step_loss", tensors, ()):
+    inputs = TrainingInputs(model_output, sample, coefficients, seeds, row, step)
+    numbers, flat = LOSS.split(inputs)
+    if checks.wants_gradient("skip_step_loss", flat):
         # What the gradient is made of goes into its memory in the same pass, but for types that would be rounded twice
         # so, where the sample has a gradient as well, and for transforms, which draw the noise again in any case.
         plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         alone = model_output.requires_grad and (sample is None or not sample.requires_grad)
         residual = plain and alone and model_output.dtype == coefficients.dtype
-        return skip_step_loss_with_gradient(LossOptions(row, step, name, residual), tensors)
-    made: Tensor = library.skip_step_loss(False, row, step, name, *tensors)[0]
+        return skip_step_loss_with_gradient(inputs, name, residual)
+    made: Tensor = library.skip_step_loss(False, name, *LOSS.operands(numbers, flat))[0]
     return made

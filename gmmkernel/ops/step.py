@@ -11,12 +11,12 @@ from torch.autograd.graph import increment_version
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Prediction
+from gmmkernel.backends.protocol import LogProbInputs, StepInputs
 from gmmkernel.ops import autograd, checks, library
-from gmmkernel.ops.autograd_log_prob import LogProbOptions
-from gmmkernel.ops.log_prob import log_density
+from gmmkernel.ops.log_prob import density_tables, log_density
 from gmmkernel.ops.memory import check_overlap
+from gmmkernel.ops.op import STEP
 from gmmkernel.ops.tables import MixtureTables
-from gmmkernel.ops.tensors import LogProbTensors, StepTensors
 
 PredictionName = Literal["x0", "epsilon", "model_output"]
 
@@ -27,7 +27,6 @@ _PREDICTIONS = {
     "model_output": int(Prediction.MODEL_OUTPUT),
 }
 _PREDICTION_NAMES = tuple(_PREDICTIONS)
-_NO_TABLES = MixtureTables(*[None] * len(MixtureTables._fields))  # type: ignore[arg-type]
 
 
 class GMMStepOutput(NamedTuple):
@@ -68,12 +67,13 @@ def _step_at_once(
     unchecked = getattr(kernels, "gmm_step_unchecked", None)
     if unchecked is None or type(seeds) is not Tensor or prediction not in _PREDICTION_NAMES:
         return None
-    tables: Sequence[Tensor | None] = _NO_TABLES[:3]
-    if mixture is not None:
-        tables = mixture[:3]
-        if type(mixture) is not MixtureTables or mixture.basis is not None:
-            return None
-    cdf, offsets, std = tables
+    if mixture is None:
+        cdf = offsets = std = None
+    elif type(mixture) is MixtureTables and mixture.basis is None:
+        cdf, offsets, std, *_ = mixture
+    else:
+        return None
+    # `StepInputs`, whose making would take longer than a check of them.
     inputs = (
         sample,
         model_output,
@@ -93,22 +93,7 @@ def _step_at_once(
         indices_are_numbers = type(row) is int and type(step) is int
         if out is not None or not indices_are_numbers or not kernels.is_plain_step(inputs):  # type: ignore[attr-defined]
             return None
-        options = autograd.StepOptions(row, step, name, kind, return_components)  # type: ignore[arg-type]
-        given = StepTensors(
-            sample,
-            model_output,
-            model_output_uncond,
-            coefficients,
-            offsets,
-            std,
-            None,
-            None,
-            seeds,
-            None,
-            None,
-            cdf,
-        )
-        return GMMStepOutput(*autograd.step(options, given, history))
+        return GMMStepOutput(*autograd.step(StepInputs(*inputs), name, kind, return_components))
     result = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
     predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
     components = torch.empty_like(seeds) if return_components else None
@@ -211,104 +196,52 @@ def gmm_step(
         checks.check_like_sample(model_output_uncond, "model_output_uncond", sample)
     stored = checks.check_history(history, sample)
     coefficients = checks.check_coefficients(coefficients, sample)
-    row, rows = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
-    step, steps = (row, rows) if step is None else checks.check_step(step, batch, device)
+    row = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
+    step = row if step is None else checks.check_step(step, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
+    inputs = StepInputs(sample, model_output, coefficients, seeds, row, step, model_output_uncond, stored)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
-    cdf, offsets, std, _, basis, std_delta, slopes, shifts, half_logdet = tables or _NO_TABLES
+    if tables is not None:
+        cdf, offsets, std, _, basis, std_delta, *_ = tables
+        inputs = inputs._replace(cdf=cdf, offsets=offsets, std=std, basis=basis, std_delta=std_delta)
     if prediction not in _PREDICTION_NAMES:
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
-    weights = checks.check_weights(tables, coefficients) if return_log_prob and tables is not None else None
-    wants_gradient = checks.wants_gradient(
-        "gmm_step",
-        (sample, model_output, coefficients, offsets, std, basis, std_delta, model_output_uncond),
-        stored or (),
-    )
+    kind = _PREDICTIONS[prediction]
+    of_density = density_tables(tables, coefficients) if return_log_prob and tables is not None else {}
+    numbers, flat = STEP.split(inputs)
+    wants_gradient = checks.wants_gradient("gmm_step", STEP.primals(flat))
     name = backends.resolve(device, backend)
     if wants_gradient:
         checks.refuse_out(out)
-        options = autograd.StepOptions(row, step, name, _PREDICTIONS[prediction], return_components)
-        given = StepTensors(
-            sample,
-            model_output,
-            model_output_uncond,
-            coefficients,
-            offsets,
-            std,
-            basis,
-            std_delta,
-            seeds,
-            rows,
-            steps,
-            cdf,
-        )
-        made = GMMStepOutput(*autograd.step(options, given, stored or ()))
+        made = GMMStepOutput(*autograd.step(inputs, name, kind, return_components))
     else:
         if out is None:
             out = torch.empty_like(sample, memory_format=torch.contiguous_format)
         else:
             checks.check_out(out, sample.shape, sample.dtype, device)
-            elementwise = {
-                "sample": sample,
-                "model_output": model_output,
-                "model_output_uncond": model_output_uncond,
-                **{f"history[{j}]": tensor for j, tensor in enumerate(stored or ())},
-            }
-            elsewhere = {
-                "coefficients": coefficients,
-                "row": rows,
-                "step": steps,
-                "seeds": seeds,
-                "mixture.cdf": cdf,
-                "mixture.offsets": offsets,
-                "mixture.std": std,
-                "mixture.basis": basis,
-                "mixture.std_delta": std_delta,
-            }
-            if return_log_prob:  # which reads everything again
-                check_overlap(out, in_place={}, tables={**elementwise, **elsewhere})
-            else:
-                check_overlap(out, in_place=elementwise, tables=elsewhere)
+            _check_overlap(out, inputs, in_place=not return_log_prob)  # which reads everything again
         predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
         components = seeds.new_empty(batch) if return_components else None
-        library.gmm_step(
-            out,
-            sample,
-            model_output,
-            coefficients,
-            seeds,
-            row,
-            step,
-            name,
-            rows,
-            steps,
-            model_output_uncond,
-            stored,
-            cdf,
-            offsets,
-            std,
-            basis,
-            std_delta,
-            predicted,
-            components,
-            _PREDICTIONS[prediction],
-        )
+        library.gmm_step(out, predicted, components, kind, name, *STEP.operands(numbers, flat))
         made = GMMStepOutput(out, predicted, components)
     if not return_log_prob:
         return made
-    tensors = LogProbTensors(
-        sample,
-        model_output,
-        model_output_uncond,
-        coefficients,
-        offsets,
-        std,
-        made.prev_sample.detach(),
-        weights,
-        basis,
-        slopes,
-        shifts,
-        half_logdet,
-        rows,
+    drawn = made.prev_sample.detach()
+    density = LogProbInputs(
+        sample, model_output, coefficients, drawn, row, model_output_uncond, stored, **of_density
     )
-    return made._replace(log_prob=log_density(LogProbOptions(row, name), tensors, stored))
+    return made._replace(log_prob=log_density(density, name))
+
+
+def _check_overlap(out: Tensor, inputs: StepInputs, *, in_place: bool) -> None:
+    """Refuse an `out` that shares memory with an input, but for those that are read elementwise if `in_place`."""
+    tables = inputs._asdict()
+    history = tables.pop("history")
+    elementwise = {name: tables.pop(name) for name in ("sample", "model_output", "model_output_uncond")}
+    elementwise |= {f"history[{j}]": tensor for j, tensor in enumerate(history)}
+    of_mixture = ("cdf", "offsets", "std", "basis", "std_delta")
+    tables = {f"mixture.{name}" if name in of_mixture else name: table for name, table in tables.items()}
+    if in_place:
+        check_overlap(out, in_place=elementwise, tables=tables)
+    else:
+        check_overlap(out, in_place={}, tables=elementwise | tables)

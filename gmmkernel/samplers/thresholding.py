@@ -131,13 +131,13 @@ class Thresholding(NamedTuple):
 def _rows(coefficients: Tensor, row: int | Tensor, batch: int, device: torch.device) -> Tensor:
     """Return each sample's row, [B, 16]."""
     last = coefficients.shape[0] - 1
-    index, indices = checks.check_index(row, "row", batch, last, device)
-    if indices is None:
+    index = checks.check_index(row, "row", batch, last, device)
+    if not isinstance(index, Tensor):
         return coefficients[index].expand(batch, -1)
-    outside = (indices < 0) | (indices > last)
+    outside = (index < 0) | (index > last)
     if device.type == "cpu" and bool(outside.any()):
-        raise IndexError(f"row: expected 0 to {last}, got {int(indices[outside][0])}")
-    chosen = coefficients.index_select(0, indices.clamp(0, last))
+        raise IndexError(f"row: expected 0 to {last}, got {int(index[outside][0])}")
+    chosen = coefficients.index_select(0, index.clamp(0, last))
     return torch.where(outside[:, None], math.nan, chosen).expand(batch, -1)
 
 

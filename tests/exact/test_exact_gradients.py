@@ -17,7 +17,9 @@ from torch.autograd import gradcheck
 
 from gmmkernel import Column, MixtureTables, gmm_step, gmm_step_log_prob
 from gmmkernel.backends.cpu import instruction_sets, use_instruction_set
+from gmmkernel.backends.protocol import LogProbInputs, StepInputs
 from gmmkernel.mixtures import gaussian_mixture
+from gmmkernel.ops.op import LOG_PROB, STEP
 
 OPS = torch.ops.gmmkernel
 ROW = torch.tensor([1, 0, 1, 2])  # the last one has no offset
@@ -204,20 +206,19 @@ def test_a_graph_of_both_is_whole() -> None:
 def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     coefficients, t = tables_of(KINDS[1], dtype=torch.float32)
     sample, output, prev = samples(3, dtype=torch.float32)
-    common = (sample, output, None, coefficients, t.offsets, t.std)
-    out = torch.zeros_like(sample)
-    of_step = (out, sample, output, coefficients, SEEDS, 0, 7, "cpu", ROW, None, None, None, t.cdf)
-    library.opcheck(OPS.gmm_step.default, (*of_step, t.offsets, t.std, t.basis, t.std_delta))
-    backward = (*common, t.basis, t.std_delta, SEEDS, ROW, None, t.cdf, None)
+    common, out = (sample, output, coefficients), torch.zeros_like(sample)
+    tables = t.cdf, t.offsets, t.std, t.basis, t.std_delta
+    step = STEP.spread(StepInputs(*common, SEEDS, ROW, 7, None, (), *tables))
+    library.opcheck(OPS.gmm_step.default, (out, None, None, 0, "cpu", *step))
     for wanted in ([True] * 8, [True] * 4 + [False] * 3 + [True]):
-        library.opcheck(OPS.gmm_step_backward.default, (wanted, sample, None, 0, 0, 7, "cpu", *backward))
-    of_density = (*common, prev, t.weights, t.basis, t.slopes, t.shifts, t.half_logdet, ROW, None)
-    library.opcheck(OPS.gmm_step_log_prob.default, (0, "cpu", *of_density))
-    made = OPS.gmm_step_log_prob(0, "cpu", *of_density)
+        library.opcheck(OPS.gmm_step_backward.default, (wanted, sample, None, 0, "cpu", *step))
+    tables = t.offsets, t.std, t.weights, t.basis, t.slopes, t.shifts, t.half_logdet
+    density = "cpu", *LOG_PROB.spread(LogProbInputs(*common, prev, ROW, None, (), *tables))
+    library.opcheck(OPS.gmm_step_log_prob.default, density)
+    made = OPS.gmm_step_log_prob(*density)
     assert len(made) == 3
     library.opcheck(
-        OPS.gmm_step_log_prob_backward.default,
-        ([True] * 12, torch.ones(4), made[1], made[2], 0, "cpu", *of_density),
+        OPS.gmm_step_log_prob_backward.default, ([True] * 12, torch.ones(4), made[1], made[2], *density)
     )
 
 

@@ -26,6 +26,8 @@ from torch import Tensor, library, nn
 from torch.utils.checkpoint import checkpoint
 
 from gmmkernel import gmm_step
+from gmmkernel.backends.protocol import LogProbInputs, StepInputs
+from gmmkernel.ops.op import LOG_PROB, STEP
 
 OPS = torch.ops.gmmkernel
 
@@ -41,29 +43,23 @@ FUNCTIONS = pytest.mark.parametrize("function", [of_sample, of_density])
 
 def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     case = DENSITY.case
-    row = (0, case.row) if isinstance(case.row, Tensor) else (case.row, None)
-    steps = case.step if isinstance(case.step, Tensor) else None
-    tensors = (
-        case.sample,
-        case.model_output,
-        case.model_output_uncond,
-        case.coefficients,
-        case.mixture.offsets,
-        case.mixture.std,
+    row, steps = case.row, case.row if case.step is None else case.step
+    m, grad = case.mixture, torch.ones_like(case.sample)
+    common = case.sample, case.model_output, case.coefficients
+    step = StepInputs(
+        *common, case.seeds, row, steps, case.model_output_uncond, case.history, m.cdf, m.offsets, m.std
     )
-    absent = (None,) * 4
-    grad = torch.ones_like(case.sample)
-    of_step = (*tensors, *absent[:2], case.seeds, row[1], steps, case.mixture.cdf, list(case.history))
     for wanted in ([True] * 10, [True, False] * 5):
-        library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, row[0], 0, "cpu", *of_step))
-    weights = DENSITY.case.mixture.weights
-    of_density = (*tensors, DENSITY.prev_sample, weights, *absent, row[1], list(case.history))
-    library.opcheck(OPS.gmm_step_log_prob.default, (row[0], "cpu", *of_density))
-    shares = torch.ones(3, 3) / 3
-    library.opcheck(
-        OPS.gmm_step_log_prob_backward.default,
-        ([True] * 14, torch.ones(3), shares, None, row[0], "cpu", *of_density),
+        library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, "cpu", *STEP.spread(step)))
+    of_mixture = m.offsets, m.std, DENSITY.case.mixture.weights
+    density = LogProbInputs(
+        *common, DENSITY.prev_sample, row, case.model_output_uncond, case.history, *of_mixture
     )
+    given = "cpu", *LOG_PROB.spread(density)
+    library.opcheck(OPS.gmm_step_log_prob.default, given)
+    shares = torch.ones(3, 3) / 3
+    wanted = [True] * 14
+    library.opcheck(OPS.gmm_step_log_prob_backward.default, (wanted, torch.ones(3), shares, None, *given))
 
 
 @FUNCTIONS

@@ -14,37 +14,32 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from gmmkernel import MixtureTables, Stream, draw_components, gmm_step, standard_normal
 from gmmkernel.backends.constants import Prediction
+from gmmkernel.backends.protocol import StepInputs
+from gmmkernel.ops.op import COMPONENTS, NORMAL, STEP, ComponentInputs, NormalInputs
 
 OPS = torch.ops.gmmkernel
 PREDICTION_KINDS = {None: 0, "x0": 1, "epsilon": 2, "model_output": 3}
 
 
 def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
-    """Arguments of the raw op: tensors to write, numbers and tensors of indices, tables apart."""
+    """Arguments of the raw op: tensors to write, then the inputs."""
 
-    def index(value: int | torch.Tensor) -> tuple[int, torch.Tensor | None]:
-        return (0, value.reshape(-1)) if isinstance(value, torch.Tensor) else (value, None)
+    def index(value: int | torch.Tensor) -> int | torch.Tensor:
+        return value.reshape(-1) if isinstance(value, torch.Tensor) else value
 
-    (row, rows), (step, steps) = index(case.row), index(case.row if case.step is None else case.step)
+    row, step = index(case.row), index(case.row if case.step is None else case.step)
+    tables = (None,) * 3 if case.mixture is None else case.mixture[:3]
+    inputs = StepInputs(
+        case.sample, case.model_output, case.coefficients, case.seeds, row, step, case.model_output_uncond,
+        case.history, *tables,
+    )  # fmt: skip
     return (
         torch.zeros_like(case.sample),
-        case.sample,
-        case.model_output,
-        case.coefficients,
-        case.seeds,
-        row,
-        step,
-        backend,
-        rows,
-        steps,
-        case.model_output_uncond,
-        case.history,
-        *(case.mixture or (None, None, None))[:3],
-        None if case.mixture is None else case.mixture.basis,
-        None if case.mixture is None else case.mixture.std_delta,
         None if case.prediction is None else torch.zeros_like(case.sample),
         torch.zeros_like(case.seeds),
         PREDICTION_KINDS[case.prediction],
+        backend,
+        *STEP.spread(inputs),
     )
 
 
@@ -60,13 +55,9 @@ CASES = {
 by_case = pytest.mark.parametrize("name", CASES)
 
 
-@pytest.mark.parametrize("name", ["everything", "empty"])
+@pytest.mark.parametrize("name", ["everything", "bare", "empty"])
 def test_opcheck_of_the_step(name: str) -> None:
     torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES[name]))
-
-
-def test_opcheck_of_the_step_with_nothing_optional() -> None:
-    torch_library.opcheck(OPS.gmm_step.default, raw_arguments(CASES["bare"])[:8])
 
 
 def test_opcheck_of_strided_tensors() -> None:
@@ -79,22 +70,18 @@ def test_opcheck_of_strided_tensors() -> None:
 
 def test_opcheck_of_noise() -> None:
     out, seeds = torch.zeros(3, 2, 5), torch.arange(3)
-    torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 7, int(Stream.INITIAL), "cpu"))
-    out, steps = out.half(), torch.tensor([4, 5, 6])
-    torch_library.opcheck(OPS.standard_normal.default, (out, seeds, 0, 0, "cpu", steps))
+    given = int(Stream.INITIAL), "cpu", *NORMAL.spread(NormalInputs(seeds, 7))
+    torch_library.opcheck(OPS.standard_normal.default, (out, *given))
+    given = 0, "cpu", *NORMAL.spread(NormalInputs(seeds, torch.tensor([4, 5, 6])))
+    torch_library.opcheck(OPS.standard_normal.default, (out.half(), *given))
 
 
 def test_opcheck_of_components() -> None:
     cdf = torch.tensor([[2**30, 2**31]])
     for seeds in (torch.arange(4), torch.arange(8)[::2], torch.arange(0)):
-        arguments = (
-            torch.zeros(len(seeds), dtype=torch.int64),
-            seeds.contiguous(),
-            cdf,
-            0,
-            3,
-            "reference",
-        )
+        out = torch.zeros(len(seeds), dtype=torch.int64)
+        inputs = ComponentInputs(seeds.contiguous(), cdf, 0, 3)
+        arguments = out, "reference", *COMPONENTS.spread(inputs)
         torch_library.opcheck(OPS.draw_components.default, arguments)
 
 

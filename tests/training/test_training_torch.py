@@ -16,6 +16,8 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 from gmmkernel import add_noise, noise_schedule, skip_step_loss, training_coefficients
+from gmmkernel.backends.protocol import NoiseInputs, TrainingInputs
+from gmmkernel.ops.op import LOSS, NOISE, RESIDUAL, ResidualInputs
 
 OPS = torch.ops.gmmkernel
 CASE = random_case(3, per_sample=True, sample_dtype=torch.float32)
@@ -32,23 +34,19 @@ def informed_compiler() -> None:
 @pytest.mark.parametrize(("dtype", "per_sample"), [(torch.float32, True), (torch.bfloat16, False)])
 def test_the_raw_operators_pass_pytorch_s_checks(dtype: torch.dtype, per_sample: bool) -> None:
     case = random_case(1, dtype=dtype, shape=(3, 5), per_sample=per_sample)
-    numbers = (0, 0) if per_sample else (case.row, case.step)
-    indices = (case.row, case.step) if per_sample else (None, None)
-    out, noise = torch.zeros_like(case.data), torch.zeros_like(case.data)
-    given = (case.data, case.coefficients, case.seeds, *numbers, "cpu")
-    library.opcheck(OPS.add_noise.default, (out, *given, *indices, noise))
-    library.opcheck(OPS.add_noise.default, (out, *given, *indices))
+    indices = case.row, case.step
+    noise = NoiseInputs(case.data, case.coefficients, case.seeds, *indices)
+    for written in (torch.zeros_like(case.data), None):
+        given = torch.zeros_like(case.data), written, "cpu", *NOISE.spread(noise)
+        library.opcheck(OPS.add_noise.default, given)
+    loss = TrainingInputs(case.model_output, case.sample, case.coefficients, case.seeds, *indices)
     for left_behind in (False, dtype == case.coefficients.dtype):
-        tensors = (case.model_output, case.sample, case.coefficients, case.seeds, *indices)
-        library.opcheck(OPS.skip_step_loss.default, (left_behind, *numbers, "cpu", *tensors))
+        library.opcheck(OPS.skip_step_loss.default, (left_behind, "cpu", *LOSS.spread(loss)))
     if dtype == case.coefficients.dtype:
-        residual = torch.ones_like(case.model_output)
-        library.opcheck(
-            OPS.scale_residual.default, (residual, case.grad, *numbers, "cpu", case.coefficients, *indices)
-        )
+        residual, factors = torch.ones_like(case.model_output), ResidualInputs(case.coefficients, *indices)
+        library.opcheck(OPS.scale_residual.default, (residual, case.grad, "cpu", *RESIDUAL.spread(factors)))
     for wanted in ([True, True], [per_sample, not per_sample], [False, False]):
-        arguments = (wanted, case.grad, *numbers, "cpu", *tensors)
-        library.opcheck(OPS.skip_step_loss_backward.default, arguments)
+        library.opcheck(OPS.skip_step_loss_backward.default, (wanted, case.grad, "cpu", *LOSS.spread(loss)))
 
 
 @pytest.mark.parametrize("case", [CASE, random_case(6, batch=0), random_case(7, dtype=torch.bfloat16)])

@@ -15,6 +15,8 @@ from torch import Tensor
 from gmmkernel.backends.constants import Column, Prediction, Stream, TrainingColumn
 from gmmkernel.backends.protocol import (
     LogProbGradients,
+    LogProbInputs,
+    NoiseInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
@@ -94,7 +96,7 @@ class _Sample:
         return self.x, self.output, self.output_uncond, self.history
 
 
-def _samples(inputs: StepInputs) -> Iterator[_Sample]:
+def _samples(inputs: StepInputs | LogProbInputs) -> Iterator[_Sample]:
     batch = inputs.sample.shape[0]
     dtype = np.float64 if inputs.sample.dtype == torch.float64 else np.float32
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
@@ -190,9 +192,7 @@ def gmm_step_backward(
 
 @_exact_environment()
 def log_prob(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
+    inputs: LogProbInputs,
     result: Tensor,
     responsibilities: Tensor | None = None,
     energies: Tensor | None = None,
@@ -201,9 +201,9 @@ def log_prob(
     """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
     for b, s in enumerate(_samples(inputs)):
         _, _, mean = predict(*s.read, s.coefficients)
-        a = _read(prev_sample[b], s.x.dtype) - mean
+        a = _read(inputs.prev_sample[b], s.x.dtype) - mean
         lost = None if penalties is None else penalties[b].numpy()
-        made = log_density(a, s.coefficients, *_mixture_of(inputs, weights, s.row), lost)
+        made = log_density(a, s.coefficients, *_mixture_of(inputs, s.row), lost)
         result[b] = float(made.log_prob)
         if responsibilities is not None:
             responsibilities[b] = torch.from_numpy(made.responsibilities)
@@ -213,9 +213,7 @@ def log_prob(
 
 @_exact_environment()
 def log_prob_backward(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
+    inputs: LogProbInputs,
     responsibilities: Tensor | None,
     grad: Tensor,
     gradients: LogProbGradients,
@@ -234,9 +232,9 @@ def log_prob_backward(
                     target[b] = 0
             continue
         _, _, mean = predict(*s.read, s.coefficients)
-        a = _read(prev_sample[b], s.x.dtype) - mean
+        a = _read(inputs.prev_sample[b], s.x.dtype) - mean
         shares = np.empty(0, a.dtype) if responsibilities is None else responsibilities[b].numpy()
-        mixture = _mixture_of(inputs, weights, s.row)
+        mixture = _mixture_of(inputs, s.row)
         of = log_density_backward(grad[b].numpy(), shares, a, s.coefficients, *mixture)
         made = transition_backward(
             of.mean, None, Prediction.NONE, *s.read, s.coefficients, of.offset_terms, of.sigma_terms
@@ -252,12 +250,12 @@ def log_prob_backward(
             tables.add_weight(s.row, k, of.weights[k])
 
 
-def _mixture_of(inputs: StepInputs, weights: Tensor | None, row: int) -> tuple[Array, Array, Array]:
+def _mixture_of(inputs: LogProbInputs, row: int) -> tuple[Array, Array, Array]:
     """Return the weights [K], offsets [K, D] and std [1 or K, R] of a row; K and R are 0 without a mixture."""
-    if weights is None or inputs.offsets is None or inputs.std is None:
+    if inputs.weights is None or inputs.offsets is None or inputs.std is None:
         none = inputs.coefficients.new_empty(0).numpy()
         return none, none[:, None], none[None]
-    tables = (weights, inputs.offsets, inputs.std)
+    tables = (inputs.weights, inputs.offsets, inputs.std)
     of_weights, offsets, std = (_table_row(table, row).numpy() for table in tables)
     return of_weights, offsets, std
 
@@ -301,16 +299,9 @@ class _TableGradients:
 
 
 @_exact_environment()
-def add_noise(
-    sample: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor,
-    row: int | Tensor,
-    step: int | Tensor,
-    result: Tensor,
-    noise: Tensor | None = None,
-) -> None:
-    """Write the training sample x_t of `sample` x0, and on request the noise in it; see `Backend`."""
+def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
+    """Write the training sample x_t of the data x0, and on request the noise in it; see `Backend`."""
+    sample, coefficients, seeds, row, step = inputs
     rows = _per_sample(row, sample.shape[0], coefficients.shape[0], "row")
     steps = _per_sample(step, sample.shape[0], 2**32, "step")
     for b, seed in enumerate(seeds.tolist()):

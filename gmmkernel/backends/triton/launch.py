@@ -59,7 +59,7 @@ def gmm_step(
     components: Tensor | None = None,
 ) -> None:
     """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std = inputs
+    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std, *_ = inputs
     target = by_sample(result)
     batch = target.shape[0]
     elements = target.numel() // batch if batch else 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import SUM_TILE
-from gmmkernel.backends.protocol import LogProbGradients, StepInputs
+from gmmkernel.backends.protocol import LogProbGradients, LogProbInputs, StepInputs
 from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
 from gmmkernel.backends.triton.density_backward import (
     add_density_entries_kernel,
@@ -36,13 +37,13 @@ _DENSITY_SUMS, _LOG_PROB, _DENSITY_BACKWARD, _ADD_DENSITY_ENTRIES, _ADD_WEIGHTS 
 )
 
 
-def _samples(inputs: StepInputs, prev_sample: Tensor) -> list[Tensor | None]:
+def _samples(inputs: LogProbInputs) -> list[Tensor | None]:
     read = (inputs.sample, inputs.model_output, inputs.model_output_uncond, *inputs.history)
-    read = (*read, *ABSENT[len(inputs.history) :], prev_sample)
+    read = (*read, *ABSENT[len(inputs.history) :], inputs.prev_sample)
     return [None if tensor is None else by_sample(tensor) for tensor in read]
 
 
-def _sizes(inputs: StepInputs) -> tuple[int, ...]:
+def _sizes(inputs: LogProbInputs) -> tuple[int, ...]:
     """Return rows of the offsets, and rows, components and elements of the std."""
     if inputs.offsets is None or inputs.std is None:
         return 1, 1, 1, 0
@@ -50,22 +51,20 @@ def _sizes(inputs: StepInputs) -> tuple[int, ...]:
 
 
 def log_prob(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
+    inputs: LogProbInputs,
     result: Tensor,
     responsibilities: Tensor | None = None,
     energies: Tensor | None = None,
     penalties: Tensor | None = None,
 ) -> None:
     """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
-    batch = len(inputs.sample)
+    batch, weights = len(inputs.sample), inputs.weights
     elements = inputs.sample.numel() // max(batch, 1)
     tiles = max(1, tiles_of(elements, SUM_TILE))
     rows, *row_numbers = sample_index(inputs.row)
     k = 0 if weights is None else weights.shape[1]
     sums = inputs.coefficients.new_empty(batch, sum(levels(tiles)), k + 1)
-    samples = _samples(inputs, prev_sample)
+    samples = _samples(inputs)
     numbers = (inputs.coefficients.shape[0], *row_numbers)
     device = result.get_device()
     launch_grid(
@@ -98,15 +97,13 @@ def log_prob(
 
 
 def log_prob_backward(
-    inputs: StepInputs,
-    prev_sample: Tensor,
-    weights: Tensor | None,
+    inputs: LogProbInputs,
     responsibilities: Tensor | None,
     grad: Tensor,
     gradients: LogProbGradients,
 ) -> None:
     """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
-    of_step = gradients.step
+    of_step, weights = gradients.step, inputs.weights
     batch, device = len(inputs.sample), inputs.sample.get_device()
     rows, *row_numbers = sample_index(inputs.row)
     numbers = (inputs.coefficients.shape[0], *row_numbers)
@@ -127,9 +124,22 @@ def log_prob_backward(
                 table.zero_()
         return
     elements = inputs.sample[0].numel()
-    samples = _samples(inputs, prev_sample)
+    samples = _samples(inputs)
     distance, flow = inputs.coefficients.new_empty(2, batch, elements)
-    sums = None if of_step.coefficients is None else new_sums(inputs)
+    # What draws is not looked at.
+    seeds = inputs.coefficients.new_empty(0, dtype=torch.int64)
+    step = StepInputs(
+        *inputs[:3],
+        seeds,
+        inputs.row,
+        0,
+        inputs.model_output_uncond,
+        inputs.history,
+        None,
+        inputs.offsets,
+        inputs.std,
+    )
+    sums = None if of_step.coefficients is None else new_sums(step)
     launch_grid(
         _DENSITY_BACKWARD,
         tiles_of(elements, SUM_TILE),
@@ -159,9 +169,9 @@ def log_prob_backward(
         device,
     )
     back = (*samples[:3], flow, None)
-    gradients_of_samples(inputs, back, 0, of_step, grad)
+    gradients_of_samples(step, back, 0, of_step, grad)
     if sums is not None and of_step.coefficients is not None:
-        add_coefficients(inputs, back, 0, entries_of(inputs, grad), None, sums, of_step.coefficients)
+        add_coefficients(step, back, 0, entries_of(step, grad), None, sums, of_step.coefficients)
     for table in (of_step.offsets, of_step.std):
         if table is not None and table.numel() > 0:
             launch_grid(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import SUM_TILE
-from gmmkernel.backends.protocol import TrainingGradients, TrainingInputs
+from gmmkernel.backends.protocol import NoiseInputs, TrainingGradients, TrainingInputs
 from gmmkernel.backends.triton.grid import PTX, launch_grid, sample_index, tiles_of
 from gmmkernel.backends.triton.launch import SMALL_TILE, is_whole, tile_for
 from gmmkernel.backends.triton.launch_sums import levels, sum_levels
@@ -31,16 +31,9 @@ _ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS, _SCALE_RESIDUAL, _SKIP_LOSS_BACKWARD = map
 )
 
 
-def add_noise(
-    sample: Tensor,
-    coefficients: Tensor,
-    seeds: Tensor,
-    row: int | Tensor,
-    step: int | Tensor,
-    result: Tensor,
-    noise: Tensor | None = None,
-) -> None:
-    """Write the training sample x_t of `sample` x0, and on request the noise in it; see `Backend`."""
+def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
+    """Write the training sample x_t of the data x0, and on request the noise in it; see `Backend`."""
+    sample, coefficients, seeds, row, step = inputs
     if result.numel() == 0:
         return
     target, source = by_sample(result), by_sample(sample)
