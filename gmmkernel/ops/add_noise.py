@@ -12,7 +12,6 @@ from gmmkernel.backends.protocol import NoiseInputs
 from gmmkernel.ops import checks, library
 from gmmkernel.ops.autograd_training import add_noise_with_gradient
 from gmmkernel.ops.memory import check_overlap
-from gmmkernel.ops.op import NOISE
 
 
 @overload
@@ -106,5 +105,5 @@ def add_noise(
             tables = inputs._asdict()
             check_overlap(out, in_place={"sample": tables.pop("sample")}, tables=tables)
         noise = torch.empty_like(sample, memory_format=torch.contiguous_format) if return_noise else None
-        library.add_noise(out, noise, name, *NOISE.spread(inputs))
+        library.add_noise(out, noise, name, inputs)
     return out if noise is None else (out, noise)

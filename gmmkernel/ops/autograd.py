@@ -75,12 +75,11 @@ def apply_backward(function: Any, *given: Any) -> Any:
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(options: StepOptions, *flat: Any) -> Made:
-        inputs = STEP.join(options.numbers, flat)
-        out = torch.empty_like(inputs.sample, memory_format=torch.contiguous_format)
+        out = torch.empty_like(flat[0], memory_format=torch.contiguous_format)
         prediction = torch.empty_like(out) if options.prediction_kind else None
+        inputs = STEP.join(options.numbers, flat)
         components = inputs.seeds.new_empty(inputs.seeds.shape) if options.components else None
-        written = out, prediction, components, options.prediction_kind
-        library.gmm_step(*written, options.backend, *STEP.operands(options.numbers, flat))
+        library.gmm_step(out, prediction, components, options.prediction_kind, options.backend, inputs)
         return out, prediction, components
 
     @staticmethod
@@ -112,7 +111,7 @@ class _StepBackward(torch.autograd.Function):
         wanted: tuple[bool, ...], options: StepOptions, grad: Tensor, grad_prediction: Optional, *flat: Any
     ) -> Any:
         given = grad, grad_prediction, options.prediction_kind, options.backend
-        made = library.gmm_step_backward(list(wanted), *given, *STEP.operands(options.numbers, flat))
+        made = library.gmm_step_backward(list(wanted), *given, STEP.join(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod

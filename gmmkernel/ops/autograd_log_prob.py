@@ -46,7 +46,7 @@ def log_prob_with_gradient(inputs: LogProbInputs, backend: str) -> Tensor:
 class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(options: LogProbOptions, *flat: Any) -> Made:
-        made = library.log_prob(options.backend, *LOG_PROB.operands(options.numbers, flat))
+        made = library.log_prob(options.backend, LOG_PROB.join(options.numbers, flat))
         result, responsibilities, energies = (*made, None, None)[:3]
         return result, responsibilities, energies
 
@@ -81,7 +81,7 @@ class _LogProbBackward(torch.autograd.Function):
         *flat: Any,
     ) -> Any:
         given = grad.contiguous(), responsibilities, energies, options.backend
-        made = library.log_prob_backward(list(wanted), *given, *LOG_PROB.operands(options.numbers, flat))
+        made = library.log_prob_backward(list(wanted), *given, LOG_PROB.join(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod

@@ -24,7 +24,7 @@ from gmmkernel.ops.autograd import (
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
 from gmmkernel.ops.low_rank import row_of_each
 from gmmkernel.ops.noise import new_noise
-from gmmkernel.ops.op import LOSS, NOISE, RESIDUAL, Numbers, ResidualInputs
+from gmmkernel.ops.op import LOSS, NOISE, Numbers, ResidualInputs
 
 
 class NoiseOptions(NamedTuple):
@@ -65,7 +65,7 @@ class _AddNoise(torch.autograd.Function):
         inputs = NOISE.join(options.numbers, flat)
         out = torch.empty_like(inputs.sample, memory_format=torch.contiguous_format)
         noise = torch.empty_like(out) if options.noise else None
-        library.add_noise(out, noise, options.backend, *NOISE.operands(options.numbers, flat))
+        library.add_noise(out, noise, options.backend, NOISE.join(options.numbers, flat))
         return out, noise
 
     @staticmethod
@@ -111,9 +111,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(options: LossOptions, *flat: Any) -> tuple[Tensor, Optional]:
-        made = library.skip_step_loss(
-            options.residual, options.backend, *LOSS.operands(options.numbers, flat)
-        )
+        made = library.skip_step_loss(options.residual, options.backend, LOSS.join(options.numbers, flat))
         return made[0], made[1] if options.residual else None
 
     @staticmethod
@@ -132,8 +130,8 @@ class _Loss(torch.autograd.Function):
         residual, ctx.residual = ctx.residual, None
         if residual is not None and not torch.is_grad_enabled():
             inputs = LOSS.join(ctx.options.numbers, ctx.saved_tensors)
-            factors = RESIDUAL.spread(ResidualInputs(inputs.coefficients, inputs.row, inputs.step))
-            library.scale_residual(residual, grad.contiguous(), ctx.options.backend, *factors)
+            factors = ResidualInputs(inputs.coefficients, inputs.row, inputs.step)
+            library.scale_residual(residual, grad.contiguous(), ctx.options.backend, factors)
             made = residual, None
         else:
             made = apply_backward(_LossBackward, wanted, ctx.options, grad, None, *ctx.saved_tensors)
@@ -150,7 +148,7 @@ class _LossBackward(torch.autograd.Function):
         wanted: tuple[bool, ...], options: LossOptions, grad: Tensor, _nothing: None, *flat: Any
     ) -> Any:
         given = list(wanted), grad.contiguous(), options.backend
-        made = library.skip_step_loss_backward(*given, *LOSS.operands(options.numbers, flat))
+        made = library.skip_step_loss_backward(*given, LOSS.join(options.numbers, flat))
         return among_wanted(made, wanted)
 
     @staticmethod

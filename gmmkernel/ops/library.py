@@ -19,14 +19,33 @@ from torch.nn import Parameter
 
 from gmmkernel import backends
 from gmmkernel.backends.constants import Stream
-from gmmkernel.backends.protocol import LogProbGradients, StepGradients, StepInputs, TrainingGradients
+from gmmkernel.backends.protocol import (
+    LogProbGradients,
+    LogProbInputs,
+    NoiseInputs,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
+)
 from gmmkernel.ops import low_rank
 from gmmkernel.ops.checks import is_eager
-from gmmkernel.ops.op import COMPONENTS, LOG_PROB, LOSS, NOISE, NORMAL, RESIDUAL, STEP, Op
+from gmmkernel.ops.op import (
+    COMPONENTS,
+    LOG_PROB,
+    LOSS,
+    NOISE,
+    NORMAL,
+    RESIDUAL,
+    STEP,
+    ComponentInputs,
+    NormalInputs,
+    Op,
+    ResidualInputs,
+)
 
 _library = torch_library.Library("gmmkernel", "DEF")
-_implementations: dict[str, Callable[..., Any]] = {}
-_NUMBERS = (type(None), int, bool, str)
+_NUMBERS = frozenset((type(None), int, bool, str))
 
 
 def _gmm_step(
@@ -35,9 +54,8 @@ def _gmm_step(
     components: Tensor | None,
     prediction_kind: int,
     backend: str,
-    *operands: Any,
+    inputs: StepInputs,
 ) -> None:
-    inputs = STEP.read(operands)
     do = (
         backends.load(backend).gmm_step
         if inputs.basis is None
@@ -46,18 +64,23 @@ def _gmm_step(
     do(inputs, out, prediction, prediction_kind, components)
 
 
-def _new_gradients(wanted: Sequence[bool], op: Op, operands: Sequence[Any]) -> list[Tensor | None]:
+def _new_gradients(wanted: Sequence[bool], op: Op, inputs: Any) -> list[Tensor | None]:
     """Return memory for the gradients that are wanted, of the tensors that can have one."""
     return [
         torch.empty_like(tensor, memory_format=torch.contiguous_format)
         if asked and tensor is not None
         else None
-        for asked, tensor in zip(wanted, op.primals(op.flat(operands)), strict=True)
+        for asked, tensor in zip(wanted, op.primals_of(inputs), strict=True)
     ]
 
 
 def _present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
+
+
+def _step_gradients(made: Sequence[Tensor | None], history: Sequence[Tensor | None]) -> StepGradients:
+    sample, model_output, model_output_uncond, coefficients, offsets, std = made[:6]
+    return StepGradients(sample, model_output, model_output_uncond, coefficients, offsets, std, history)
 
 
 def _gmm_step_backward(
@@ -66,16 +89,13 @@ def _gmm_step_backward(
     grad_prediction: Tensor | None,
     prediction_kind: int,
     backend: str,
-    *operands: Any,
+    inputs: StepInputs,
 ) -> list[Tensor]:
-    inputs, made = STEP.read(operands), _new_gradients(wanted, STEP, operands)
-    of = STEP.gradients(made)
-    of_basis, of_std_delta = of.pop("basis"), of.pop("std_delta")
+    made = _new_gradients(wanted, STEP, inputs)
+    gradients = _step_gradients(made, made[8:])
     if inputs.basis is not None:
-        targets = of["offsets"], of_basis, of_std_delta
-        _low_rank_gradients(targets, inputs, grad, backend)
-        of["offsets"] = None  # all others are those of a step without
-    gradients = StepGradients(**of, history=made[len(made) - len(inputs.history) :])
+        _low_rank_gradients((made[4], *made[6:8]), inputs, grad, backend)
+        gradients = gradients._replace(offsets=None)  # all others are those of a step without
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
     return _present(made)
 
@@ -108,25 +128,24 @@ def _low_rank_gradients(
             target.copy_(gradient)
 
 
-def _gmm_step_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
-    return _present(_new_gradients(wanted, STEP, arguments[4:]))
+def _gmm_step_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]:
+    return _present(_new_gradients(wanted, STEP, given[-1]))
 
 
-def _log_prob_fake(backend: str, *operands: Any) -> list[Tensor]:
+def _log_prob_fake(backend: str, inputs: LogProbInputs) -> list[Tensor]:
     """Return memory for the log-densities and, where there is a mixture, its responsibilities.
 
     Where moments are matched exactly, for the energies as well.
     """
-    inputs = LOG_PROB.read(operands)
-    shapes = [inputs.sample.shape[:1]]
+    shapes: list[tuple[int, ...]] = [(inputs.sample.shape[0],)]
     if inputs.weights is not None:
         of_components = (inputs.sample.shape[0], inputs.weights.shape[1])
         shapes += [of_components] * (1 if inputs.basis is None else 2)
     return [inputs.coefficients.new_empty(shape) for shape in shapes]
 
 
-def _log_prob(backend: str, *operands: Any) -> list[Tensor]:
-    inputs, made = LOG_PROB.read(operands), _log_prob_fake(backend, *operands)
+def _log_prob(backend: str, inputs: LogProbInputs) -> list[Tensor]:
+    made = _log_prob_fake(backend, inputs)
     kernels = backends.load(backend)
     result, responsibilities, energies = (*made, None, None)[:3]
     assert result is not None
@@ -144,12 +163,11 @@ def _log_prob_backward(
     responsibilities: Tensor | None,
     energies: Tensor | None,
     backend: str,
-    *operands: Any,
+    inputs: LogProbInputs,
 ) -> list[Tensor]:
-    inputs, made = LOG_PROB.read(operands), _new_gradients(wanted, LOG_PROB, operands)
-    of = LOG_PROB.gradients(made)
-    of_prev_sample, of_weights = of.pop("prev_sample"), of.pop("weights")
-    targets = of_weights, *(of.pop(name) for name in ("basis", "slopes", "shifts", "half_logdet"))
+    made = _new_gradients(wanted, LOG_PROB, inputs)
+    of_step = _step_gradients(made, made[12:])
+    of_prev_sample, of_weights, targets = made[6], made[7], made[7:12]
     if energies is not None:
         assert responsibilities is not None
         responsibilities, found = low_rank.density_gradients(grad, responsibilities, energies, inputs)
@@ -157,57 +175,53 @@ def _log_prob_backward(
             if target is not None:
                 target.copy_(gradient)
         of_weights = None  # the kernels would divide what stands for the shares
-    of_step = StepGradients(**of, history=made[len(made) - len(inputs.history) :])
     gradients = LogProbGradients(of_prev_sample, of_weights, of_step)
     backends.load(backend).log_prob_backward(inputs, responsibilities, grad, gradients)
     return _present(made)
 
 
-def _log_prob_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
-    return _present(_new_gradients(wanted, LOG_PROB, arguments[4:]))
+def _log_prob_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]:
+    return _present(_new_gradients(wanted, LOG_PROB, given[-1]))
 
 
-def _add_noise(out: Tensor, noise: Tensor | None, backend: str, *operands: Any) -> None:
-    backends.load(backend).add_noise(NOISE.read(operands), out, noise)
+def _add_noise(out: Tensor, noise: Tensor | None, backend: str, inputs: NoiseInputs) -> None:
+    backends.load(backend).add_noise(inputs, out, noise)
 
 
-def _skip_step_loss_fake(residual: bool, backend: str, *operands: Any) -> list[Tensor]:
+def _skip_step_loss_fake(residual: bool, backend: str, inputs: TrainingInputs) -> list[Tensor]:
     """Return memory for the losses and, on request, for the residual of their elements."""
-    inputs = LOSS.read(operands)
     made = [inputs.coefficients.new_empty(inputs.model_output.shape[0])]
     return [*made, inputs.coefficients.new_empty(inputs.model_output.shape)] if residual else made
 
 
-def _skip_step_loss(residual: bool, backend: str, *operands: Any) -> list[Tensor]:
-    made = _skip_step_loss_fake(residual, backend, *operands)
-    backends.load(backend).skip_step_loss(LOSS.read(operands), *made)
+def _skip_step_loss(residual: bool, backend: str, inputs: TrainingInputs) -> list[Tensor]:
+    made = _skip_step_loss_fake(residual, backend, inputs)
+    backends.load(backend).skip_step_loss(inputs, *made)
     return made
 
 
-def _scale_residual(residual: Tensor, grad: Tensor, backend: str, *operands: Any) -> None:
-    coefficients, row, step = RESIDUAL.read(operands)
-    backends.load(backend).scale_residual(residual, coefficients, row, step, grad)
+def _scale_residual(residual: Tensor, grad: Tensor, backend: str, inputs: ResidualInputs) -> None:
+    backends.load(backend).scale_residual(residual, inputs.coefficients, inputs.row, inputs.step, grad)
 
 
 def _skip_step_loss_backward(
-    wanted: Sequence[bool], grad: Tensor, backend: str, *operands: Any
+    wanted: Sequence[bool], grad: Tensor, backend: str, inputs: TrainingInputs
 ) -> list[Tensor]:
-    inputs, made = LOSS.read(operands), _new_gradients(wanted, LOSS, operands)
+    made = _new_gradients(wanted, LOSS, inputs)
     backends.load(backend).skip_step_loss_backward(inputs, grad, TrainingGradients(*made))
     return _present(made)
 
 
-def _skip_step_loss_backward_fake(wanted: Sequence[bool], *arguments: Any) -> list[Tensor]:
-    return _present(_new_gradients(wanted, LOSS, arguments[2:]))
+def _skip_step_loss_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]:
+    return _present(_new_gradients(wanted, LOSS, given[-1]))
 
 
-def _standard_normal(out: Tensor, stream: int, backend: str, *operands: Any) -> None:
-    seeds, step = NORMAL.read(operands)
-    backends.load(backend).standard_normal(out, seeds, step, stream)
+def _standard_normal(out: Tensor, stream: int, backend: str, inputs: NormalInputs) -> None:
+    backends.load(backend).standard_normal(out, inputs.seeds, inputs.step, stream)
 
 
-def _draw_components(out: Tensor, backend: str, *operands: Any) -> None:
-    backends.load(backend).draw_components(out, *COMPONENTS.read(operands))
+def _draw_components(out: Tensor, backend: str, inputs: ComponentInputs) -> None:
+    backends.load(backend).draw_components(out, *inputs)
 
 
 def _write_nothing(*arguments: object, **named: object) -> None:
@@ -230,69 +244,11 @@ def _counting_versions(name: str, implementation: Callable[..., Any]) -> Callabl
     def counted(*given: Any) -> Any:
         made = implementation(*given)
         for i in written:
-            if i < len(given) and given[i] is not None:  # the last ones may be left out
+            if given[i] is not None:
                 increment_version(given[i])
         return made
 
     return counted
-
-
-for _schema, _implementation, _fake in (
-    (
-        "gmm_step(Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? components, int prediction_kind, str backend, "
-        f"{STEP.schema}) -> ()",
-        _gmm_step,
-        _write_nothing,
-    ),
-    (
-        "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, str backend, "
-        f"{STEP.schema}) -> Tensor[]",
-        _gmm_step_backward,
-        _gmm_step_backward_fake,
-    ),
-    (f"gmm_step_log_prob(str backend, {LOG_PROB.schema}) -> Tensor[]", _log_prob, _log_prob_fake),
-    (
-        "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, Tensor? energies, "
-        f"str backend, {LOG_PROB.schema}) -> Tensor[]",
-        _log_prob_backward,
-        _log_prob_backward_fake,
-    ),
-    (
-        f"add_noise(Tensor(a!) out, Tensor(b!)? noise, str backend, {NOISE.schema}) -> ()",
-        _add_noise,
-        _write_nothing,
-    ),
-    (
-        f"skip_step_loss(bool residual, str backend, {LOSS.schema}) -> Tensor[]",
-        _skip_step_loss,
-        _skip_step_loss_fake,
-    ),
-    (
-        f"scale_residual(Tensor(a!) residual, Tensor grad, str backend, {RESIDUAL.schema}) -> ()",
-        _scale_residual,
-        _write_nothing,
-    ),
-    (
-        f"skip_step_loss_backward(bool[] wanted, Tensor grad, str backend, {LOSS.schema}) -> Tensor[]",
-        _skip_step_loss_backward,
-        _skip_step_loss_backward_fake,
-    ),
-    (
-        f"standard_normal(Tensor(a!) out, int stream, str backend, {NORMAL.schema}) -> ()",
-        _standard_normal,
-        _write_nothing,
-    ),
-    (
-        f"draw_components(Tensor(a!) out, str backend, {COMPONENTS.schema}) -> ()",
-        _draw_components,
-        _write_nothing,
-    ),
-):
-    _name = _schema.partition("(")[0]
-    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order))
-    _implementations[_name] = _counting_versions(_name, _implementation)
-    _library.impl(_name, _implementations[_name], "CompositeExplicitAutograd")
-    torch_library.register_fake(f"gmmkernel::{_name}", _fake, lib=_library)
 
 
 def _is_plain(values: Sequence[Any]) -> bool:
@@ -302,7 +258,7 @@ def _is_plain(values: Sequence[Any]) -> bool:
         if kind is Tensor or kind is Parameter:
             if value.is_neg() or value._is_zerotensor():
                 return False
-        elif kind is list:
+        elif kind is list or kind is tuple:
             if not _is_plain(value):
                 return False
         elif kind not in _NUMBERS:
@@ -310,23 +266,81 @@ def _is_plain(values: Sequence[Any]) -> bool:
     return True
 
 
-def _short(name: str) -> Callable[..., Any]:
-    """Return an operator that goes past PyTorch's dispatcher, which takes longer than a small kernel, where it can."""
-    operator, implementation = getattr(torch.ops.gmmkernel, name).default, _implementations[name]
+def _register(
+    schema: str, op: Op, returns: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Register an operator; returns a function that does the same.
+
+    An operator takes what its schema says, then an op's inputs one by one; what is here takes the inputs as they are.
+    The function goes past PyTorch's dispatcher, which takes longer than a small kernel, where it can.
+    """
+    name = schema.partition("(")[0]
+    first = schema.count(", ") + 1  # of the inputs
+    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+    _library.define(f"{schema}, {op.schema}) -> {returns}", tags=tags)
+    operator = getattr(torch.ops.gmmkernel, name).default
+    counted = _counting_versions(name, implementation)
+
+    def of_operands(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: function(*given[:first], op.read(given[first:]))
+
+    _library.impl(name, of_operands(counted), "CompositeExplicitAutograd")
+    torch_library.register_fake(f"gmmkernel::{name}", of_operands(fake), lib=_library)
 
     def call(*given: Any) -> Any:
-        return implementation(*given) if is_eager() and _is_plain(given) else operator(*given)
+        *before, inputs = given
+        if is_eager() and _is_plain(before) and _is_plain(inputs):
+            return counted(*given)
+        return operator(*before, *op.spread(inputs))
 
     return call
 
 
-gmm_step = _short("gmm_step")
-gmm_step_backward = _short("gmm_step_backward")
-log_prob = _short("gmm_step_log_prob")
-log_prob_backward = _short("gmm_step_log_prob_backward")
-add_noise = _short("add_noise")
-skip_step_loss = _short("skip_step_loss")
-scale_residual = _short("scale_residual")
-skip_step_loss_backward = _short("skip_step_loss_backward")
-standard_normal = _short("standard_normal")
-draw_components = _short("draw_components")
+gmm_step = _register(
+    "gmm_step(Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? components, int prediction_kind, str backend",
+    STEP,
+    "()",
+    _gmm_step,
+    _write_nothing,
+)
+gmm_step_backward = _register(
+    "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, str backend",
+    STEP,
+    "Tensor[]",
+    _gmm_step_backward,
+    _gmm_step_backward_fake,
+)
+log_prob = _register("gmm_step_log_prob(str backend", LOG_PROB, "Tensor[]", _log_prob, _log_prob_fake)
+log_prob_backward = _register(
+    "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, Tensor? energies, str backend",
+    LOG_PROB,
+    "Tensor[]",
+    _log_prob_backward,
+    _log_prob_backward_fake,
+)
+add_noise = _register(
+    "add_noise(Tensor(a!) out, Tensor(b!)? noise, str backend", NOISE, "()", _add_noise, _write_nothing
+)
+skip_step_loss = _register(
+    "skip_step_loss(bool residual, str backend", LOSS, "Tensor[]", _skip_step_loss, _skip_step_loss_fake
+)
+scale_residual = _register(
+    "scale_residual(Tensor(a!) residual, Tensor grad, str backend",
+    RESIDUAL,
+    "()",
+    _scale_residual,
+    _write_nothing,
+)
+skip_step_loss_backward = _register(
+    "skip_step_loss_backward(bool[] wanted, Tensor grad, str backend",
+    LOSS,
+    "Tensor[]",
+    _skip_step_loss_backward,
+    _skip_step_loss_backward_fake,
+)
+standard_normal = _register(
+    "standard_normal(Tensor(a!) out, int stream, str backend", NORMAL, "()", _standard_normal, _write_nothing
+)
+draw_components = _register(
+    "draw_components(Tensor(a!) out, str backend", COMPONENTS, "()", _draw_components, _write_nothing
+)

@@ -90,8 +90,7 @@ def density_tables(tables: MixtureTables, coefficients: Tensor) -> dict[str, Ten
 
 def log_density(inputs: LogProbInputs, backend: str) -> Tensor:
     """Return the log-densities of inputs that have been checked, with gradients where they are asked for."""
-    numbers, flat = LOG_PROB.split(inputs)
-    if checks.wants_gradient("gmm_step_log_prob", flat):
+    if checks.wants_gradient("gmm_step_log_prob", LOG_PROB.primals_of(inputs)):
         return log_prob_with_gradient(inputs, backend)
-    made: Tensor = library.log_prob(backend, *LOG_PROB.operands(numbers, flat))[0]
+    made: Tensor = library.log_prob(backend, inputs)[0]
     return made

@@ -62,7 +62,7 @@ def standard_normal(
         checks.refuse_out(out)
     checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
     check_overlap(out, in_place={}, tables={"seeds": seeds, "step": step})
-    library.standard_normal(out, purpose, name, *NORMAL.spread(NormalInputs(seeds, step)))
+    library.standard_normal(out, purpose, name, NormalInputs(seeds, step))
     return out
 
 
@@ -158,9 +158,7 @@ class _Normal(_Draw):
     def forward(options: NormalOptions, *flat: Any) -> Tensor:
         seeds = flat[0]
         noise = torch.empty((seeds.shape[0], *options.shape), dtype=options.dtype, device=seeds.device)
-        library.standard_normal(
-            noise, options.stream, options.backend, *NORMAL.operands(options.numbers, flat)
-        )
+        library.standard_normal(noise, options.stream, options.backend, NORMAL.join(options.numbers, flat))
         return noise
 
     @staticmethod
@@ -174,7 +172,7 @@ class _Components(_Draw):
     @staticmethod
     def forward(options: ComponentOptions, *flat: Any) -> Tensor:
         components = torch.empty_like(flat[0], memory_format=torch.contiguous_format)
-        library.draw_components(components, options.backend, *COMPONENTS.operands(options.numbers, flat))
+        library.draw_components(components, options.backend, COMPONENTS.join(options.numbers, flat))
         return components
 
     @staticmethod

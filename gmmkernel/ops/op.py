@@ -74,6 +74,7 @@ class Op:
         self.names = tuple(kinds)
         self._indices = [at for at, name in enumerate(self.names) if kinds[name] == "int | Tensor"]
         self._differentiable = [self.names.index(name) for name in differentiable]
+        self._fields = [inputs._fields.index(name) for name in differentiable]
         self._roles = [_ROLES.get(name, Role.BATCH) for name in self.names]
         numbers = [f"SymInt {self.names[at]}" for at in self._indices]
         tensors = [
@@ -104,29 +105,32 @@ class Op:
             values.insert(self._history, list(flat[len(self.names) :]))
         return self._make(values)
 
-    def operands(self, numbers: Sequence[int], flat: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        """Return what an operator takes for them."""
+    def spread(self, inputs: Any) -> tuple[Any, ...]:
+        """Return what an operator takes for inputs."""
+        numbers, flat = self.split(inputs)
         if self._history is None:
             return (*numbers, *flat)
         return (*numbers, *flat[: len(self.names)], list(flat[len(self.names) :]) or None)
 
-    def spread(self, inputs: Any) -> tuple[Any, ...]:
-        """Return what an operator takes for inputs."""
-        return self.operands(*self.split(inputs))
-
-    def flat(self, operands: Sequence[Any]) -> Flat:
-        """Return the flat tensors of what an operator was given."""
-        count = len(self._indices)
-        end = count + len(self.names)
-        return (*operands[count:end], *(() if self._history is None else operands[end] or ()))
-
     def read(self, operands: Sequence[Any]) -> Any:
         """Return inputs of what an operator was given: the reverse of `spread`."""
-        return self.join(operands[: len(self._indices)], self.flat(operands))
+        count = len(self._indices)
+        end = count + len(self.names)
+        values = list(operands[count:end])
+        for at, number in zip(self._indices, operands, strict=False):
+            if values[at] is None:
+                values[at] = number
+        if self._history is not None:
+            values.insert(self._history, operands[end] or ())
+        return self._make(values)
 
     def primals(self, flat: Sequence[Any]) -> list[Any]:
         """Return what belongs to the tensors with a gradient, of what belongs to all."""
-        return [*(flat[at] for at in self._differentiable), *flat[len(self.names) :]]
+        return [*[flat[at] for at in self._differentiable], *flat[len(self.names) :]]
+
+    def primals_of(self, inputs: Any) -> list[Any]:
+        """Return the tensors with a gradient of inputs."""
+        return [*[inputs[at] for at in self._fields], *(() if self._history is None else inputs.history)]
 
     def among_all(self, of_primals: Sequence[Any], nothing: Any = None) -> tuple[Any, ...]:
         """Return the reverse: `nothing` for the tensors without a gradient."""
@@ -134,10 +138,6 @@ class Op:
         for at, value in zip(self._differentiable, of_primals, strict=False):
             made[at] = value
         return *made, *of_primals[len(self._differentiable) :]
-
-    def gradients(self, of_primals: Sequence[Any]) -> dict[str, Any]:
-        """Return what belongs to the tensors with a gradient by their names; without the history's."""
-        return {self.names[at]: value for at, value in zip(self._differentiable, of_primals, strict=False)}
 
     def merge(
         self,

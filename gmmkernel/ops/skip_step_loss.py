@@ -9,7 +9,6 @@ from gmmkernel import backends
 from gmmkernel.backends.protocol import TrainingInputs
 from gmmkernel.ops import checks, library
 from gmmkernel.ops.autograd_training import skip_step_loss_with_gradient
-from gmmkernel.ops.op import LOSS
 
 
 def skip_step_loss(
@@ -66,13 +65,12 @@ def skip_step_loss(
         checks.check_like_sample(sample, "sample", model_output, "model_output")
     name = backends.resolve(device, backend)
     inputs = TrainingInputs(model_output, sample, coefficients, seeds, row, step)
-    numbers, flat = LOSS.split(inputs)
-    if checks.wants_gradient("skip_step_loss", flat):
+    if checks.wants_gradient("skip_step_loss", (model_output, sample, coefficients)):
         # What the gradient is made of goes into its memory in the same pass, but for types that would be rounded twice
         # so, where the sample has a gradient as well, and for transforms, which draw the noise again in any case.
         plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         alone = model_output.requires_grad and (sample is None or not sample.requires_grad)
         residual = plain and alone and model_output.dtype == coefficients.dtype
         return skip_step_loss_with_gradient(inputs, name, residual)
-    made: Tensor = library.skip_step_loss(False, name, *LOSS.operands(numbers, flat))[0]
+    made: Tensor = library.skip_step_loss(False, name, inputs)[0]
     return made

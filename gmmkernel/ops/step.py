@@ -208,8 +208,7 @@ def gmm_step(
         raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
     kind = _PREDICTIONS[prediction]
     of_density = density_tables(tables, coefficients) if return_log_prob and tables is not None else {}
-    numbers, flat = STEP.split(inputs)
-    wants_gradient = checks.wants_gradient("gmm_step", STEP.primals(flat))
+    wants_gradient = checks.wants_gradient("gmm_step", STEP.primals_of(inputs))
     name = backends.resolve(device, backend)
     if wants_gradient:
         checks.refuse_out(out)
@@ -222,7 +221,7 @@ def gmm_step(
             _check_overlap(out, inputs, in_place=not return_log_prob)  # which reads everything again
         predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
         components = seeds.new_empty(batch) if return_components else None
-        library.gmm_step(out, predicted, components, kind, name, *STEP.operands(numbers, flat))
+        library.gmm_step(out, predicted, components, kind, name, inputs)
         made = GMMStepOutput(out, predicted, components)
     if not return_log_prob:
         return made

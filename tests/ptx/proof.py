@@ -151,7 +151,7 @@ def index_faults(backend: Any) -> list[str]:
                     *(("row", bad) for bad in BAD_ROWS),
                     *(("step", bad) for bad in BAD_STEPS),
                 ):
-                    if isinstance(getattr(sound.arguments[0][0], name), torch.Tensor):
+                    if isinstance(getattr(sound.arguments[0][0], name, None), torch.Tensor):
                         faults += at_fault(backend, sound, name, index)
     sample, table = torch.randn(3, 70), torch.randn(4, 5, 70)
     expected, made = torch.empty(2, 3, 5)

@@ -17,7 +17,13 @@ from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from gmmkernel.backends.constants import Prediction, Stream  # noqa: E402
-from gmmkernel.backends.protocol import StepGradients, StepInputs, TrainingGradients, TrainingInputs  # noqa: E402
+from gmmkernel.backends.protocol import (  # noqa: E402
+    NoiseInputs,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
+)
 from gmmkernel.backends.triton import (  # noqa: E402
     launch,
     launch_backward,
@@ -187,7 +193,7 @@ def test_training_compiles_once_for_all_sizes_rows_and_seeds(driver: Driver) -> 
         data, output = torch.empty(2, batch, elements)
         coefficients, seeds = torch.empty(rows, 9), torch.arange(batch)
         row = torch.zeros(batch, dtype=torch.int64)
-        launch_training.add_noise(data, coefficients, seeds, row, 3, torch.empty_like(data))
+        launch_training.add_noise(NoiseInputs(data, coefficients, seeds, row, 3), torch.empty_like(data))
         inputs = TrainingInputs(output, None, coefficients, seeds, row, 4)
         losses = torch.empty(batch)
         launch_training.skip_step_loss(inputs, losses, torch.empty_like(output))
