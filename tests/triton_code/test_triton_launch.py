@@ -26,8 +26,6 @@ from gmmkernel.backends.protocol import (  # noqa: E402
 )
 from gmmkernel.backends.triton import (  # noqa: E402
     launch,
-    launch_backward,
-    launch_training,
     program,
 )
 
@@ -158,7 +156,7 @@ def test_gradients_compile_once_for_all_sizes_rows_and_seeds(
         driver.launches.clear()
         inputs = inputs_of(**{"components": 3, "guidance": True, "history": 1, "removed": 4} | options)
         grad = torch.empty(inputs.sample.shape)
-        launch_backward.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients_of(inputs))
+        launch.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients_of(inputs))
         return list(driver.launches)
 
     # The samples' own; entries, sums of tiles, of these, rows; offsets, std. Nothing of it waits for the host.
@@ -183,7 +181,7 @@ def test_only_the_gradients_asked_for_are_launched(driver: Driver) -> None:
     for wanted, count_of in (((), 0), (("sample",), 1), (("offsets",), 2), (("std", "offsets"), 3)):
         driver.launches.clear()
         gradients = StepGradients(**{name: getattr(every, name) for name in wanted})
-        launch_backward.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients)
+        launch.gmm_step_backward(inputs, grad, None, Prediction.NONE, gradients)
         assert len(driver.launches) == count_of
 
 
@@ -193,13 +191,13 @@ def test_training_compiles_once_for_all_sizes_rows_and_seeds(driver: Driver) -> 
         data, output = torch.empty(2, batch, elements)
         coefficients, seeds = torch.empty(rows, 9), torch.arange(batch)
         row = torch.zeros(batch, dtype=torch.int64)
-        launch_training.add_noise(NoiseInputs(data, coefficients, seeds, row, 3), torch.empty_like(data))
+        launch.add_noise(NoiseInputs(data, coefficients, seeds, row, 3), torch.empty_like(data))
         inputs = TrainingInputs(output, None, coefficients, seeds, row, 4)
         losses = torch.empty(batch)
-        launch_training.skip_step_loss(inputs, losses, torch.empty_like(output))
-        launch_training.scale_residual(torch.empty_like(output), coefficients, row, 4, losses)
-        launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients(torch.empty_like(output)))
-        launch_training.skip_step_loss_backward(inputs, losses, TrainingGradients())  # nothing to do
+        launch.skip_step_loss(inputs, losses, torch.empty_like(output))
+        launch.scale_residual(torch.empty_like(output), coefficients, row, 4, losses)
+        launch.skip_step_loss_backward(inputs, losses, TrainingGradients(torch.empty_like(output)))
+        launch.skip_step_loss_backward(inputs, losses, TrainingGradients())  # nothing to do
         return list(driver.launches)
 
     # Noise; sums of tiles, of these, and the losses; the gradients, from the residual and without it.

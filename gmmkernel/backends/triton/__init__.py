@@ -11,15 +11,18 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("Triton is not installed: pip install gmmkernel[triton]") from error
 from gmmkernel.backends.triton.availability import describe, why_unusable
-from gmmkernel.backends.triton.launch import draw_components, gmm_step, standard_normal
-from gmmkernel.backends.triton.launch_backward import gmm_step_backward
-from gmmkernel.backends.triton.launch_density import log_prob, log_prob_backward
-from gmmkernel.backends.triton.launch_sums import project
-from gmmkernel.backends.triton.launch_training import (
+from gmmkernel.backends.triton.launch import (
     add_noise,
+    draw_components,
+    gmm_step,
+    gmm_step_backward,
+    log_prob,
+    log_prob_backward,
+    project,
     scale_residual,
     skip_step_loss,
     skip_step_loss_backward,
+    standard_normal,
 )
 
 __all__ = [

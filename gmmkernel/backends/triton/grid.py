@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -28,19 +31,32 @@ def launch_grid(
     program: Program,
     tiles: int,
     batch: int,
+    samples: Sequence[Tensor | None],
     tensors: tuple[Tensor | None, ...],
     numbers: tuple[int, ...],
-    constants: tuple[int, ...],
-    device: int,
+    constants: tuple[int, ...] = (),
 ) -> None:
-    """Launch over (tile, sample), as often as grids of `LARGEST_GRID` samples take, on the tensors' device."""
+    """Launch over (tile, sample), as often as grids of `LARGEST_GRID` samples take, on the tensors' device.
+
+    Args:
+        program: its kernel takes the samples, the tensors, the samples' strides, the numbers, the first sample of a
+            launch, and the constants.
+        tiles: of a sample.
+        batch: samples.
+        samples: [B, ...], each sample contiguous; None where absent.
+        tensors: all others.
+        numbers: ints that nothing is specialised on.
+        constants: ints that each make another program.
+    """
+    tensors = (*samples, *tensors)
+    numbers = (*(0 if tensor is None else tensor.stride()[0] for tensor in samples), *numbers)
+    device = next(tensor for tensor in tensors if tensor is not None).get_device()
     # What is launched goes to the current device, nearly always the tensors': asking is cheaper than setting it.
-    if device != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            return launch_grid(program, tiles, batch, tensors, numbers, constants, device)
-    for first in range(0, batch, LARGEST_GRID):
-        samples = min(LARGEST_GRID, batch - first)
-        program.launch((tiles, samples), device, tensors, (*numbers, first), constants)
+    current = torch.cuda.current_device()
+    with nullcontext() if device == current else torch.cuda.device(device):
+        for first in range(0, batch, LARGEST_GRID):
+            count = min(LARGEST_GRID, batch - first)
+            program.launch((tiles, count), device, tensors, (*numbers, first), constants)
 
 
 def most(components: int) -> int:

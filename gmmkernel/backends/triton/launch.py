@@ -1,32 +1,63 @@
-"""Launches of the Triton kernels: which specialisation, how many programs."""
+"""Launches of the Triton kernels: which specialisation, how many programs.
+
+What each function does says `gmmkernel.backends.protocol.Backend`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from gmmkernel.backends.compiled import by_sample
-from gmmkernel.backends.constants import Prediction
-from gmmkernel.backends.protocol import StepInputs
-from gmmkernel.backends.triton.grid import (
-    PTX,
-    launch_grid,
-    most,
-    sample_index,
-    tiles_of,
+from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Prediction
+from gmmkernel.backends.protocol import (
+    LogProbGradients,
+    LogProbInputs,
+    NoiseInputs,
+    StepGradients,
+    StepInputs,
+    TrainingGradients,
+    TrainingInputs,
 )
+from gmmkernel.backends.triton.backward import step_backward_kernel
+from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
+from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
+from gmmkernel.backends.triton.density_backward import (
+    add_density_entries_kernel,
+    add_weights_kernel,
+    density_backward_kernel,
+)
+from gmmkernel.backends.triton.grid import PTX, launch_grid, most, sample_index, tiles_of
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import Program
+from gmmkernel.backends.triton.project import project_kernel
 from gmmkernel.backends.triton.step import step_kernel
+from gmmkernel.backends.triton.sums import sum_level_kernel
+from gmmkernel.backends.triton.tables import ENTRIES, add_entries_kernel, add_rows_kernel, entries_kernel
+from gmmkernel.backends.triton.training import (
+    add_noise_kernel,
+    finish_loss_kernel,
+    scale_residual_kernel,
+    skip_loss_backward_kernel,
+    skip_loss_kernel,
+)
 
 SMALL_TILE, LARGE_TILE = 1024, 4096  # elements of a program: 8 or 32 a thread
 
 _STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, draw_components_kernel))
-
-ABSENT = (None,) * 4  # predictions stored
+_SUM_LEVEL, _PROJECT = map(Program, (sum_level_kernel, project_kernel))
+_STEP_BACKWARD, _COEFFICIENT_SUMS = map(Program, (step_backward_kernel, coefficient_sums_kernel))
+_ENTRIES, _ADD_ROWS, _ADD_ENTRIES = map(Program, (entries_kernel, add_rows_kernel, add_entries_kernel))
+_DENSITY_SUMS, _LOG_PROB, _DENSITY_BACKWARD = map(
+    Program, (density_sums_kernel, log_prob_kernel, density_backward_kernel)
+)
+_ADD_DENSITY_ENTRIES, _ADD_WEIGHTS = map(Program, (add_density_entries_kernel, add_weights_kernel))
+_ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS = map(Program, (add_noise_kernel, skip_loss_kernel, finish_loss_kernel))
+_SCALE_RESIDUAL, _SKIP_LOSS_BACKWARD = map(Program, (scale_residual_kernel, skip_loss_backward_kernel))
 
 
 @cache
@@ -41,14 +72,23 @@ def tile_for(batch: int, elements: int, device: int) -> int:
     return LARGE_TILE if large else SMALL_TILE
 
 
-def is_whole(elements: int, tile: int, tensors: Iterable[Tensor | None], strides: Iterable[int]) -> bool:
+def is_whole(elements: int, tile: int, tensors: Sequence[Tensor | None]) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
     if elements == 0 or elements % tile != 0:
         return False
-    for tensor, stride in zip(tensors, strides, strict=True):
-        if tensor is not None and (tensor.data_ptr() | stride * tensor.itemsize) % 16 != 0:
+    for tensor in tensors:
+        if tensor is not None and (tensor.data_ptr() | tensor.stride()[0] * tensor.itemsize) % 16 != 0:
             return False
     return True
+
+
+def _by_sample(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if tensor is None else by_sample(tensor) for tensor in tensors]
+
+
+def _stored(history: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Return four tensors, the last of them absent where a history is shorter."""
+    return (*history, *(None,) * (MAX_HISTORY - len(history)))
 
 
 def gmm_step(
@@ -65,14 +105,11 @@ def gmm_step(
     elements = target.numel() // batch if batch else 0
     if elements == 0 and components is None:
         return
-    read = [None if tensor is None else by_sample(tensor) for tensor in (sample, output, uncond, *history)]
-    samples = (*read, *ABSENT[len(history) :], target, prediction)
-    strides = [0 if tensor is None else tensor.stride()[0] for tensor in samples]
+    samples = _by_sample((sample, output, uncond, *_stored(history), target, prediction))
     # With more tensors, a large tile's elements do not fit into registers.
     plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
-    device = target.get_device()
-    tile = tile_for(batch, elements, device) if plain else SMALL_TILE
-    whole = is_whole(elements, tile, samples, strides)
+    tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
+    whole = is_whole(elements, tile, samples)
     rows, *row_numbers = sample_index(row)
     steps, *step_numbers = sample_index(step)
     if cdf is None or offsets is None or std is None:
@@ -86,10 +123,10 @@ def gmm_step(
         _STEP,
         max(1, tiles_of(elements, tile)),
         batch,
-        (*samples, components, coefficients, rows, steps, seeds, cdf, offsets, std),
-        (*strides, coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
+        samples,
+        (components, coefficients, rows, steps, seeds, cdf, offsets, std),
+        (coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
         (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
-        device,
     )
     if target is not result:
         result.copy_(target)
@@ -102,18 +139,16 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     elements = target.numel() // batch if batch else 0
     if elements == 0:
         return
-    device = target.get_device()
-    tile = tile_for(batch, elements, device)
-    stride = target.stride()[0]
+    tile = tile_for(batch, elements, target.get_device())
     steps, *step_numbers = sample_index(step)
     launch_grid(
         _NOISE,
         tiles_of(elements, tile),
         batch,
-        (target, seeds, steps),
-        (stride, *step_numbers, elements),
-        (int(stream), tile, is_whole(elements, tile, [target], [stride]), PTX),
-        device,
+        [target],
+        (seeds, steps),
+        (*step_numbers, elements),
+        (int(stream), tile, is_whole(elements, tile, [target]), PTX),
     )
     if target is not result:
         result.copy_(target)
@@ -130,8 +165,413 @@ def draw_components(
         _COMPONENTS,
         1,
         result.shape[0],
+        (),
         (result, seeds, rows, steps, cdf),
         (*row_numbers, *step_numbers, cdf.shape[0], k),
         (most(k),),
-        result.get_device(),
+    )
+
+
+# ---- sums over elements ----
+
+
+def levels(tiles: int) -> list[int]:
+    """Return how many sums each level has, from that of the tiles to the one number."""
+    counts = [tiles]
+    while counts[-1] > 1:
+        counts.append(tiles_of(counts[-1], SUM_TILE))
+    return counts
+
+
+def sum_levels(sums: Tensor, tiles: int) -> None:
+    """Fill the places after the tiles' sums, the last with the sum of all.
+
+    Args:
+        sums: [B, places, columns], contiguous; as many places as `levels` has sums, the tiles' first.
+        tiles: how many these are.
+    """
+    batch, places, columns = sums.shape
+    counts, below = levels(tiles), 0
+    for count, above in pairwise(counts):
+        numbers = (places, below, count, below + count, above, columns)
+        launch_grid(_SUM_LEVEL, columns, batch, (), (sums,), numbers)
+        below += count
+
+
+def project(sample: Tensor, table: Tensor, row: int | Tensor, result: Tensor) -> None:
+    """Fill `result` [B, K] with the sums over elements of samples times the rows of a table; see `Backend`."""
+    batch, (table_rows, k, elements) = result.shape[0], table.shape
+    tiles = max(1, tiles_of(elements, SUM_TILE))
+    sums = result.new_empty(batch, sum(levels(tiles)), k)
+    rows, *row_numbers = sample_index(row)
+    numbers = (sums.shape[1], *row_numbers, table_rows, k, elements)
+    launch_grid(_PROJECT, tiles, batch, [by_sample(sample)], (sums, table, rows), numbers)
+    sum_levels(sums, tiles)
+    result.copy_(sums[:, -1])
+
+
+# ---- gradients of the step ----
+
+
+def gmm_step_backward(
+    inputs: StepInputs,
+    grad: Tensor,
+    grad_prediction: Tensor | None,
+    prediction_kind: int,
+    gradients: StepGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients of the next sample and of the prediction; see `Backend`."""
+    tables = [gradients.coefficients, gradients.offsets, gradients.std]
+    if inputs.sample.numel() == 0:
+        for table in tables:
+            if table is not None:
+                table.zero_()
+        return
+    read = [inputs.sample, inputs.model_output, inputs.model_output_uncond, grad, grad_prediction]
+    samples = _by_sample(read)
+    kind = int(prediction_kind) if grad_prediction is not None else 0
+    _of_samples(inputs, samples, kind, gradients)
+    if any(table is not None for table in tables):
+        _of_tables(inputs, samples, kind, gradients)
+
+
+def _of_samples(
+    inputs: StepInputs,
+    samples: Sequence[Tensor | None],
+    kind: int,
+    gradients: StepGradients,
+    of_density: Tensor | None = None,
+) -> None:
+    """Write the elementwise gradients: 0 where `of_density` [B], a loss's of log-densities, is."""
+    of_outputs = gradients.model_output, gradients.model_output_uncond
+    targets = (gradients.sample, *of_outputs, *_stored(gradients.history))
+    if not any(target is not None for target in targets):
+        return
+    batch, elements = len(inputs.sample), inputs.sample[0].numel()
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    whole = is_whole(elements, SMALL_TILE, (*samples, *targets))
+    launch_grid(
+        _STEP_BACKWARD,
+        tiles_of(elements, SMALL_TILE),
+        batch,
+        samples,
+        (*targets, inputs.coefficients, rows, steps, of_density),
+        (inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, kind, whole, PTX),
+    )
+
+
+def _of_tables(
+    inputs: StepInputs, samples: Sequence[Tensor | None], kind: int, gradients: StepGradients
+) -> None:
+    """Add up the gradients of tables, entry by entry, from what each sample used of them."""
+    entries = entries_of(inputs)
+    if gradients.coefficients is not None:
+        sums = new_sums(inputs)
+        add_coefficients(inputs, samples, kind, entries, inputs.seeds, sums, gradients.coefficients)
+    grad = samples[3]
+    for table in (gradients.offsets, gradients.std):
+        if table is not None and grad is not None and table.numel() > 0:
+            _add_entries(inputs, grad, entries, table, is_std=table is gradients.std)
+
+
+def entries_of(inputs: StepInputs, of_density: Tensor | None = None) -> Tensor:
+    """Return which entries of the tables each sample used: none where `of_density` [B] is 0."""
+    entries = inputs.coefficients.new_empty(len(inputs.sample), ENTRIES.value, dtype=torch.int64)
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    if inputs.cdf is None or inputs.offsets is None or inputs.std is None:
+        sizes, k = (1, 1, 1, 1, 1), 1
+    else:
+        k = inputs.offsets.shape[1]
+        sizes = (inputs.cdf.shape[0], inputs.offsets.shape[0], *inputs.std.shape[:2], k)
+    launch_grid(
+        _ENTRIES,
+        1,
+        len(entries),
+        (),
+        (entries, rows, steps, inputs.seeds, inputs.cdf, of_density),
+        (*row_numbers, *step_numbers, inputs.coefficients.shape[0], *sizes),
+        (most(k),),
+    )
+    return entries
+
+
+def new_sums(inputs: StepInputs) -> Tensor:
+    """Return room for each sample's sums: [B, places, 16], those of tiles, of every level above them, and of all."""
+    tiles = tiles_of(inputs.sample[0].numel(), SUM_TILE)
+    return inputs.coefficients.new_empty(len(inputs.sample), sum(levels(tiles)), inputs.coefficients.shape[1])
+
+
+def add_coefficients(
+    inputs: StepInputs,
+    samples: Sequence[Tensor | None],
+    kind: int,
+    entries: Tensor,
+    seeds: Tensor | None,
+    sums: Tensor,
+    table: Tensor,
+) -> None:
+    """Write the gradients of coefficients. Without `seeds`, the tiles' sums of SIGMA and OFFSET are in `sums`."""
+    batch, places, _ = sums.shape
+    elements = inputs.sample[0].numel()
+    tiles = tiles_of(elements, SUM_TILE)
+    read = (*samples[:3], *_by_sample(_stored(inputs.history)), *samples[3:])
+    steps, *step_numbers = sample_index(inputs.step)
+    std_elements = 0 if inputs.std is None else inputs.std.shape[2]
+    launch_grid(
+        _COEFFICIENT_SUMS,
+        tiles,
+        batch,
+        read,
+        (sums, inputs.coefficients, entries, steps, seeds, inputs.offsets),
+        (places, *step_numbers, std_elements, elements),
+        (kind, PTX),
+    )
+    sum_levels(sums, tiles)
+    launch_grid(_ADD_ROWS, 1, table.shape[0], (), (table, sums, entries), (places, batch))
+
+
+def _add_entries(inputs: StepInputs, grad: Tensor, entries: Tensor, table: Tensor, *, is_std: bool) -> None:
+    """Add up the gradients of offsets, or of std."""
+    elements = table.shape[2]
+    steps, *step_numbers = sample_index(inputs.step)
+    launch_grid(
+        _ADD_ENTRIES,
+        tiles_of(elements, SMALL_TILE),
+        table.shape[0] * table.shape[1],
+        [grad],
+        (table, inputs.coefficients, entries, steps, inputs.seeds),
+        (*step_numbers, len(grad), elements),
+        (is_std, SMALL_TILE, is_whole(elements, SMALL_TILE, [table.flatten(0, 1), grad]), PTX),
+    )
+
+
+# ---- log-densities ----
+
+
+def _samples(inputs: LogProbInputs) -> list[Tensor | None]:
+    read = (inputs.sample, inputs.model_output, inputs.model_output_uncond)
+    return _by_sample((*read, *_stored(inputs.history), inputs.prev_sample))
+
+
+def _sizes(inputs: LogProbInputs) -> tuple[int, ...]:
+    """Return rows of the offsets, and rows, components and elements of the std."""
+    if inputs.offsets is None or inputs.std is None:
+        return 1, 1, 1, 0
+    return inputs.offsets.shape[0], *inputs.std.shape
+
+
+def log_prob(
+    inputs: LogProbInputs,
+    result: Tensor,
+    responsibilities: Tensor | None = None,
+    energies: Tensor | None = None,
+    penalties: Tensor | None = None,
+) -> None:
+    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
+    batch, weights = len(inputs.sample), inputs.weights
+    elements = inputs.sample.numel() // max(batch, 1)
+    tiles = max(1, tiles_of(elements, SUM_TILE))
+    rows, *row_numbers = sample_index(inputs.row)
+    k = 0 if weights is None else weights.shape[1]
+    sums = inputs.coefficients.new_empty(batch, sum(levels(tiles)), k + 1)
+    numbers = (inputs.coefficients.shape[0], *row_numbers)
+    launch_grid(
+        _DENSITY_SUMS,
+        tiles,
+        batch,
+        _samples(inputs),
+        (sums, inputs.coefficients, rows, inputs.offsets, inputs.std),
+        (sums.shape[1], *numbers, *_sizes(inputs), k, k + 1, elements),
+        (PTX,),
+    )
+    sum_levels(sums, tiles)
+    launch_grid(
+        _LOG_PROB,
+        1,
+        batch,
+        (),
+        (result, responsibilities, sums, weights, energies, penalties, rows),
+        (sums.shape[1], *numbers, 1 if weights is None else weights.shape[0], k, k + 1, elements),
+    )
+
+
+def log_prob_backward(
+    inputs: LogProbInputs,
+    responsibilities: Tensor | None,
+    grad: Tensor,
+    gradients: LogProbGradients,
+) -> None:
+    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
+    of_step, weights = gradients.step, inputs.weights
+    batch = len(inputs.sample)
+    rows, *row_numbers = sample_index(inputs.row)
+    numbers = (inputs.coefficients.shape[0], *row_numbers)
+    k = 0 if weights is None else weights.shape[1]
+    if gradients.weights is not None and weights is not None:
+        launch_grid(
+            _ADD_WEIGHTS,
+            1,
+            weights.shape[0],
+            (),
+            (gradients.weights, responsibilities, grad, weights, rows),
+            (*numbers, weights.shape[0], k, batch),
+        )
+    if inputs.sample.numel() == 0:
+        for table in (of_step.coefficients, of_step.offsets, of_step.std):
+            if table is not None:
+                table.zero_()
+        return
+    elements = inputs.sample[0].numel()
+    samples = _samples(inputs)
+    distance, flow = inputs.coefficients.new_empty(2, batch, elements)
+    # What draws is not looked at.
+    seeds = inputs.coefficients.new_empty(0, dtype=torch.int64)
+    step = StepInputs(
+        *inputs[:3],
+        seeds,
+        inputs.row,
+        0,
+        inputs.model_output_uncond,
+        inputs.history,
+        None,
+        inputs.offsets,
+        inputs.std,
+    )
+    sums = None if of_step.coefficients is None else new_sums(step)
+    launch_grid(
+        _DENSITY_BACKWARD,
+        tiles_of(elements, SUM_TILE),
+        batch,
+        samples,
+        (
+            distance,
+            flow,
+            gradients.prev_sample,
+            sums,
+            responsibilities,
+            grad,
+            inputs.coefficients,
+            rows,
+            inputs.offsets,
+            inputs.std,
+        ),
+        (0 if sums is None else sums.shape[1], *numbers, *_sizes(inputs), k, elements),
+        (PTX,),
+    )
+    back = (*samples[:3], flow, None)
+    _of_samples(step, back, 0, of_step, grad)
+    if sums is not None and of_step.coefficients is not None:
+        add_coefficients(step, back, 0, entries_of(step, grad), None, sums, of_step.coefficients)
+    for table in (of_step.offsets, of_step.std):
+        if table is not None and table.numel() > 0:
+            launch_grid(
+                _ADD_DENSITY_ENTRIES,
+                tiles_of(table.shape[2], SUM_TILE),
+                table.shape[0] * table.shape[1],
+                (),
+                (
+                    table,
+                    distance,
+                    responsibilities,
+                    grad,
+                    inputs.coefficients,
+                    rows,
+                    inputs.offsets,
+                    inputs.std,
+                ),
+                (*numbers, *_sizes(inputs), k, *table.shape, batch, elements),
+                (table is of_step.std, PTX),
+            )
+
+
+# ---- training ----
+
+
+def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
+    """Write the training sample x_t of the data x0, and on request the noise in it; see `Backend`."""
+    sample, coefficients, seeds, row, step = inputs
+    if result.numel() == 0:
+        return
+    target, source = by_sample(result), by_sample(sample)
+    batch, elements = len(target), target[0].numel()
+    plain = noise is None and target.itemsize < 8
+    tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
+    whole = is_whole(elements, tile, (source, target, noise))
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
+        _ADD_NOISE,
+        tiles_of(elements, tile),
+        batch,
+        (source, target),
+        (noise, coefficients, rows, steps, seeds),
+        (coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (tile, whole, PTX),
+    )
+    if target is not result:
+        result.copy_(target)
+
+
+def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
+    """Write the loss of each sample, [B], and on request the weighted residual of its elements; see `Backend`."""
+    samples, batch = _by_sample((inputs.model_output, inputs.sample)), len(inputs.model_output)
+    elements = inputs.model_output.numel() // max(batch, 1)
+    tiles = max(1, tiles_of(elements, SUM_TILE))
+    sums = result.new_empty(batch, sum(levels(tiles)), 1)
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    whole = is_whole(elements, SUM_TILE, (*samples, residual))
+    launch_grid(
+        _SKIP_LOSS,
+        tiles,
+        batch,
+        samples,
+        (sums, residual, inputs.coefficients, rows, steps, inputs.seeds),
+        (sums.shape[1], inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (whole, PTX),
+    )
+    sum_levels(sums, tiles)
+    launch_grid(_FINISH_LOSS, 1, batch, (), (result, sums), (sums.shape[1], elements))
+
+
+def scale_residual(
+    residual: Tensor, coefficients: Tensor, row: int | Tensor, step: int | Tensor, grad: Tensor
+) -> None:
+    """Make the gradient of the model's output of a loss's weighted residual, in place; see `Backend`."""
+    if residual.numel() == 0:
+        return
+    elements = residual[0].numel()
+    rows, *row_numbers = sample_index(row)
+    steps, *step_numbers = sample_index(step)
+    launch_grid(
+        _SCALE_RESIDUAL,
+        tiles_of(elements, SMALL_TILE),
+        len(residual),
+        (),
+        (residual, grad, coefficients, rows, steps),
+        (coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, is_whole(elements, SMALL_TILE, [residual]), PTX),
+    )
+
+
+def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: TrainingGradients) -> None:
+    """Write gradients of a loss, given its gradients [B] of the samples' losses; see `Backend`."""
+    if inputs.model_output.numel() == 0 or gradients == TrainingGradients():
+        return
+    samples, batch = _by_sample((inputs.model_output, inputs.sample)), len(inputs.model_output)
+    elements = inputs.model_output[0].numel()
+    rows, *row_numbers = sample_index(inputs.row)
+    steps, *step_numbers = sample_index(inputs.step)
+    whole = is_whole(elements, SMALL_TILE, (*samples, *gradients))
+    launch_grid(
+        _SKIP_LOSS_BACKWARD,
+        tiles_of(elements, SMALL_TILE),
+        batch,
+        samples,
+        (grad, *gradients, inputs.coefficients, rows, steps, inputs.seeds),
+        (inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (SMALL_TILE, whole, PTX),
     )

@@ -75,8 +75,8 @@ def add_rows_kernel(
 
 @kernel
 def add_entries_kernel(
-    table,  # [entries, elements]
     grad,  # [B, D]: elements contiguous, any stride from sample to sample
+    table,  # [entries, elements]
     coefficients,  # [S, 16]
     entries,  # int64 [B, 3]
     steps, seeds,  # int64 [B]
