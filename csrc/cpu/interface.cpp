@@ -43,6 +43,17 @@ int pick(const gmm_cpu_options* options, const Kernels*& kernels) {
   return GMM_SUCCESS;
 }
 
+// An entry of the interface: run(arguments, kernels) if there is nothing to complain of.
+template <class Arguments, class Run>
+int enter(const Arguments* arguments, const gmm_cpu_options* options, Run&& run) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  const Kernels* kernels = nullptr;
+  if (const int status = pick(options, kernels)) return status;
+  if (const int status = check(*arguments, Memory::host)) return status;
+  run(*arguments, *kernels);
+  return GMM_SUCCESS;
+}
+
 void draw_components(const gmm_component_arguments& a) {
   for (int64_t b = 0; b < a.batch; ++b) {
     if (a.components == 1) {
@@ -62,145 +73,108 @@ void draw_components(const gmm_component_arguments& a) {
 using namespace gmmkernel;
 
 int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_step_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-
-  if (a.components != nullptr) {
-    const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
-    draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.cdf, a.mixture.cdf_rows});
-  }
-  const TypedKernels& of = kernels->of(a.sample.dtype);
-  const auto run = of.step;
-  parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
-               options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_step_arguments& a, const Kernels& kernels) {
+    if (a.components != nullptr) {
+      const int64_t k = a.mixture.components > 0 ? a.mixture.components : 1;
+      draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.cdf, a.mixture.cdf_rows});
+    }
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    const auto run = of.step;
+    parallel_for(a.batch * kernels.groups_per_sample(a.elements), piece_elements / kernels.group_elements,
+                 options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
+  });
 }
 
 int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_step_backward_arguments& b = *arguments;
-  const gmm_step_arguments& a = b.step;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(b, Memory::host)) return status;
+  return enter(arguments, options, [&](const gmm_step_backward_arguments& b, const Kernels& kernels) {
+    const gmm_step_arguments& a = b.step;
 
-  const TypedKernels& of = kernels->of(a.sample.dtype);
-  parallel_for(a.batch * tiles_of(a.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.backward(b, first, last); });
-  if (b.grad_coefficients != nullptr) {
-    const ExactFloatEnvironment environment;
-    of.sum_rows(b);
-  }
-  if (b.grad_offsets != nullptr || b.grad_std != nullptr) {
-    parallel_for(kernels->groups_per_sample(a.elements), scatter_elements / kernels->group_elements, options->threads,
-                 [&](int64_t first, int64_t last) { of.scatter(b, first, last); });
-  }
-  return GMM_SUCCESS;
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    parallel_for(a.batch * tiles_of(a.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.backward(b, first, last); });
+    if (b.grad_coefficients != nullptr) {
+      const ExactFloatEnvironment environment;
+      of.sum_rows(b);
+    }
+    if (b.grad_offsets != nullptr || b.grad_std != nullptr) {
+      parallel_for(kernels.groups_per_sample(a.elements), scatter_elements / kernels.group_elements, options->threads,
+                   [&](int64_t first, int64_t last) { of.scatter(b, first, last); });
+    }
+  });
 }
 
 int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_log_prob_arguments& p = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(p, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(p.step.sample.dtype);
-  parallel_for(p.step.batch * tiles_of(p.step.elements), piece_of(p), options->threads,
-               [&](int64_t first, int64_t last) { of.log_prob_tiles(p, first, last); });
-  parallel_for(p.step.batch, 16, options->threads,
-               [&](int64_t first, int64_t last) { of.log_prob_samples(p, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_log_prob_arguments& p, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(p.step.sample.dtype);
+    parallel_for(p.step.batch * tiles_of(p.step.elements), piece_of(p), options->threads,
+                 [&](int64_t first, int64_t last) { of.log_prob_tiles(p, first, last); });
+    parallel_for(p.step.batch, 16, options->threads,
+                 [&](int64_t first, int64_t last) { of.log_prob_samples(p, first, last); });
+  });
 }
 
 int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_log_prob_backward_arguments& b = *arguments;
-  const gmm_step_arguments& a = b.of.step;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(b, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.sample.dtype);
-  parallel_for(a.batch * tiles_of(a.elements), piece_of(b.of), options->threads,
-               [&](int64_t first, int64_t last) { of.log_prob_backward(b, first, last); });
-  {
-    const ExactFloatEnvironment environment;
-    if (b.gradients.grad_coefficients != nullptr) {
-      gmm_step_backward_arguments rows = b.gradients;
-      rows.step = a;
-      of.sum_rows(rows);
+  return enter(arguments, options, [&](const gmm_log_prob_backward_arguments& b, const Kernels& kernels) {
+    const gmm_step_arguments& a = b.of.step;
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    parallel_for(a.batch * tiles_of(a.elements), piece_of(b.of), options->threads,
+                 [&](int64_t first, int64_t last) { of.log_prob_backward(b, first, last); });
+    {
+      const ExactFloatEnvironment environment;
+      if (b.gradients.grad_coefficients != nullptr) {
+        gmm_step_backward_arguments rows = b.gradients;
+        rows.step = a;
+        of.sum_rows(rows);
+      }
+      if (b.grad_weights != nullptr) of.sum_weights(b);
     }
-    if (b.grad_weights != nullptr) of.sum_weights(b);
-  }
-  if (b.gradients.grad_offsets != nullptr || b.gradients.grad_std != nullptr) {
-    parallel_for(kernels->groups_per_sample(a.elements), 1024 / kernels->group_elements, options->threads,
-                 [&](int64_t first, int64_t last) { of.log_prob_scatter(b, first, last); });
-  }
-  return GMM_SUCCESS;
+    if (b.gradients.grad_offsets != nullptr || b.gradients.grad_std != nullptr) {
+      parallel_for(kernels.groups_per_sample(a.elements), 1024 / kernels.group_elements, options->threads,
+                   [&](int64_t first, int64_t last) { of.log_prob_scatter(b, first, last); });
+    }
+  });
 }
 
 int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_add_noise_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.sample.dtype);
-  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.add_noise(a, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_add_noise_arguments& a, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.add_noise(a, first, last); });
+  });
 }
 
 int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_skip_loss_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.model_output.dtype);
-  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.skip_loss_tiles(a, first, last); });
-  const ExactFloatEnvironment environment;
-  of.skip_loss_samples(a);
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_skip_loss_arguments& a, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(a.model_output.dtype);
+    parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.skip_loss_tiles(a, first, last); });
+    const ExactFloatEnvironment environment;
+    of.skip_loss_samples(a);
+  });
 }
 
 int gmm_cpu_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_scale_residual_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.residual.dtype);
-  parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.scale_residual(a, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_scale_residual_arguments& a, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(a.residual.dtype);
+    parallel_for(a.training.batch * tiles_of(a.training.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.scale_residual(a, first, last); });
+  });
 }
 
 int gmm_cpu_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_skip_loss_backward_arguments& b = *arguments;
-  const gmm_training& t = b.of.training;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(b, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(b.of.model_output.dtype);
-  parallel_for(t.batch * tiles_of(t.elements), piece_elements / 1024, options->threads,
-               [&](int64_t first, int64_t last) { of.skip_loss_backward(b, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_skip_loss_backward_arguments& b, const Kernels& kernels) {
+    const gmm_training& t = b.of.training;
+    const TypedKernels& of = kernels.of(b.of.model_output.dtype);
+    parallel_for(t.batch * tiles_of(t.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.skip_loss_backward(b, first, last); });
+  });
 }
 
 int gmm_cpu_standard_normal(const gmm_normal_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_normal_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-  parallel_for(a.batch * kernels->groups_per_sample(a.elements), piece_elements / kernels->group_elements,
-               options->threads, [&](int64_t first, int64_t last) { kernels->standard_normal(a, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_normal_arguments& a, const Kernels& kernels) {
+    parallel_for(a.batch * kernels.groups_per_sample(a.elements), piece_elements / kernels.group_elements,
+                 options->threads, [&](int64_t first, int64_t last) { kernels.standard_normal(a, first, last); });
+  });
 }
 
 int gmm_cpu_draw_components(const gmm_component_arguments* arguments) {
@@ -211,16 +185,13 @@ int gmm_cpu_draw_components(const gmm_component_arguments* arguments) {
 }
 
 int gmm_cpu_project(const gmm_project_arguments* arguments, const gmm_cpu_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_project_arguments& a = *arguments;
-  const Kernels* kernels = nullptr;
-  if (const int status = pick(options, kernels)) return status;
-  if (const int status = check(a, Memory::host)) return status;
-  const TypedKernels& of = kernels->of(a.sample.dtype);
-  parallel_for(a.batch * tiles_of(a.elements), a.columns < 8 ? 8 : 1, options->threads,
-               [&](int64_t first, int64_t last) { of.project_tiles(a, first, last); });
-  parallel_for(a.batch, 16, options->threads, [&](int64_t first, int64_t last) { of.project_samples(a, first, last); });
-  return GMM_SUCCESS;
+  return enter(arguments, options, [&](const gmm_project_arguments& a, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    parallel_for(a.batch * tiles_of(a.elements), a.columns < 8 ? 8 : 1, options->threads,
+                 [&](int64_t first, int64_t last) { of.project_tiles(a, first, last); });
+    parallel_for(a.batch, 16, options->threads,
+                 [&](int64_t first, int64_t last) { of.project_samples(a, first, last); });
+  });
 }
 
 int gmm_cpu_orthonormalize(double* rows, int64_t row_count, int64_t elements, const gmm_cpu_options* options) {

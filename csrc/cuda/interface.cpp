@@ -68,120 +68,94 @@ int check_options(const gmm_cuda_options* options) {
   return GMM_SUCCESS;
 }
 
+// An entry of the interface: launch(arguments, multiprocessors, stream) if there is nothing to complain of, and, as
+// is_needed(arguments) says, something to do.
+template <class Arguments, class IsNeeded, class Launch>
+int enter(const Arguments* arguments, const gmm_cuda_options* options, IsNeeded&& is_needed, Launch&& launch) {
+  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
+  if (const int status = check_options(options)) return status;
+  if (const int status = check(*arguments, Memory::device)) return status;
+  if (!is_needed(*arguments)) return GMM_SUCCESS;
+  return on_device(
+      *options, [&](int multiprocessors, cudaStream_t stream) { return launch(*arguments, multiprocessors, stream); });
+}
+
+// Launches that do not ask how large the device is.
+template <class Arguments>
+auto on_any(cudaError_t (&launch)(const Arguments&, cudaStream_t)) {
+  return [&launch](const Arguments& arguments, int, cudaStream_t stream) { return launch(arguments, stream); };
+}
+
+bool has_elements(const gmm_step_arguments& a) { return a.batch > 0 && a.elements > 0; }
+
+bool has_elements(const gmm_training& t) { return t.batch > 0 && t.elements > 0; }
+
+bool wants_tables(const gmm_step_backward_arguments& b) {
+  return b.grad_coefficients != nullptr || b.grad_offsets != nullptr || b.grad_std != nullptr;
+}
+
 }  // namespace
 }  // namespace gmmkernel
 
 using namespace gmmkernel;
 
 int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_step_arguments& a = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(a, Memory::device)) return status;
-  if (a.batch == 0 || (a.elements == 0 && a.components == nullptr)) return GMM_SUCCESS;
-  return on_device(*options,
-                   [&](int multiprocessors, cudaStream_t stream) { return launch_step(a, multiprocessors, stream); });
+  const auto is_needed = [](const gmm_step_arguments& a) {
+    return has_elements(a) || (a.batch > 0 && a.components != nullptr);
+  };
+  return enter(arguments, options, is_needed, launch_step);
 }
 
 int gmm_cuda_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_step_backward_arguments& b = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(b, Memory::device)) return status;
-  const bool tables = b.grad_coefficients != nullptr || b.grad_offsets != nullptr || b.grad_std != nullptr;
-  if (!tables && (b.step.batch == 0 || b.step.elements == 0)) return GMM_SUCCESS;
-  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
-    return launch_step_backward(b, multiprocessors, stream);
-  });
+  const auto is_needed = [](const gmm_step_backward_arguments& b) { return wants_tables(b) || has_elements(b.step); };
+  return enter(arguments, options, is_needed, launch_step_backward);
 }
 
 int gmm_cuda_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_log_prob_arguments& p = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(p, Memory::device)) return status;
-  if (p.step.batch == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int, cudaStream_t stream) { return launch_log_prob(p, stream); });
+  const auto is_needed = [](const gmm_log_prob_arguments& p) { return p.step.batch > 0; };
+  return enter(arguments, options, is_needed, on_any(launch_log_prob));
 }
 
 int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_log_prob_backward_arguments& b = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(b, Memory::device)) return status;
-  const gmm_step_backward_arguments& to = b.gradients;
-  const bool tables = to.grad_coefficients != nullptr || to.grad_offsets != nullptr || to.grad_std != nullptr ||
-                      b.grad_weights != nullptr;
-  if (!tables && (b.of.step.batch == 0 || b.of.step.elements == 0)) return GMM_SUCCESS;
-  return on_device(*options, [&](int, cudaStream_t stream) { return launch_log_prob_backward(b, stream); });
+  const auto is_needed = [](const gmm_log_prob_backward_arguments& b) {
+    return wants_tables(b.gradients) || b.grad_weights != nullptr || has_elements(b.of.step);
+  };
+  return enter(arguments, options, is_needed, on_any(launch_log_prob_backward));
 }
 
 int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_add_noise_arguments& a = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(a, Memory::device)) return status;
-  if (a.training.batch == 0 || a.training.elements == 0) return GMM_SUCCESS;
-  return on_device(
-      *options, [&](int multiprocessors, cudaStream_t stream) { return launch_add_noise(a, multiprocessors, stream); });
+  const auto is_needed = [](const gmm_add_noise_arguments& a) { return has_elements(a.training); };
+  return enter(arguments, options, is_needed, launch_add_noise);
 }
 
 int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_skip_loss_arguments& a = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(a, Memory::device)) return status;
-  if (a.training.batch == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int, cudaStream_t stream) { return launch_skip_loss(a, stream); });
+  const auto is_needed = [](const gmm_skip_loss_arguments& a) { return a.training.batch > 0; };
+  return enter(arguments, options, is_needed, on_any(launch_skip_loss));
 }
 
 int gmm_cuda_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_scale_residual_arguments& a = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(a, Memory::device)) return status;
-  if (a.training.batch == 0 || a.training.elements == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
-    return launch_scale_residual(a, multiprocessors, stream);
-  });
+  const auto is_needed = [](const gmm_scale_residual_arguments& a) { return has_elements(a.training); };
+  return enter(arguments, options, is_needed, launch_scale_residual);
 }
 
 int gmm_cuda_skip_loss_backward(const gmm_skip_loss_backward_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_skip_loss_backward_arguments& b = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(b, Memory::device)) return status;
-  if (b.of.training.batch == 0 || b.of.training.elements == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
-    return launch_skip_loss_backward(b, multiprocessors, stream);
-  });
+  const auto is_needed = [](const gmm_skip_loss_backward_arguments& b) { return has_elements(b.of.training); };
+  return enter(arguments, options, is_needed, launch_skip_loss_backward);
 }
 
 int gmm_cuda_standard_normal(const gmm_normal_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  const gmm_normal_arguments& a = *arguments;
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(a, Memory::device)) return status;
-  if (a.batch == 0 || a.elements == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int multiprocessors, cudaStream_t stream) {
-    return launch_standard_normal(a, multiprocessors, stream);
-  });
+  const auto is_needed = [](const gmm_normal_arguments& a) { return a.batch > 0 && a.elements > 0; };
+  return enter(arguments, options, is_needed, launch_standard_normal);
 }
 
 int gmm_cuda_draw_components(const gmm_component_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(*arguments, Memory::device)) return status;
-  if (arguments->batch == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int, cudaStream_t stream) { return launch_draw_components(*arguments, stream); });
+  const auto is_needed = [](const gmm_component_arguments& a) { return a.batch > 0; };
+  return enter(arguments, options, is_needed, on_any(launch_draw_components));
 }
 
 int gmm_cuda_project(const gmm_project_arguments* arguments, const gmm_cuda_options* options) {
-  if (arguments == nullptr) return fail(GMM_INVALID_ARGUMENT, "arguments: missing");
-  if (const int status = check_options(options)) return status;
-  if (const int status = check(*arguments, Memory::device)) return status;
-  if (arguments->batch == 0) return GMM_SUCCESS;
-  return on_device(*options, [&](int, cudaStream_t stream) { return launch_project(*arguments, stream); });
+  const auto is_needed = [](const gmm_project_arguments& a) { return a.batch > 0; };
+  return enter(arguments, options, is_needed, on_any(launch_project));
 }
 
 int gmm_cuda_device_count(int32_t* count) {
