@@ -34,12 +34,19 @@ class StepOptions(NamedTuple):
     backend: str
     prediction_kind: int
     components: bool
+    is_plain: bool = False
 
 
-def step(inputs: StepInputs, backend: str, prediction_kind: int, components: bool) -> Made:
-    """Return the next sample, the prediction and the components, with gradients; see `gmm_step`."""
+def step(
+    inputs: StepInputs, backend: str, prediction_kind: int, components: bool, *, is_plain: bool = False
+) -> Made:
+    """Return the next sample, the prediction and the components, with gradients; see `gmm_step`.
+
+    `is_plain`: nothing traces, transforms or overrides the call, as somebody has looked.
+    """
     numbers, flat = STEP.split(inputs)
-    made: Made = apply(_Step, StepOptions(numbers, backend, prediction_kind, components), *apart(flat))
+    options = StepOptions(numbers, backend, prediction_kind, components, is_plain)
+    made: Made = apply(_Step, options, *apart(flat))
     return made
 
 
@@ -79,7 +86,8 @@ class _Step(torch.autograd.Function):
         prediction = torch.empty_like(out) if options.prediction_kind else None
         inputs = STEP.join(options.numbers, flat)
         components = inputs.seeds.new_empty(inputs.seeds.shape) if options.components else None
-        library.gmm_step(out, prediction, components, options.prediction_kind, options.backend, inputs)
+        do = library.gmm_step.of_plain if options.is_plain else library.gmm_step
+        do(out, prediction, components, options.prediction_kind, options.backend, inputs)
         return out, prediction, components
 
     @staticmethod

@@ -228,13 +228,13 @@ def _write_nothing(*arguments: object, **named: object) -> None:
     return None
 
 
-def _counting_versions(name: str, implementation: Callable[..., Any]) -> Callable[..., Any]:
+def _counting_versions(operator: Any, implementation: Callable[..., Any]) -> Callable[..., Any]:
     """Return an implementation that lets autograd know what it writes into: whatever the schema says.
 
     As an operator of PyTorch's own does, so that a tensor saved for a backward pass and overwritten since is an error
     there. A kernel writes past PyTorch, which counts by itself only for operators that return what they wrote.
     """
-    arguments = getattr(torch.ops.gmmkernel, name).default._schema.arguments
+    arguments = operator._schema.arguments
     written = [
         i for i, argument in enumerate(arguments) if argument.alias_info and argument.alias_info.is_write
     ]
@@ -266,81 +266,88 @@ def _is_plain(values: Sequence[Any]) -> bool:
     return True
 
 
-def _register(
-    schema: str, op: Op, returns: str, implementation: Callable[..., Any], fake: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Register an operator; returns a function that does the same.
+class Operator:
+    """An operator registered with PyTorch; calls go past its dispatcher, which takes longer than a small kernel.
 
-    An operator takes what its schema says, then an op's inputs one by one; what is here takes the inputs as they are.
-    The function goes past PyTorch's dispatcher, which takes longer than a small kernel, where it can.
+    Registered, it takes what its schema says, then an op's inputs one by one; here it takes the inputs as they are.
+
+    Args:
+        schema: without the inputs.
+        op: the inputs.
+        returns: what it returns, in the schema's words.
+        implementation: what it does.
+        fake: the same of tensors without memory.
     """
-    name = schema.partition("(")[0]
-    first = schema.count(", ") + 1  # of the inputs
-    tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
-    _library.define(f"{schema}, {op.schema}) -> {returns}", tags=tags)
-    operator = getattr(torch.ops.gmmkernel, name).default
-    counted = _counting_versions(name, implementation)
 
-    def of_operands(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: function(*given[:first], op.read(given[first:]))
+    def __init__(
+        self, schema: str, op: Op, returns: str, implementation: Callable[..., Any], fake: Callable[..., Any]
+    ) -> None:
+        self.name = schema.partition("(")[0]
+        first = schema.count(", ") + 1  # of the inputs
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+        _library.define(f"{schema}, {op.schema}) -> {returns}", tags=tags)
+        self._op, self._operator = op, getattr(torch.ops.gmmkernel, self.name).default
+        self.of_plain = _counting_versions(self._operator, implementation)
 
-    _library.impl(name, of_operands(counted), "CompositeExplicitAutograd")
-    torch_library.register_fake(f"gmmkernel::{name}", of_operands(fake), lib=_library)
+        def of_operands(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *given: function(*given[:first], op.read(given[first:]))
 
-    def call(*given: Any) -> Any:
+        _library.impl(self.name, of_operands(self.of_plain), "CompositeExplicitAutograd")
+        torch_library.register_fake(f"gmmkernel::{self.name}", of_operands(fake), lib=_library)
+
+    def __call__(self, *given: Any) -> Any:
+        """Do what the implementation does; `of_plain` does it unasked."""
         *before, inputs = given
         if is_eager() and _is_plain(before) and _is_plain(inputs):
-            return counted(*given)
-        return operator(*before, *op.spread(inputs))
-
-    return call
+            return self.of_plain(*given)
+        return self._operator(*before, *self._op.spread(inputs))
 
 
-gmm_step = _register(
+gmm_step = Operator(
     "gmm_step(Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? components, int prediction_kind, str backend",
     STEP,
     "()",
     _gmm_step,
     _write_nothing,
 )
-gmm_step_backward = _register(
+gmm_step_backward = Operator(
     "gmm_step_backward(bool[] wanted, Tensor grad, Tensor? grad_prediction, int prediction_kind, str backend",
     STEP,
     "Tensor[]",
     _gmm_step_backward,
     _gmm_step_backward_fake,
 )
-log_prob = _register("gmm_step_log_prob(str backend", LOG_PROB, "Tensor[]", _log_prob, _log_prob_fake)
-log_prob_backward = _register(
+log_prob = Operator("gmm_step_log_prob(str backend", LOG_PROB, "Tensor[]", _log_prob, _log_prob_fake)
+log_prob_backward = Operator(
     "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, Tensor? energies, str backend",
     LOG_PROB,
     "Tensor[]",
     _log_prob_backward,
     _log_prob_backward_fake,
 )
-add_noise = _register(
+add_noise = Operator(
     "add_noise(Tensor(a!) out, Tensor(b!)? noise, str backend", NOISE, "()", _add_noise, _write_nothing
 )
-skip_step_loss = _register(
+skip_step_loss = Operator(
     "skip_step_loss(bool residual, str backend", LOSS, "Tensor[]", _skip_step_loss, _skip_step_loss_fake
 )
-scale_residual = _register(
+scale_residual = Operator(
     "scale_residual(Tensor(a!) residual, Tensor grad, str backend",
     RESIDUAL,
     "()",
     _scale_residual,
     _write_nothing,
 )
-skip_step_loss_backward = _register(
+skip_step_loss_backward = Operator(
     "skip_step_loss_backward(bool[] wanted, Tensor grad, str backend",
     LOSS,
     "Tensor[]",
     _skip_step_loss_backward,
     _skip_step_loss_backward_fake,
 )
-standard_normal = _register(
+standard_normal = Operator(
     "standard_normal(Tensor(a!) out, int stream, str backend", NORMAL, "()", _standard_normal, _write_nothing
 )
-draw_components = _register(
+draw_components = Operator(
     "draw_components(Tensor(a!) out, str backend", COMPONENTS, "()", _draw_components, _write_nothing
 )

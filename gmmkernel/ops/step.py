@@ -93,7 +93,9 @@ def _step_at_once(
         indices_are_numbers = type(row) is int and type(step) is int
         if out is not None or not indices_are_numbers or not kernels.is_plain_step(inputs):  # type: ignore[attr-defined]
             return None
-        return GMMStepOutput(*autograd.step(StepInputs(*inputs), name, kind, return_components))
+        return GMMStepOutput(
+            *autograd.step(StepInputs(*inputs), name, kind, return_components, is_plain=True)
+        )
     result = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
     predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
     components = torch.empty_like(seeds) if return_components else None

@@ -148,10 +148,7 @@ def test_every_operator_that_writes_counts_whichever_backend_it_calls(
     )
     monkeypatch.setitem(backends._loaded, "nothing", nothing)
     seen = set()
-    for name in (name for name, value in vars(library).items() if getattr(value, "__name__", "") == "call"):
-        name = {"log_prob": "gmm_step_log_prob", "log_prob_backward": "gmm_step_log_prob_backward"}.get(
-            name, name
-        )
+    for name in (value.name for value in vars(library).values() if isinstance(value, library.Operator)):
         operator = getattr(torch.ops.gmmkernel, name).default
         if not operator._schema.is_mutable:
             continue
