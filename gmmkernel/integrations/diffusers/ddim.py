@@ -15,9 +15,9 @@ from gmmkernel._checks import check_choice, check_flag, check_integer, check_num
 from gmmkernel.integrations.diffusers.configs import DDIM
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
-from gmmkernel.integrations.diffusers.steps import DDIMSteps, visited_timesteps
+from gmmkernel.integrations.diffusers.steps import DDIMSteps, ddim_timesteps
+from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
-from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.ops.checks import check_like_sample
 from gmmkernel.samplers.thresholding import dynamic_thresholding
@@ -152,13 +152,13 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         steps = DDIMSteps(
             # The numbers that the network was trained with and `add_noise` uses, which are diffusers' float32 ones.
             NoiseSchedule(self.alphas_cumprod.cpu().double()),
-            visited_timesteps(count, total, spacing, config.steps_offset),
+            ddim_timesteps(count, total, spacing, config.steps_offset),
             total // count,
             config.prediction_type,
             config.clip_sample_range if config.clip_sample else None,
             config.set_alpha_to_one,
         )
-        visited = Visited(steps.visited, device, total)
+        visited = Timesteps(steps.timesteps, device, total)
         run = Run(MixtureOptions.of(config), visited, steps, steps.signature())
         # One attribute, so that a step in another thread takes all of a run or all of the one before it.
         self._chosen = _Chosen(
@@ -226,7 +226,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             eta = chosen.eta or 0.0
         elif type(eta) is not float:  # those are checked when their rows are made
             eta = check_number("eta", eta, low=0)
-        row, step, done, at = chosen.visited.place(timestep, sample.device)
+        row, step, done, at = chosen.timesteps.place(timestep, sample.device)
         noise: tuple[Tensor, ...] = ()
         if variance_noise is not None:
             if generator is not None and eta > 0:
@@ -239,7 +239,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         )
         coefficients, tables, draws, refused = plan
         if refused and done is not None and not refused.isdisjoint(done):
-            run.rows(eta=eta, at=chosen.visited.values_of(done), clipped=clipped)  # raises what is wrong
+            run.rows(eta=eta, at=chosen.timesteps.values_of(done), clipped=clipped)  # raises what is wrong
         batch, device, seeds = sample.shape[0], sample.device, transition.seeds
         if chosen.thresholding is not None:
             coefficients = dynamic_thresholding(
@@ -267,7 +267,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
 class _Chosen(NamedTuple):
     """What `set_timesteps` has read from the config for the steps to come."""
 
-    visited: Visited
+    timesteps: Timesteps
     run: Run
     eta: float | None
     clipped: bool

@@ -17,8 +17,8 @@ from gmmkernel._checks import check_integer, check_share
 from gmmkernel.integrations.diffusers.configs import FLOW
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
+from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
-from gmmkernel.integrations.diffusers.visited import Visited
 from gmmkernel.ops import gmm_step
 from gmmkernel.schedules import flow_coefficients
 
@@ -149,7 +149,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
                 f"sigmas: expected strictly descending numbers in (0, 1], got {times[:-1].tolist()} after shifting"
             )
         config = self.config
-        visited = Visited(self.timesteps, device)
+        visited = Timesteps(self.timesteps, device)
         run = Run(
             MixtureOptions.of(config), visited, partial(flow_coefficients, times), tuple(times.tolist())
         )
@@ -165,7 +165,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
 
     def _init_step_index(self, timestep: float | Tensor) -> None:
         assert self._chosen is not None
-        visited, index = self._chosen.visited, self._begin_index
+        visited, index = self._chosen.timesteps, self._begin_index
         if index is None:
             index = visited.index(timestep)
         self._step_index = visited.read(timestep) if index is None else index
@@ -243,7 +243,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
 class _Chosen(NamedTuple):
     """What `set_timesteps` has decided on for the steps to come."""
 
-    visited: Visited
+    timesteps: Timesteps
     run: Run
     eta: float
 

@@ -17,7 +17,7 @@ from gmmkernel.schedules.rows import BEFORE_SCHEDULE
 _logger = logging.get_logger(__name__)
 
 
-def visited_timesteps(count: int, total: int, spacing: str, steps_offset: int) -> Tensor:
+def ddim_timesteps(count: int, total: int, spacing: str, steps_offset: int) -> Tensor:
     """Return the timesteps of `count` steps, int64 [count] on the CPU, as diffusers' DDIMScheduler chooses them.
 
     Those of `gmmkernel.timesteps`, but that a single step with "leading" or "linspace" spacing starts where diffusers
@@ -48,7 +48,7 @@ class DDIMSteps:
 
     Attributes:
         schedule: the noise schedule.
-        visited: int64 [S], t of each step.
+        timesteps: int64 [S], t of each step.
         stride: T // S, also where the next timestep that is visited is another one: diffusers has it so.
         prediction_type: as `ddim_coefficients` has it, and the next two.
         clip_sample_range: the same.
@@ -56,7 +56,7 @@ class DDIMSteps:
     """
 
     schedule: NoiseSchedule
-    visited: Tensor
+    timesteps: Tensor
     stride: int
     prediction_type: str
     clip_sample_range: float | None
@@ -64,7 +64,7 @@ class DDIMSteps:
 
     def signature(self) -> tuple[object, ...]:
         """Return all of this in a form that can be compared."""
-        tensors = (self.schedule.alphas_cumprod.tolist(), self.visited.tolist())
+        tensors = (self.schedule.alphas_cumprod.tolist(), self.timesteps.tolist())
         return (*tensors, self.stride, self.prediction_type, self.clip_sample_range, self.set_alpha_to_one)
 
     def __call__(
@@ -94,14 +94,14 @@ class DDIMSteps:
         for timestep in at:
             t = torch.tensor([timestep], dtype=torch.int64, device="cpu")
             rows.append(ddim_coefficients(self.schedule, t, prev_timesteps=self._before(t), **options))
-            ends = timestep < self.stride or timestep == self.visited[-1]
+            ends = timestep < self.stride or timestep == self.timesteps[-1]
             rows[-1][:, Column.OFFSET] = 0 if ends else 1  # as in the last row of a run, or those before it
         return torch.cat(rows)
 
     def _of_run(self, options: dict[str, Any]) -> Tensor:
         can_be_done = self._can_be_done()
-        done = self.visited[can_be_done]
-        rows = torch.full((len(self.visited), len(Column)), torch.nan, dtype=options["dtype"], device="cpu")
+        done = self.timesteps[can_be_done]
+        rows = torch.full((len(self.timesteps), len(Column)), torch.nan, dtype=options["dtype"], device="cpu")
         if len(done):
             rows[can_be_done] = ddim_coefficients(
                 self.schedule, done, prev_timesteps=self._before(done), **options
@@ -116,7 +116,7 @@ class DDIMSteps:
     def _can_be_done(self) -> Tensor:
         """Return for each step whether `ddim_coefficients` has a row for it: bool [S]."""
         alphas = self.schedule.alphas_cumprod
-        a_t, before = alphas[self.visited.clamp(max=len(alphas) - 1)], self._before(self.visited)
+        a_t, before = alphas[self.timesteps.clamp(max=len(alphas) - 1)], self._before(self.timesteps)
         at_end = (before == BEFORE_SCHEDULE) & self.set_alpha_to_one
         data_left = at_end | (alphas[before.clamp(0, len(alphas) - 1)] > 0)
         if self.prediction_type == "epsilon":

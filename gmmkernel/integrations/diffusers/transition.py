@@ -23,7 +23,7 @@ from gmmkernel._checks import (
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
 from gmmkernel.integrations.diffusers.memory import check_fits
 from gmmkernel.integrations.diffusers.seeds import RunSeeds
-from gmmkernel.integrations.diffusers.visited import Visited
+from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.mixtures import VARIANTS, Mixture, check_rho, gaussian_mixture
 from gmmkernel.ops import MixtureTables
 from gmmkernel.ops.checks import arithmetic_dtype
@@ -110,7 +110,7 @@ class Run:
 
     Attributes:
         options: the mixture wanted.
-        visited: the timesteps.
+        timesteps: of the run.
         rows: rows(eta=..., dtype=..., ...) returns coefficients [S, 16] on the CPU, of NaN where a step cannot be done;
             with at=timesteps, one row for each of those, or the error that says why it cannot be done.
         signature: what `rows` depends on besides its arguments.
@@ -119,12 +119,12 @@ class Run:
     def __init__(
         self,
         options: MixtureOptions,
-        visited: Visited,
+        timesteps: Timesteps,
         rows: Callable[..., Tensor],
         signature: tuple[object, ...],
     ) -> None:
         self.options = options
-        self.visited = visited
+        self.timesteps = timesteps
         self.rows = rows
         self.signature = signature
 
@@ -247,7 +247,7 @@ class Transition:
         rows[refused] = 0  # which any mixture can be bound to
         mixture = self._mixture(run, sample, elements, dtype)
         if mixture is not None and at is not None:
-            mixture = _of_steps(mixture, [run.visited.nearest(timestep) for timestep in at])
+            mixture = _of_steps(mixture, [run.timesteps.nearest(timestep) for timestep in at])
         if given_noise:
             if mixture is not None:
                 raise ValueError(
@@ -275,12 +275,12 @@ class Transition:
 
     def _mixture(self, run: Run, sample: Tensor, elements: int, dtype: torch.dtype) -> Mixture | None:
         if self._own is not None:
-            _check_own(self._own, sample, elements, len(run.visited))
+            _check_own(self._own, sample, elements, len(run.timesteps))
             return self._own
         options = run.options
         if options.gaussian:
             return None
-        steps = 1 if options.shared_mixture else len(run.visited)
+        steps = 1 if options.shared_mixture else len(run.timesteps)
         key = (options, steps, elements)
         if key not in self._mixtures:
             self._mixtures.clear()  # one at a time: they are large

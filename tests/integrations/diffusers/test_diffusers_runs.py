@@ -21,7 +21,7 @@ from gmmkernel import (
     seeds_from_generator,
 )
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler
-from gmmkernel.integrations.diffusers.visited import Visited
+from gmmkernel.integrations.diffusers.timesteps import Timesteps
 
 STEPS = 4
 ELEMENTS = 60
@@ -305,7 +305,7 @@ def test_a_step_reads_nothing(kind: type, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
 def test_a_timestep_on_a_device_is_looked_up_there(shape: tuple[int, ...]) -> None:
-    visited = Visited(torch.tensor([75, 50, 0]), "cpu", 100)
+    visited = Timesteps(torch.tensor([75, 50, 0]), "cpu", 100)
     wanted = {75: 0, 50: 1, 0: 2, 74: -1, 99: -1, 100: -1, 2**40: -1, -1: -1, -76: -1}
     for value, row in wanted.items():
         for dtype in (torch.int64, torch.int32) if abs(value) < 2**31 else (torch.int64,):
@@ -321,7 +321,7 @@ def test_a_timestep_on_a_device_is_looked_up_there(shape: tuple[int, ...]) -> No
 
 
 def test_a_timestep_is_found_by_its_address_only_while_that_tells_its_value() -> None:
-    visited = Visited(torch.tensor([75, 50, 0]), None, 100)
+    visited = Timesteps(torch.tensor([75, 50, 0]), None, 100)
     steps = visited.timesteps
     assert [visited.index(t) for t in steps] == [0, 1, 2]
     assert [visited.index(t) for t in steps[1:]] == [1, 2]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gmmkernel import seeds_from_generator
 from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler, ddim, flow
-from gmmkernel.integrations.diffusers.visited import Visited
+from gmmkernel.integrations.diffusers.timesteps import Timesteps
 
 STEPS = 4
 ROWS = range(STEPS)
@@ -331,7 +331,7 @@ def test_a_copy_in_a_run_has_a_place_of_its_own() -> None:
 
 
 def test_elements_of_a_copy_s_timesteps_are_found_by_address() -> None:
-    visited = Visited(torch.tensor([75, 50, 0]), None, 100)
+    visited = Timesteps(torch.tensor([75, 50, 0]), None, 100)
     other = copy.deepcopy(visited)
     assert [other.index(t) for t in other.timesteps] == [0, 1, 2]
     assert [other.index(t) for t in visited.timesteps] == [None] * 3

@@ -26,7 +26,7 @@ class Place(NamedTuple):
     at: tuple[int, ...] | None = None
 
 
-class Visited:
+class Timesteps:
     """The timesteps of a run, and the row of each.
 
     Args:
