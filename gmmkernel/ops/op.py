@@ -31,7 +31,6 @@ _TABLES = (
     "shifts",
     "half_logdet",
 )
-_ROLES = {**dict.fromkeys(_TABLES, Role.TABLE), "row": Role.ROWS, "step": Role.STEPS}
 
 
 class ResidualInputs(NamedTuple):
@@ -75,7 +74,12 @@ class Op:
         self._indices = [at for at, name in enumerate(self.names) if kinds[name] == "int | Tensor"]
         self._differentiable = [self.names.index(name) for name in differentiable]
         self._fields = [inputs._fields.index(name) for name in differentiable]
-        self._roles = [_ROLES.get(name, Role.BATCH) for name in self.names]
+        self._roles = [
+            (Role.ROWS if name == "row" else Role.STEPS)
+            if at in self._indices
+            else (Role.TABLE if name in _TABLES else Role.BATCH)
+            for at, name in enumerate(self.names)
+        ]
         numbers = [f"SymInt {self.names[at]}" for at in self._indices]
         tensors = [
             f"Tensor {name}" if kinds[name] == "Tensor" else f"Tensor? {name}{'s' * (at in self._indices)}"
