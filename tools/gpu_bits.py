@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "gpu", 
 from gmmkernel import MixtureTables, Stream, draw_components, standard_normal  # noqa: E402
 
 differentiable: Any = import_module("differentiable")
-directed: Any = import_module("directed")
+exact_steps: Any = import_module("exact_steps")
 helpers: Any = import_module("helpers")
 layouts: Any = import_module("layouts")
 losses: Any = import_module("losses")
@@ -188,12 +188,12 @@ def exact_case(comparison: Comparison, number: int) -> None:
     large = size > 2**16
     options = {"batch": 2 if large else (1, 3, 17)[number % 3], "shape": (size,), "dtype": dtype}
     components = 3 if large else (1, 2, 8, 17, 64)[number % 5]
-    case = directed.directed_case(number, components, special=number % 7 == 6, **options, **common)
+    case = exact_steps.exact_step(number, components, special=number % 7 == 6, **options, **common)
     expected, actual = case.run(), layouts.moved(case, comparison.device).run()
     category, label = f"exact, {type_name(dtype)}", f"case {number}, K {components}, {size}"
     comparison.compare(category, label, actual.prev_sample, expected.prev_sample)
     comparison.compare(category, f"{label}, prediction", actual.prediction, expected.prediction)
-    density = directed.directed_density(number, components, **options)
+    density = exact_steps.exact_density(number, components, **options)
     moved = differentiable.Density(
         layouts.moved(density.case, comparison.device), density.prev_sample.to(comparison.device)
     )

@@ -19,7 +19,7 @@ class StepInputs(NamedTuple):
     """The inputs of one step; `gmmkernel.ops.gmm_step` describes them.
 
     No backend looks at the basis and std_delta of exactly matched moments: such a step is made of several
-    (`gmmkernel.ops.low_rank`).
+    (`gmmkernel.ops.exact`).
     """
 
     sample: Tensor

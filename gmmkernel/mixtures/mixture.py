@@ -14,7 +14,7 @@ from torch import Tensor
 from gmmkernel._checks import check_number
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.constants import MAX_COMPONENTS, Column
-from gmmkernel.mixtures.low_rank import Directions, low_rank_tables
+from gmmkernel.mixtures.exact import Directions, exact_tables
 from gmmkernel.ops.tables import MixtureTables
 
 LARGEST_RHO = 1 - 1e-6
@@ -185,7 +185,7 @@ class Mixture:
             return tables
         self.check_noise(coefficients)
         levels = coefficients[:, [Column.SIGMA, Column.OFFSET]].double()
-        found = low_rank_tables(self.directions, levels, dtype)
+        found = exact_tables(self.directions, levels, dtype)
         return tables._replace(**found._asdict())
 
     def check_noise(self, coefficients: Tensor) -> None:

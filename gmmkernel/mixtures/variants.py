@@ -26,7 +26,7 @@ from gmmkernel._checks import (
 )
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_STEP, Stream
 from gmmkernel.backends.reference.sums import tree_sum
-from gmmkernel.mixtures.low_rank import (
+from gmmkernel.mixtures.exact import (
     SCHEMES,
     Directions,
     directions_of,

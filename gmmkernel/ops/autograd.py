@@ -18,7 +18,7 @@ from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
-from gmmkernel.ops.low_rank import offset_weights, row_of_each
+from gmmkernel.ops.exact import offset_weights, row_of_each
 from gmmkernel.ops.noise import new_components, new_noise
 from gmmkernel.ops.op import STEP, Numbers, Op
 from gmmkernel.ops.vmap import merge_batch

@@ -23,7 +23,7 @@ from gmmkernel.ops.autograd import (
     vmap_results,
 )
 from gmmkernel.ops.eager import eager_log_prob, second_derivatives
-from gmmkernel.ops.low_rank import row_of_each
+from gmmkernel.ops.exact import row_of_each
 from gmmkernel.ops.op import LOG_PROB, Numbers
 
 Made: TypeAlias = tuple[Tensor, Optional, Optional]

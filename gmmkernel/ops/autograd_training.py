@@ -22,7 +22,7 @@ from gmmkernel.ops.autograd import (
     vmap_results,
 )
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
-from gmmkernel.ops.low_rank import row_of_each
+from gmmkernel.ops.exact import row_of_each
 from gmmkernel.ops.noise import new_noise
 from gmmkernel.ops.op import LOSS, NOISE, Numbers, ResidualInputs
 

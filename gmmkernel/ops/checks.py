@@ -273,11 +273,11 @@ def check_mixture(mixture: MixtureTables, coefficients: Tensor, sample: Tensor) 
             f"mixture.std: expected R = 0 elements with a basis, which removes variance otherwise, got {std.shape[2]}"
         )
     return MixtureTables(
-        cdf, offsets, std, mixture.weights, *_check_low_rank(mixture, coefficients, sample, components)
+        cdf, offsets, std, mixture.weights, *_check_exact_tables(mixture, coefficients, sample, components)
     )
 
 
-def _check_low_rank(
+def _check_exact_tables(
     mixture: MixtureTables, coefficients: Tensor, sample: Tensor, components: int
 ) -> list[Tensor]:
     """Check the tables of exactly matched moments; returns them contiguous."""

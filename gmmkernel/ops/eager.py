@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import Column, Prediction, TrainingColumn
-from gmmkernel.ops.low_rank import eager_penalties
+from gmmkernel.ops.exact import eager_penalties
 
 
 def predict(
@@ -108,7 +108,7 @@ def eager_log_prob(
         weights: [B, K] of the row's dtype, each sample's mixture's, or None without one.
         offsets: [B, K, D] of that dtype, or None.
         std: [B, 1 or K, R] of that dtype, or None.
-        penalized: what `low_rank.penalties` takes, where moments are matched exactly.
+        penalized: what `exact.penalties` takes, where moments are matched exactly.
     """
     *_, mean = predict(sample, model_output, model_output_uncond, history, row)
     distance = without = (prev_sample.to(row.dtype) - mean)[:, None]

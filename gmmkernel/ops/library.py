@@ -28,7 +28,7 @@ from gmmkernel.backends.protocol import (
     TrainingGradients,
     TrainingInputs,
 )
-from gmmkernel.ops import low_rank
+from gmmkernel.ops import exact
 from gmmkernel.ops.checks import is_eager
 from gmmkernel.ops.op import (
     COMPONENTS,
@@ -59,7 +59,7 @@ def _gmm_step(
     do = (
         backends.load(backend).gmm_step
         if inputs.basis is None
-        else partial(low_rank.step, backends.load(backend))
+        else partial(exact.step, backends.load(backend))
     )
     do(inputs, out, prediction, prediction_kind, components)
 
@@ -94,13 +94,13 @@ def _gmm_step_backward(
     made = _new_gradients(wanted, STEP, inputs)
     gradients = _step_gradients(made, made[8:])
     if inputs.basis is not None:
-        _low_rank_gradients((made[4], *made[6:8]), inputs, grad, backend)
+        _exact_gradients((made[4], *made[6:8]), inputs, grad, backend)
         gradients = gradients._replace(offsets=None)  # all others are those of a step without
     backends.load(backend).gmm_step_backward(inputs, grad, grad_prediction, prediction_kind, gradients)
     return _present(made)
 
 
-def _low_rank_gradients(
+def _exact_gradients(
     targets: Sequence[Tensor | None], inputs: StepInputs, grad: Tensor, backend: str
 ) -> None:
     """Write the gradients of offsets, basis and std_delta of exactly matched moments, those that are wanted."""
@@ -115,13 +115,13 @@ def _low_rank_gradients(
     kernels.standard_normal(noise, inputs.seeds, inputs.step, Stream.TRANSITION)
     components = torch.empty_like(inputs.seeds)
     kernels.draw_components(components, inputs.seeds, inputs.cdf, inputs.row, inputs.step)
-    found = low_rank.step_gradients(
+    found = exact.step_gradients(
         grad.reshape(noise.shape),
         noise,
         components,
         inputs.coefficients,
-        low_rank.row_of_each(inputs.row, inputs.seeds),
-        low_rank.StepTables(inputs.offsets, inputs.basis, inputs.std_delta),
+        exact.row_of_each(inputs.row, inputs.seeds),
+        exact.StepTables(inputs.offsets, inputs.basis, inputs.std_delta),
     )
     for target, gradient in zip(targets, found, strict=True):
         if target is not None:
@@ -152,7 +152,7 @@ def _log_prob(backend: str, inputs: LogProbInputs) -> list[Tensor]:
     penalties = None
     if energies is not None:
         kernels.log_prob(inputs, result, None, energies)
-        penalties = low_rank.penalties(kernels, energies, inputs)
+        penalties = exact.penalties(kernels, energies, inputs)
     kernels.log_prob(inputs, result, responsibilities, None, penalties)
     return made
 
@@ -170,7 +170,7 @@ def _log_prob_backward(
     of_prev_sample, of_weights, targets = made[6], made[7], made[7:12]
     if energies is not None:
         assert responsibilities is not None
-        responsibilities, found = low_rank.density_gradients(grad, responsibilities, energies, inputs)
+        responsibilities, found = exact.density_gradients(grad, responsibilities, energies, inputs)
         for target, gradient in zip(targets, found, strict=True):
             if target is not None:
                 target.copy_(gradient)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gmmkernel import Column, ddim_coefficients, gmm_step, moment_report, noise_schedule
 from gmmkernel.mixtures import Mixture, gaussian_mixture
-from gmmkernel.mixtures.low_rank import directions_of, directions_of_equal, eigenpairs, gram_of_orthogonal
+from gmmkernel.mixtures.exact import directions_of, directions_of_equal, eigenpairs, gram_of_orthogonal
 from gmmkernel.schedules import timesteps
 
 EXACTLY = 1e-14

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from differentiable import Density
-from directed import directed_case, directed_density
+from exact_steps import exact_density, exact_step
 from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, assert_same_output
 from layouts import DEVICE, LAYOUTS, moved
 from test_gpu_bits import on_cpu
@@ -33,7 +33,7 @@ def assert_same_density(density: Density) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sizes_and_types(dtype: torch.dtype, size: int) -> None:
     for seed in range(12):
-        assert_same(directed_case(seed, 1 + seed % 9, shape=(size,), dtype=dtype, special=seed % 4 == 3))
+        assert_same(exact_step(seed, 1 + seed % 9, shape=(size,), dtype=dtype, special=seed % 4 == 3))
 
 
 @pytest.mark.parametrize("size", [64, 4096, 16384])
@@ -42,7 +42,7 @@ def test_common_steps(dtype: torch.dtype, size: int) -> None:
     """The kernels for aligned samples of one type without history and prediction, over several tiles."""
     for seed in range(8):
         assert_same(
-            directed_case(
+            exact_step(
                 seed, 2 + seed, batch=5, shape=(size,), dtype=dtype, output_dtype=dtype, guidance=seed % 2 == 0,
                 history=0, prediction=None, per_sample=True,
             )
@@ -52,22 +52,22 @@ def test_common_steps(dtype: torch.dtype, size: int) -> None:
 @pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=str)
 def test_every_pair_of_types(pair: tuple[torch.dtype, torch.dtype]) -> None:
     for seed in range(6):
-        assert_same(directed_case(seed, shape=(1000,), dtype=pair[0], output_dtype=pair[1]))
+        assert_same(exact_step(seed, shape=(1000,), dtype=pair[0], output_dtype=pair[1]))
 
 
 @pytest.mark.parametrize("components", [1, 2, 16, 17, 257, 1024])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numbers_of_components(dtype: torch.dtype, components: int) -> None:
     directions = min(components, 300)
-    assert_same(directed_case(components, components, directions, shape=(300,), dtype=dtype))
-    assert_same_density(directed_density(components, components, directions, shape=(300,), dtype=dtype))
+    assert_same(exact_step(components, components, directions, shape=(300,), dtype=dtype))
+    assert_same_density(exact_density(components, components, directions, shape=(300,), dtype=dtype))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layouts(dtype: torch.dtype, layout: str) -> None:
     for seed, shape in enumerate([(1,), (64,), (1000,), (3, 5, 7), (4, 16, 16)]):
-        case = directed_case(seed, shape=shape, dtype=dtype)
+        case = exact_step(seed, shape=shape, dtype=dtype)
         laid_out, out = LAYOUTS[layout](moved(case))
         result = laid_out.run(out=out, backend="cuda")
         assert out is None or result.prev_sample is out
@@ -77,8 +77,8 @@ def test_layouts(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize(("batch", "shape"), [(0, (63,)), (3, (0,)), (1, (1024 * 1025 + 8,)), (70_001, (5,))])
 def test_batches_of_every_size(batch: int, shape: tuple[int, ...]) -> None:
     """More tiles than one level of sums takes; more samples than one dimension of a grid holds."""
-    assert_same(directed_case(1, 3, batch=batch, shape=shape))
-    assert_same_density(directed_density(1, 3, batch=batch, shape=shape))
+    assert_same(exact_step(1, 3, batch=batch, shape=shape))
+    assert_same_density(exact_density(1, 3, batch=batch, shape=shape))
 
 
 @pytest.mark.parametrize("pair", DTYPE_PAIRS, ids=str)
@@ -86,7 +86,7 @@ def test_batches_of_every_size(batch: int, shape: tuple[int, ...]) -> None:
 def test_densities(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None:
     for seed, size in enumerate((1, 63, 1024, 4097)):
         options = {"shape": (size,), "dtype": pair[0], "output_dtype": pair[1]}
-        assert_same_density(directed_density(seed, special=special, positive=not special, **options))
+        assert_same_density(exact_density(seed, special=special, positive=not special, **options))
 
 
 @pytest.mark.parametrize("weights", [None, [0.5, 0.2, 0.2, 0.1]])
@@ -94,7 +94,7 @@ def test_densities(pair: tuple[torch.dtype, torch.dtype], special: bool) -> None
 def test_mixtures(variant: str, weights: list[float] | None) -> None:
     """The tables of real mixtures."""
     mixture = gaussian_mixture(variant, elements=1000, n_components=4, weights=weights, rho=0.5)
-    case = directed_case(3, 4, shape=(1000,), per_sample=True)
+    case = exact_step(3, 4, shape=(1000,), per_sample=True)
     coefficients = case.coefficients.clone()
     coefficients[:, Column.SIGMA] = torch.tensor([0.9, 0.0, 0.7, 0.4])
     coefficients[:, Column.OFFSET] = 1
@@ -106,7 +106,7 @@ def test_mixtures(variant: str, weights: list[float] | None) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_indices_out_of_range(dtype: torch.dtype, history: int) -> None:
     """Such a sample is NaN, its component -1, and no other sample notices."""
-    case = directed_case(
+    case = exact_step(
         history, batch=4, shape=(4096,), dtype=dtype, output_dtype=dtype, history=history, prediction=None,
         per_sample=True,
     )  # fmt: skip
@@ -120,7 +120,7 @@ def test_indices_out_of_range(dtype: torch.dtype, history: int) -> None:
         assert result.components[1] == -1
         others = [0, 2, 3]
         assert_same_bits(result.prev_sample[others].cpu(), expected.prev_sample[others])
-    density = directed_density(history, batch=4, shape=(4096,), dtype=dtype, per_sample=True)
+    density = exact_density(history, batch=4, shape=(4096,), dtype=dtype, per_sample=True)
     own_density = Density(moved(density.case), density.prev_sample.to(DEVICE))
     own_density.case.row[1] = 4
     log_prob, whole = own_density.log_prob(backend="cuda").cpu(), density.log_prob()

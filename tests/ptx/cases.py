@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from differentiable import Density, random_density, step_gradients
-from directed import directed_case, directed_density
+from exact_steps import exact_density, exact_step
 from helpers import (
     DTYPE_PAIRS,
     DTYPES,
@@ -231,9 +231,9 @@ def sample_gradient(density: Density) -> None:
 def exact() -> Iterator[Callable[[], object]]:
     """Yield steps and log-densities of mixtures whose moments are matched exactly: projections, and penalties."""
     for seed, dtype in enumerate(DTYPES):
-        yield directed_case(700 + seed, (2, 8, 64, 3)[seed], shape=(1027,), dtype=dtype).run
-        yield directed_density(710 + seed, 17, shape=(1027,), dtype=dtype).log_prob
-        yield directed_density(720 + seed, 8, batch=128, shape=(1,), dtype=dtype).log_prob
+        yield exact_step(700 + seed, (2, 8, 64, 3)[seed], shape=(1027,), dtype=dtype).run
+        yield exact_density(710 + seed, 17, shape=(1027,), dtype=dtype).log_prob
+        yield exact_density(720 + seed, 8, batch=128, shape=(1,), dtype=dtype).log_prob
     sample, table = torch.randn(1, 1024 * 1025), torch.randn(1, 1, 1024 * 1025)  # two levels of sums
     yield always(lambda: cpu.project(sample, table, 0, torch.empty(1, 1)))
 

@@ -38,15 +38,13 @@ def with_directions(case: StepCase, seed: int, directions: int) -> StepCase:
     return replace(case, mixture=mixture)
 
 
-def directed_case(seed: int, components: int = 8, directions: int | None = None, **options: Any) -> StepCase:
+def exact_step(seed: int, components: int = 8, directions: int | None = None, **options: Any) -> StepCase:
     """Return a step; K - 1 directions, or as many as asked for; `options` are those of `random_case`."""
     case = random_case(seed, components=components, removed=0, **options)
     return with_directions(case, seed, directions or max(1, components - 1))
 
 
-def directed_density(
-    seed: int, components: int = 8, directions: int | None = None, **options: Any
-) -> Density:
+def exact_density(seed: int, components: int = 8, directions: int | None = None, **options: Any) -> Density:
     """Return the same of a log-density."""
     density = random_density(seed, components=components, removed=0, **options)
     return replace(density, case=with_directions(density.case, seed, directions or max(1, components - 1)))

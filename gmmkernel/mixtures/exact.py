@@ -7,7 +7,7 @@ A component's covariance is sigma^2 I - w^2 Delta_k with (arXiv 2311.04938)
 
 which keeps mean and covariance of the Gaussian step if sum_k pi_k delta_k = 0 and w^2 Delta_k <= sigma^2. The
 eigenvectors are combinations of the offsets, q_r = sum_l basis_rl delta_l, so that all the work is on K x K
-matrices. The coefficients of each add up to 0, as `gmmkernel.backends.reference.low_rank` needs it.
+matrices. The coefficients of each add up to 0, as `gmmkernel.backends.reference.exact` needs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from gmmkernel._sqrt import square_root
 from gmmkernel.backends.reference import elementary
 from gmmkernel.backends.reference.sums import tree_sum
-from gmmkernel.ops.low_rank import tree_sum as tree_sum_of_tensor
+from gmmkernel.ops.exact import tree_sum as tree_sum_of_tensor
 
 SCHEMES = ("a", "b")
 """Names of the ways to share out the covariance."""
@@ -54,7 +54,7 @@ class Directions:
     norms: Tensor
 
 
-class LowRankTables(NamedTuple):
+class ExactTables(NamedTuple):
     """The tables that `MixtureTables` has besides where moments are matched exactly."""
 
     basis: Tensor
@@ -190,7 +190,7 @@ class _ExactLogarithm(torch.autograd.Function):
         return gradient
 
 
-def low_rank_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) -> LowRankTables:
+def exact_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) -> ExactTables:
     """Return the tables of a sampler's steps.
 
     With l = w^2 lambda_kr:
@@ -226,4 +226,4 @@ def low_rank_tables(directions: Directions, levels: Tensor, dtype: torch.dtype) 
         half_logdet = tree_sum_of_tensor(_ExactLogarithm.apply(ratio)) / 2  # type: ignore[no-untyped-call]
         made.append(tuple(part.to(dtype) for part in (std_delta, slope, shift, half_logdet)))
     std_deltas, slopes, shifts, half_logdet = map(torch.stack, zip(*made, strict=True))
-    return LowRankTables(parts[0].to(dtype), std_deltas, slopes, shifts, half_logdet)
+    return ExactTables(parts[0].to(dtype), std_deltas, slopes, shifts, half_logdet)
