@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import mpmath
 import numpy as np
-from fit_polynomials import Float64s, Grid, c99_hex
+from fit_normal import Float64s, Grid, c99_hex
 
 GRID_POINTS = 2000
 LAWSON_STEPS = 300

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/tile.h"
+#include "cuda/tiling.h"
 
 namespace gmmkernel {
 

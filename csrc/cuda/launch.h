@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/tile.h"
+#include "cuda/tiling.h"
 
 namespace gmmkernel {
 

@@ -3,7 +3,7 @@
 
 #include "cuda/formats.h"
 #include "cuda/lanes_cuda.h"
-#include "cuda/tile.h"
+#include "cuda/tiling.h"
 
 namespace gmmkernel {
 

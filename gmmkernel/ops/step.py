@@ -134,7 +134,8 @@ def gmm_step(
 
     which covers DDIM, DDPM, multistep solvers, rectified flow and, with a mixture, DDIM-GMM (arXiv 2311.04938). Where
     the mixture matches moments exactly, variance is removed in the directions q_r of the offsets, and the result has
-    sum_r (sqrt(SIGMA^2 - lambda_kr) - SIGMA) (q_r . z) q_r besides: two passes, which cost K * D (docs/exact.md). A
+    sum_r (sqrt(SIGMA^2 - lambda_kr) - SIGMA) (q_r . z) q_r besides: some passes more, which cost K * D, and memory for
+    the noise (docs/exact.md). A
     term whose coefficient is 0 for a sample is absent where it is a history tensor, the offset, or the noise (SIGMA
     0 and no std in the mixture). A sample's result depends on its own row of every argument alone: not on the batch,
     the device, the backend or the number of threads.

@@ -19,7 +19,6 @@ TABLES = {"mixture": 2, "shifted": 1, "gaussian": 0}  # that a loop of the kind 
 NOISY = (
     "step_",
     "standard_normal_",
-    "project_noise ",
     "backward_sums ",
     "sum_std ",
     "add_noise_",

@@ -26,14 +26,12 @@ from gmmkernel.backends.triton.program import WARPS  # noqa: E402
 
 BUDGET_RELEASE = triton_report.budget_release(triton_report.BUDGET, "triton")
 
-LARGE = [
-    name for name in KERNELS if name.split()[0] in ("mixture", "exact", "gaussian", "noise", "add-noise")
-]
+LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", "noise", "add-noise")]
 
 # What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
 DRAWING = {
-    *("mixture", "exact", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
-    *("add-noise", "skip-loss", "skip-loss-backward", "project"),
+    *("mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
+    *("add-noise", "skip-loss", "skip-loss-backward"),
 }
 TWICE = {"skip-loss"}  # e1 and e2
 # What the assembler makes of a division starts from an estimate.
@@ -41,7 +39,6 @@ DIVIDING = {
     *(
         "density-sums",
         "log-prob",
-        "log-prob-exact",
         "density-backward",
         "add-density-offsets",
         "add-density-std",
@@ -55,7 +52,6 @@ FUSING = {
     "backward",
     "backward-all",
     "add-offsets",
-    *("pulls", "energies-along", "offset-weights", "penalties"),
     *(DIVIDING - {"add-weights", "finish-loss", "scale-residual"}),
 }
 WIDE = {"backward": (3, 2), "add-offsets": (1, 1), "add-std": (1, 1)}  # tensors read and written
@@ -144,8 +140,8 @@ def test_tensors_are_read_and_written_16_bytes_at_a_time(
         vectors = ELEMENTS_PER_THREAD // (4 if dtype == "float32" else 8)
         accesses = memory(report)
         assert {op: count for op, count in accesses.items() if op.startswith("STG")} == {"STG.E.128": vectors}
-        # The offset of the component drawn, its std, and in the loop every component's offset.
-        tables = {"mixture": 2, "exact": 3}.get(kind, 0) * ELEMENTS_PER_THREAD // 4
+        # The offset of the component drawn, and its std.
+        tables = {"mixture": 2}.get(kind, 0) * ELEMENTS_PER_THREAD // 4
         tensors = {"noise": 0, "add-noise": 1}.get(kind, 2)
         assert accesses.get("LDG.E.128", 0) == tensors * vectors + tables
 
@@ -177,9 +173,8 @@ def test_gradients_are_read_and_written_16_bytes_at_a_time(
 def test_what_is_required_and_the_budget_are_kept(architecture: str, names: list[str], folder: Path) -> None:
     kernels = {name: made(architecture, name, folder)[0] for name in names}
     reports = {f"sm_{architecture}": kernels}
-    # How often the loop of exactly matched moments runs is not known.
-    counted = [name for name in names if name in LARGE and not name.startswith("exact")]
-    assert [name for name in counted if kernels[name].per_element[name.split()[0]] <= 30] == []
+    large = [name for name in names if name in LARGE]
+    assert [name for name in large if kernels[name].per_element[name.split()[0]] <= 30] == []
     assert over_required(reports, REQUIRED) == []
     if triton.__version__ != BUDGET_RELEASE:
         pytest.skip(f"the budget is Triton {BUDGET_RELEASE}'s, this is {triton.__version__}")

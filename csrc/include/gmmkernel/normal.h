@@ -1,6 +1,6 @@
 // Box-Muller from pairs of random words, with the package's own log, sine and cosine; all float32, every
 // multiply-add explicit. The reference, gmmkernel/backends/reference/normal.py, explains the steps; the coefficients
-// come from tools/fit_polynomials.py.
+// come from tools/fit_normal.py.
 #pragma once
 
 #include "gmmkernel/config.h"

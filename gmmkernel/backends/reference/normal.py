@@ -5,7 +5,7 @@ With u in (0, 1] from word a and an angle theta of a full turn from word b,
     r = sqrt(-2 ln u),    (z_0, z_1) = (r cos theta, r sin theta).
 
 All arithmetic is float32, every multiply-add fused as written; no product feeds an addition that a compiler could
-fuse. The coefficients come from ``tools/fit_polynomials.py``; docs/exactness.md states the errors in ulp.
+fuse. The coefficients come from ``tools/fit_normal.py``; docs/exactness.md states the errors in ulp.
 """
 
 from __future__ import annotations

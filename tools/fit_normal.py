@@ -24,7 +24,7 @@ degree. The coefficients are found in four steps, each a function below:
 
 The float32 arithmetic is exact (an fma by rounding to odd in float64). Everything is deterministic. Run
 
-    python tools/fit_polynomials.py --function all
+    python tools/fit_normal.py --function all
 
 The errors printed are the largest over the words that were tried, a lower bound of the largest over every word.
 
