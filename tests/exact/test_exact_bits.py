@@ -135,6 +135,34 @@ def test_the_step_is_what_the_equation_says(kind: dict[str, Any]) -> None:
     assert torch.allclose(made.prev_sample, expected, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("stored", [0, 1, 4])
+@pytest.mark.parametrize("components", [3, 5, 8, 14])
+def test_more_offsets_than_one_step_adds(components: int, stored: int) -> None:
+    """Those that do not fit beside a history are added before, to noise that is multiplied with sigma once."""
+    kind = {"variant": "exact"}
+    coefficients = rows(0.9, 0.5)
+    coefficients[:, Column.HISTORY_0 : Column.HISTORY_0 + stored] = 0.25
+    mixture, coefficients, tables = bound(kind, coefficients, elements=20, components=components)
+    seeds, generator = torch.arange(12), torch.Generator().manual_seed(1)
+    sample, output, *history = torch.randn(2 + stored, 12, 20, generator=generator, dtype=torch.float64)
+    made = gmm_step(
+        sample,
+        output,
+        coefficients,
+        row=1,
+        seeds=seeds,
+        mixture=tables,
+        history=history,
+        return_components=True,
+    )
+    noise = standard_normal(seeds, (20,), step=1, stream=Stream.TRANSITION, dtype=torch.float64)
+    maps = 0.5 * torch.eye(20, dtype=torch.float64) + factors(tables, 1)[made.components]
+    shift = coefficients[1, Column.OFFSET] * mixture.offsets[0, made.components]
+    mean = 0.7 * sample + 0.3 * output + 0.25 * sum(history, torch.zeros_like(sample))
+    expected = mean + shift + torch.einsum("bde,be->bd", maps, noise)
+    assert torch.allclose(made.prev_sample, expected, rtol=0, atol=1e-14)
+
+
 @by_kind
 def test_the_log_density_is_the_mixture_s(kind: dict[str, Any]) -> None:
     """Against PyTorch's normal distributions with full covariances, in float64."""
