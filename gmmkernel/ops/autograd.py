@@ -153,8 +153,8 @@ def vmap_results(
     function: Any, op: Op, size: int, in_dims: Sequence[Any], options: Any, flat: Sequence[Any]
 ) -> Any:
     """Return what a Function's `vmap` does, given its options and then its tensors."""
-    numbers, merged = op.merge(size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
-    made = function.apply(options._replace(numbers=numbers), *merged.tensors)
+    merged = op.merge(size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
+    made = function.apply(options, *merged.tensors)
     return tuple(map(merged.split, made)), _dims(made)
 
 
@@ -170,9 +170,9 @@ def vmap_gradients(
 ) -> Any:
     """Return the same of a Function that computes gradients, which takes tensors [B, ...] `before` the others."""
     flat, dims = tensors[before:], in_dims[2 + before :]
-    numbers, merged = op.merge(size, dims, flat, op.among_all(wanted, False), options.numbers)
+    merged = op.merge(size, dims, flat, op.among_all(wanted, False), options.numbers)
     of_batch = merge_batch(size, in_dims[2 : 2 + before], tensors[:before])
-    made = function.apply(wanted, options._replace(numbers=numbers), *of_batch, *merged.tensors)
+    made = function.apply(wanted, options, *of_batch, *merged.tensors)
     gradients = merged.split_gradients(made, op.primals(flat), op.primals(dims))
     return gradients, _dims(gradients)
 

@@ -162,7 +162,7 @@ def step(
         row=each if rows.invalid is None else torch.where(rows.invalid, -1, each),
         history=[*inputs.history, *history(k - added_last, k)],
         cdf=cdf.new_empty(1, 0),
-        offsets=noise.view(batch, 1, -1),
+        offsets=noise.view(batch, 1, offsets.shape[2]),
         std=noise.new_empty(1, 1, 0),
         basis=None,
         std_delta=None,

@@ -163,7 +163,7 @@ class _Normal(_Draw):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], options: NormalOptions, *flat: Any) -> tuple[Any, int]:
-        _, merged = NORMAL.merge(info.batch_size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
+        merged = NORMAL.merge(info.batch_size, in_dims[1:], flat, (False,) * len(flat), options.numbers)
         noise = _Normal.apply(options, *merged.tensors)  # type: ignore[no-untyped-call]
         return merged.split(noise), 0
 
@@ -180,7 +180,7 @@ class _Components(_Draw):
         dims, numbers = in_dims[1:], options.numbers
         if rows_of(flat[1], dims[1]) == 1:  # which serves every row
             numbers, flat = (0, numbers[1]), (*flat[:2], None, flat[3])
-        numbers, merged = COMPONENTS.merge(info.batch_size, dims, flat, (False,) * len(flat), numbers)
+        merged = COMPONENTS.merge(info.batch_size, dims, flat, (False,) * len(flat), numbers)
         components = _Components.apply(options._replace(numbers=numbers), *merged.tensors)  # type: ignore[no-untyped-call]
         return merged.split(components), 0
 

@@ -137,7 +137,7 @@ class Op:
         return [*[inputs[at] for at in self._fields], *(() if self._history is None else inputs.history)]
 
     def among_all(self, of_primals: Sequence[Any], nothing: Any = None) -> tuple[Any, ...]:
-        """Return the reverse: `nothing` for the tensors without a gradient."""
+        """Return the reverse of `primals`: `nothing` for the tensors without a gradient."""
         made = [nothing] * len(self.names)
         for at, value in zip(self._differentiable, of_primals, strict=False):
             made[at] = value
@@ -150,14 +150,13 @@ class Op:
         flat: Sequence[Any],
         wanted: Sequence[bool],
         numbers: Sequence[int],
-    ) -> tuple[Numbers, Merged]:
-        """Merge a mapped dimension into the batch; see `ops.vmap.merge`. Returns the numbers of the merged tensors."""
+    ) -> Merged:
+        """Merge a mapped dimension into the batch; see `ops.vmap.merge`. The numbers stay what they are."""
         roles = (*self._roles, *[Role.BATCH] * (len(flat) - len(self._roles)))
         batch = rows_of(flat[0], dims[0])
         table = next((at for at, role in enumerate(roles) if role is Role.TABLE), None)
         entries = 1 if table is None else rows_of(flat[table], dims[table])
-        merged = merge(size, dims, flat, roles, wanted, entries, batch, numbers[0])
-        return ((merged.row, *numbers[1:]) if Role.ROWS in roles else tuple(numbers)), merged
+        return merge(size, dims, flat, roles, wanted, entries, batch, numbers[0])
 
 
 STEP = Op(

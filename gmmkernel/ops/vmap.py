@@ -25,12 +25,10 @@ class Merged:
 
     Attributes:
         size: N, the mapped dimension.
-        row: the row of all samples, where no tensor says it.
         tensors: [N * B, ...]; tables that differ along N, or whose gradients do, are [N * S, ...].
     """
 
     size: int
-    row: int
     tensors: tuple[Tensor | None, ...]
 
     def split(self, tensor: Tensor | None) -> Tensor | None:
@@ -97,7 +95,7 @@ def merge(
             merged.append(entries.expand(size, table_rows, *entries.shape[2:]).flatten(0, 1))
         else:
             merged.append(tensor)
-    return Merged(size, 0 if apart else row, tuple(merged))
+    return Merged(size, tuple(merged))
 
 
 def merge_batch(

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gmmkernel import Column, gmm_step, gmm_step_log_prob, standard_normal
+from gmmkernel import Column, MixtureTables, draw_components, gmm_step, gmm_step_log_prob, standard_normal
 from gmmkernel.backends.constants import Stream
 from gmmkernel.backends.cpu import instruction_sets, use_instruction_set
 from gmmkernel.mixtures import gaussian_mixture
@@ -79,6 +79,20 @@ def test_numbers_of_components(set_threads: Callable[[int], None]) -> None:
 def test_every_option(seed: int, dtype: torch.dtype, kind: dict[str, Any], special: bool) -> None:
     case = exact_case(seed, kind, dtype=dtype, shape=(5, 7), batch=seed % 6, special=special)
     assert_same_output(case.run(backend="cpu"), case.run(backend="reference"))
+
+
+def test_samples_without_elements() -> None:
+    tables = MixtureTables(
+        torch.tensor([[2**31]]), torch.ones(1, 2, 0), torch.ones(1, 1, 0), None, torch.ones(1, 1, 2),
+        torch.ones(1, 1, 1), torch.ones(1, 1, 1), torch.ones(1, 2, 1), torch.ones(1, 1),
+    )  # fmt: skip
+    empty = torch.ones(3, 0)
+    given = empty, empty, rows(0.9, dtype=torch.float32)
+    made = gmm_step(*given, row=0, seeds=torch.arange(3), mixture=tables, return_components=True)
+    assert made.prev_sample.shape == (3, 0)
+    drawn = draw_components(torch.arange(3), tables.cdf)
+    assert made.components is not None
+    assert torch.equal(made.components, drawn)
 
 
 def test_a_batch_splits_anywhere() -> None:
