@@ -13,7 +13,11 @@ and `timesteps`, or of `flow_times`; `MixtureTables`, a mixture bound to them; `
 `MAX_COMPONENTS`, `MAX_HISTORY`.
 
 More samplers: `DEISSampler`, `PNDMSampler`, all of them a `Sampler`; `stack_samplers`: requests of several in one call;
-`dynamic_thresholding`; `seeds_from_generator`. Many samples in files, over ranks: `sample_shards`, `load_shards`.
+`dynamic_thresholding`; `seeds_from_generator`, `seeds_from_ids`. Many samples in files, over ranks: `sample_shards`,
+`load_shards`.
+
+Training by rewards: `gmm_step_log_ratio`, how a step's density changes with the model's output. Samples that are cut
+over ranks: `shard_view`, `join_log_prob`.
 
 Training and mixtures of one's own: `add_noise`, `training_coefficients`, `TrainingColumn`; `Mixture`, `orthonormalize`,
 `moment_report`, `mixture_moments`.
@@ -34,8 +38,11 @@ from gmmkernel.ops import (
     draw_components,
     gmm_step,
     gmm_step_log_prob,
+    gmm_step_log_ratio,
+    join_log_prob,
     mixture_moments,
     orthonormalize,
+    shard_view,
     skip_step_loss,
     standard_normal,
 )
@@ -48,6 +55,7 @@ from gmmkernel.samplers import (
     Sampler,
     dynamic_thresholding,
     seeds_from_generator,
+    seeds_from_ids,
     stack_samplers,
 )
 from gmmkernel.schedules import (
@@ -95,6 +103,8 @@ __all__ = [
     "gaussian_mixture",
     "gmm_step",
     "gmm_step_log_prob",
+    "gmm_step_log_ratio",
+    "join_log_prob",
     "load_shards",
     "mixture_moments",
     "moment_report",
@@ -103,6 +113,8 @@ __all__ = [
     "pndm_coefficients",
     "sample_shards",
     "seeds_from_generator",
+    "seeds_from_ids",
+    "shard_view",
     "sigma_coefficients",
     "skip_step_loss",
     "stack_samplers",

@@ -17,7 +17,7 @@ from gmmkernel.ops import GMMStepOutput
 
 INTEGER_VIEWS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-PREDICTIONS = (None, "x0", "epsilon", "model_output")
+PREDICTIONS = (None, "x0", "epsilon", "model_output", "mean")
 PUBLISHED_VARIANTS = ("rand", "ortho", "ortho-vub")
 
 # Every pair of types that a step accepts: (sample, model output or history).
@@ -65,6 +65,7 @@ def assert_same_output(actual: GMMStepOutput, expected: GMMStepOutput) -> None:
     assert_same_bits(actual.prev_sample, expected.prev_sample)
     assert_same_bits(actual.prediction, expected.prediction)
     assert_same_bits(actual.components, expected.components)
+    assert_same_bits(actual.log_prob, expected.log_prob)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class StepCase:
     row: int | Tensor
     seeds: Tensor
     step: int | Tensor | None = None
+    first_element: int | Tensor = 0
     mixture: MixtureTables | None = None
     model_output_uncond: Tensor | None = None
     history: Sequence[Tensor] = field(default_factory=list)
@@ -106,7 +108,8 @@ class StepCase:
         def of_batch(value: Any) -> Any:
             return value[index] if isinstance(value, Tensor) and value.numel() == len(self.seeds) else value
 
-        return replace(chosen, row=of_batch(self.row), step=of_batch(self.step), seeds=self.seeds[index])
+        indices = {name: of_batch(getattr(self, name)) for name in ("row", "step", "first_element")}
+        return replace(chosen, seeds=self.seeds[index], **indices)
 
 
 def random_cdf(rng: np.random.Generator, tables: int, components: int) -> Tensor:

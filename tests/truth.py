@@ -199,8 +199,9 @@ def step(
     made = multiply_add(row[M_X], sample, made, form)
     for j, stored in enumerate(history):
         made = multiply_add(row[H_0 + j], Bounded.exactly(stored), made, form)
+    mean = made
     if offset is not None:
         made = multiply_add(row[OFFSET], Bounded.exactly(offset), made, form)
     deviation = np.concatenate([std, np.full(x.size - std.size, row[SIGMA])])
     made = multiply_add(deviation, noise, made, form)
-    return {"prev_sample": made, "x0": x0, "epsilon": epsilon, "model_output": o}
+    return {"prev_sample": made, "x0": x0, "epsilon": epsilon, "model_output": o, "mean": mean}

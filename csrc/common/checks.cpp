@@ -144,8 +144,8 @@ int check_inputs(const gmm_step_arguments& a, Memory memory, Draws draws) {
       if (const int status = check_input(stored, dtype, "history", false)) return status;
     }
   }
-  if (a.prediction_kind < GMM_PREDICTION_NONE || a.prediction_kind > GMM_PREDICTION_MODEL_OUTPUT) {
-    return fail(GMM_INVALID_ARGUMENT, "prediction_kind: expected 0 to 3, got %d", a.prediction_kind);
+  if (a.prediction_kind < GMM_PREDICTION_NONE || a.prediction_kind > GMM_PREDICTION_MEAN) {
+    return fail(GMM_INVALID_ARGUMENT, "prediction_kind: expected 0 to 4, got %d", a.prediction_kind);
   }
   if (a.coefficients == nullptr || a.coefficient_rows < 1) {
     return fail(GMM_INVALID_ARGUMENT, "coefficients: expected at least one row");
@@ -154,6 +154,11 @@ int check_inputs(const gmm_step_arguments& a, Memory memory, Draws draws) {
   if (draws == Draws::component) {
     if (a.batch > 0 && a.seeds == nullptr) return fail(GMM_INVALID_ARGUMENT, "seeds: no data");
     if (const int status = check_index(a.step, a.batch, max_step, "step", memory)) return status;
+    if (const int status = check_index(a.first_element, a.batch, INT64_MAX, "first_element", memory)) return status;
+    if (a.mixture.components > 0 && (a.first_element.data != nullptr || a.first_element.value != 0)) {
+      return fail(GMM_INVALID_ARGUMENT,
+                  "first_element: expected 0 beside a mixture, whose tables are of whole samples");
+    }
   }
   return check_mixture(a.mixture, a.elements, a.coefficient_rows, draws);
 }
@@ -172,6 +177,12 @@ int check_gradient(const gmm_output& gradient, const gmm_input& of, const gmm_st
 
 int check(const gmm_step_arguments& a, Memory memory) {
   if (const int status = check_inputs(a, memory, Draws::component)) return status;
+  if (a.log_prob != nullptr && a.mixture.components > 0) {
+    return fail(GMM_INVALID_ARGUMENT, "log_prob: expected none beside a mixture");
+  }
+  if (a.log_prob != nullptr && a.batch > 0 && a.workspace == nullptr) {
+    return fail(GMM_INVALID_ARGUMENT, "workspace: no data, needed with log_prob");
+  }
   if (is_empty(a)) return GMM_SUCCESS;
   const int32_t dtype = a.sample.dtype;
   if (const int status = check_output(a.result, a.batch, a.elements, "result")) return status;
@@ -241,7 +252,9 @@ int check(const gmm_step_backward_arguments& b, Memory memory) {
 int check(const gmm_log_prob_arguments& p, Memory memory) {
   if (const int status = check_density(p, memory)) return status;
   if (p.step.batch == 0) return GMM_SUCCESS;
-  if (p.log_prob == nullptr) return fail(GMM_INVALID_ARGUMENT, "log_prob: no data");
+  if (p.log_prob == nullptr && p.step.mixture.components > 0) {
+    return fail(GMM_INVALID_ARGUMENT, "log_prob: no data");
+  }
   if (p.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
   return GMM_SUCCESS;
 }
@@ -253,12 +266,69 @@ int check(const gmm_log_prob_backward_arguments& b, Memory memory) {
   if (a.mixture.components == 0 && b.grad_weights != nullptr) {
     return fail(GMM_INVALID_ARGUMENT, "grad_weights: the step has no mixture");
   }
+  if (a.mixture.components > 0 && b.of_tiles != 0) {
+    return fail(GMM_INVALID_ARGUMENT, "of_tiles: expected 0 with a mixture");
+  }
   if (a.batch == 0) return GMM_SUCCESS;
   if (b.grad_log_prob == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad_log_prob: no data");
   if (a.mixture.components > 0 && b.of.responsibilities == nullptr) {
     return fail(GMM_INVALID_ARGUMENT, "responsibilities: no data");
   }
   return check_gradient(b.grad_prev_sample, b.of.prev_sample, a, "grad_prev_sample");
+}
+
+namespace {
+
+// A log-ratio's inputs; `old` ones are there where the new ones are.
+int check_ratio(const gmm_log_ratio_arguments& r, Memory memory) {
+  const gmm_step_arguments& a = r.step;
+  if (const int status = check_inputs(a, memory, Draws::nothing)) return status;
+  if (a.mixture.components > 0) return fail(GMM_INVALID_ARGUMENT, "mixture: expected none");
+  if (is_empty(a)) return GMM_SUCCESS;
+  const bool guided = a.model_output_uncond.data != nullptr;
+  if (const int status = check_input(r.old_model_output, a.sample.dtype, "old_model_output", true)) return status;
+  if (const int status = check_input(r.old_model_output_uncond, a.sample.dtype, "old_model_output_uncond", guided)) {
+    return status;
+  }
+  if (!guided && r.old_model_output_uncond.data != nullptr) {
+    return fail(GMM_INVALID_ARGUMENT, "old_model_output_uncond: expected none without model_output_uncond");
+  }
+  if (r.prev_sample.data == nullptr) return fail(GMM_INVALID_ARGUMENT, "prev_sample: no data");
+  return check_same_dtype(r.prev_sample, a, "prev_sample");
+}
+
+}  // namespace
+
+int check(const gmm_log_ratio_arguments& r, Memory memory) {
+  if (const int status = check_ratio(r, memory)) return status;
+  if (r.step.batch > 0 && r.workspace == nullptr) return fail(GMM_INVALID_ARGUMENT, "workspace: no data");
+  return GMM_SUCCESS;
+}
+
+int check(const gmm_log_ratio_backward_arguments& b, Memory memory) {
+  const gmm_step_arguments& a = b.of.step;
+  if (const int status = check_ratio(b.of, memory)) return status;
+  if (is_empty(a)) return GMM_SUCCESS;
+  if (b.grad == nullptr) return fail(GMM_INVALID_ARGUMENT, "grad: no data");
+  const struct {
+    const gmm_output& gradient;
+    const gmm_input& of;
+    const char* name;
+  } elementwise[] = {
+      {b.grad_sample, a.sample, "grad_sample"},
+      {b.grad_model_output, a.model_output, "grad_model_output"},
+      {b.grad_old_model_output, b.of.old_model_output, "grad_old_model_output"},
+      {b.grad_prev_sample, b.of.prev_sample, "grad_prev_sample"},
+      {b.grad_model_output_uncond, a.model_output_uncond, "grad_model_output_uncond"},
+      {b.grad_old_model_output_uncond, b.of.old_model_output_uncond, "grad_old_model_output_uncond"},
+  };
+  for (const auto& each : elementwise) {
+    if (const int status = check_gradient(each.gradient, each.of, a, each.name)) return status;
+  }
+  for (int j = 0; j < GMM_MAX_HISTORY; ++j) {
+    if (const int status = check_gradient(b.grad_history[j], a.history[j], a, "grad_history")) return status;
+  }
+  return GMM_SUCCESS;
 }
 
 namespace {
@@ -316,6 +386,7 @@ int check(const gmm_add_noise_arguments& a, Memory memory) {
   const gmm_training& t = a.training;
   const int32_t dtype = a.sample.dtype;
   if (const int status = check_training(t, dtype, "sample", memory)) return status;
+  if (const int status = check_index(a.first_element, t.batch, INT64_MAX, "first_element", memory)) return status;
   if (is_empty(t)) return GMM_SUCCESS;
   if (const int status = check_input(a.sample, dtype, "sample", true)) return status;
   if (const int status = check_output(a.result, t.batch, t.elements, "result")) return status;
@@ -369,6 +440,7 @@ int check(const gmm_normal_arguments& a, Memory memory) {
   if (a.stream < GMM_STREAM_TRANSITION || a.stream > GMM_STREAM_OFFSETS) {
     return fail(GMM_INVALID_ARGUMENT, "stream: expected 0 to %d, got %d", GMM_STREAM_OFFSETS, a.stream);
   }
+  if (const int status = check_index(a.first_element, a.batch, INT64_MAX, "first_element", memory)) return status;
   return check_index(a.step, a.batch, max_step, "step", memory);
 }
 

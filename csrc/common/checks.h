@@ -15,6 +15,8 @@ int check(const gmm_step_arguments& arguments, Memory memory);
 int check(const gmm_step_backward_arguments& arguments, Memory memory);
 int check(const gmm_log_prob_arguments& arguments, Memory memory);
 int check(const gmm_log_prob_backward_arguments& arguments, Memory memory);
+int check(const gmm_log_ratio_arguments& arguments, Memory memory);
+int check(const gmm_log_ratio_backward_arguments& arguments, Memory memory);
 int check(const gmm_add_noise_arguments& arguments, Memory memory);
 int check(const gmm_skip_loss_arguments& arguments, Memory memory);
 int check(const gmm_scale_residual_arguments& arguments, Memory memory);

@@ -106,7 +106,7 @@ GMM_INLINE void put_terms(Terms<T>& terms, int column, int at, Term term) {
 // those of OFFSET and SIGMA; `terms` is nullptr where no sums are wanted.
 template <class T>
 GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, int64_t first, int count, int at,
-                               const typename Group<T>::V& grad, Terms<T>* terms) {
+                               const typename Group<T>::V& grad_result, Terms<T>* terms) {
   using G = Group<T>;
   using L = typename G::L;
   using V = typename G::V;
@@ -114,7 +114,7 @@ GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, in
   const Row<T>& row = s.row;
   const int64_t i = first + at;
   const int left = count - at < G::size ? count - at : G::size;
-  V x, o, difference, more, value;
+  V x, o, difference, more, value, grad;
   for (int v = 0; v < n; ++v) x[v] = o[v] = difference[v] = more[v] = L::splat(0);
   if (reads_sample) {
     G::load(s.x, i, left, x);
@@ -129,6 +129,8 @@ GMM_INLINE void backward_group(const SampleBackward<T>& s, bool reads_sample, in
     }
   }
   if (s.kind != PredictionKind::none) G::load(s.grad_prediction, i, left, more);
+  const bool of_mean = s.kind == PredictionKind::mean;
+  for (int v = 0; v < n; ++v) grad[v] = of_mean ? L::add(grad_result[v], more[v]) : grad_result[v];
 
   Flow<L> flow[n];
   for (int v = 0; v < n; ++v) flow[v] = flow_back<L>(row, x[v], o[v], grad[v], s.kind, more[v]);
@@ -291,8 +293,9 @@ void backward_tile(const SampleBackward<T>& s, int64_t first, int count, T* sums
     return;
   }
   Terms<T> terms;
-  float noise[tile];
-  for (int at = 0; at < count; at += group) draw_normals(s.entries.keys, first + at, s.entries.step, noise + at);
+  float room[noise_room];
+  const uint64_t element = s.entries.first_element + first;
+  const float* noise = draw_noise(s.entries.keys, element, count, s.entries.step, Stream::transition, room);
   for (int at = 0; at < count; at += G::size) {
     G::load(s.grad, first + at, left(at), grad);
     backward_group<T>(s, true, first, count, at, grad, &terms);
@@ -381,8 +384,10 @@ void scatter(const gmm_step_backward_arguments& b, int64_t first_group, int64_t 
     }
     T* entry = static_cast<T*>(b.grad_std) + entries.std_row * m.std_elements;
     for (int64_t first = begin; first < std_end; first += group) {
+      F drawn[vectors];
       float noise[group];
-      draw_normals(entries.keys, first, entries.step, noise);
+      draw_normals(entries.keys, first, entries.step, Stream::transition, drawn);
+      for (int i = 0; i < vectors; ++i) Lanes::store(noise + i * Lanes::width, drawn[i]);
       for (int64_t i = first; i < std_end && i < first + group; i += G::size) {
         const int count = static_cast<int>(std_end - i < G::size ? std_end - i : G::size);
         G::load(grad_of_sample, i, count, grad);

@@ -8,6 +8,7 @@ template <class T>
 struct SampleDensity {
   int64_t row_index;
   Row<T> row;
+  T inverse_sigma;
   Source x, output, uncond, prev;
   Source history[GMM_MAX_HISTORY];  // those whose coefficient is not 0
   T history_coefficient[GMM_MAX_HISTORY];
@@ -26,6 +27,7 @@ GMM_INLINE SampleDensity<T> gather_density(const gmm_log_prob_arguments& p, int6
   SampleDensity<T> s;
   s.row_index = index_at(a.row, sample);
   s.row = static_cast<const Row<T>*>(a.coefficients)[s.row_index];
+  s.inverse_sigma = OneLane<T>::Lanes::div(1, s.row.sigma);
   s.x = sample_of(a.sample, sample);
   s.output = sample_of(a.model_output, sample);
   s.uncond = sample_of(a.model_output_uncond, sample);
@@ -89,6 +91,19 @@ GMM_INLINE void load_std(const SampleDensity<T>& s, int64_t k, int64_t i, int co
   }
 }
 
+template <class T>
+GMM_INLINE void load_inverse_std(const SampleDensity<T>& s, int64_t k, int64_t i, int count,
+                                 typename Group<T>::V& inverse) {
+  using G = Group<T>;
+  using L = typename G::L;
+  if (i >= s.std_elements) {
+    for (int v = 0; v < G::n; ++v) inverse[v] = L::splat(s.inverse_sigma);
+    return;
+  }
+  load_std(s, k, i, count, inverse);
+  for (int v = 0; v < G::n; ++v) inverse[v] = L::div(L::splat(1), inverse[v]);
+}
+
 // How far component k's mean is from the sample, given the distance `a` without offset.
 template <class T>
 GMM_INLINE void load_offset_from(const SampleDensity<T>& s, int64_t k, int64_t i, int count,
@@ -115,6 +130,17 @@ void density_tile(const SampleDensity<T>& s, int64_t first, int count, T* sums) 
     for (int at = count; at < tile; ++at) terms[at] = 0;
     return sum_tile(terms);
   };
+  if (s.components == 0) {
+    using One = typename OneLane<T>::Lanes;
+    const typename L::real inverse_std = L::splat(s.inverse_sigma), log_std = L::splat(logarithm<One>(s.row.sigma));
+    for (int at = 0; at < count; at += G::size) {
+      load_distance(s, first + at, left(at), a);
+      for (int v = 0; v < n; ++v) value[v] = base_term<L>(L::mul(a[v], inverse_std), log_std);
+      G::store_terms(terms + at, value);
+    }
+    sums[0] = sum();
+    return;
+  }
   for (int at = 0; at < count; at += G::size) {
     load_distance(s, first + at, left(at), a);
     load_std(s, 0, first + at, left(at), std);
@@ -219,10 +245,11 @@ struct DensityGrad {
 };
 
 template <class T>
-GMM_INLINE DensityGrad<T> gather_grad(const gmm_log_prob_backward_arguments& b, int64_t sample) {
+GMM_INLINE DensityGrad<T> gather_grad(const gmm_log_prob_backward_arguments& b, int64_t sample, int64_t number = 0) {
   const T* shares = static_cast<const T*>(b.of.responsibilities);
   const int64_t components = b.of.step.mixture.components;
-  return {static_cast<const T*>(b.grad_log_prob)[sample], components == 0 ? nullptr : shares + sample * components};
+  const int64_t place = b.of_tiles ? sample * tiles_of(b.of.step.elements) + number : sample;
+  return {static_cast<const T*>(b.grad_log_prob)[place], components == 0 ? nullptr : shares + sample * components};
 }
 
 template <class T>
@@ -242,10 +269,7 @@ void log_prob_backward_tile(const SampleDensity<T>& s, const DensityGrad<T>& g, 
     for (int64_t k = 0; k < (s.components == 0 ? 1 : s.components); ++k) {
       const typename L::real share = L::splat(s.components == 0 ? T(1) : g.shares[k]);
       load_offset_from(s, k, i, left, a, d);
-      if (k == 0 || s.std_components > 1) {
-        load_std(s, k, i, left, std);
-        for (int v = 0; v < n; ++v) std[v] = L::div(L::splat(1), std[v]);
-      }
+      if (k == 0 || s.std_components > 1) load_inverse_std(s, k, i, left, std);
       if (sums != nullptr && s.components > 0) {
         G::load({s.offsets + k * s.elements, table_dtype<T>}, i, left, offset);
       }
@@ -304,11 +328,11 @@ void log_prob_backward(const gmm_log_prob_backward_arguments& b, int64_t first_t
     Entries entries = {};
     entries.row = s.row_index;
     const SampleBackward<T> to = gather_backward<T>(gradients, sample, entries);
-    const DensityGrad<T> g = gather_grad<T>(b, sample);
     const Target grad_prev = sample_of(b.grad_prev_sample, sample);
     for (; t < last_tile && t / tiles == sample; ++t) {
       const int64_t number = t - sample * tiles, first = number * tile;
       const int count = static_cast<int>(elements - first < tile ? elements - first : tile);
+      const DensityGrad<T> g = gather_grad<T>(b, sample, number);
       T* sums = nullptr;
       if (gradients.grad_coefficients != nullptr) {
         sums = static_cast<T*>(gradients.workspace) + (sample * (tiles + 1) + number) * row_columns;
@@ -370,10 +394,7 @@ void log_prob_scatter(const gmm_log_prob_backward_arguments& b, int64_t first_gr
         const T part = OneLane<T>::Lanes::mul(g.grad, g.shares[k]);
         const T weight = OneLane<T>::Lanes::mul(part, s.row.offset);
         load_offset_from(s, k, i, count, a, d);
-        if (k == 0 || s.std_components > 1) {
-          load_std(s, k, i, count, std);
-          for (int v = 0; v < n; ++v) std[v] = L::div(L::splat(1), std[v]);
-        }
+        if (k == 0 || s.std_components > 1) load_inverse_std(s, k, i, count, std);
         DensityUnits<L> units[n];
         for (int v = 0; v < n; ++v) units[v] = density_units<L>(d[v], std[v]);
         if (offsets != nullptr) {

@@ -117,17 +117,31 @@ GMM_INLINE void prefetch(const void* data, int32_t dtype, int64_t first) {
 
 // ---- noise ----
 
-GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t step, Stream stream, F (&z)[vectors]) {
+GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint64_t element, uint32_t step, Stream stream, F (&z)[vectors]) {
   Lanes::u32 words[4];
-  random_words<Lanes>(keys, static_cast<uint64_t>(element) / 4, step, stream, words);
+  random_words<Lanes>(keys, element / 4, step, stream, words);
   normals_from_words<Lanes>(words, z);
   Lanes::interleave(z);
 }
 
-GMM_INLINE void draw_normals(const PhiloxKeys& keys, int64_t element, uint32_t step, float* noise) {
-  F z[vectors];
-  draw_normals(keys, element, step, Stream::transition, z);
-  for (int i = 0; i < vectors; ++i) Lanes::store(noise + i * Lanes::width, z[i]);
+// Draw the noise of `count` elements from `element` on, a tile of them at most, by whole groups around them; returns
+// where it begins in `room`. `ahead(i)` is called before the group that has the i-th of them is drawn.
+template <class Ahead>
+GMM_INLINE const float* draw_noise(const PhiloxKeys& keys, uint64_t element, int64_t count, uint32_t step,
+                                   Stream stream, float (&room)[noise_room], Ahead ahead) {
+  const int64_t lead = static_cast<int64_t>(element % group);
+  for (int64_t at = 0; at < lead + count; at += group) {
+    ahead(at);
+    F z[vectors];
+    draw_normals(keys, element - lead + at, step, stream, z);
+    for (int i = 0; i < vectors; ++i) Lanes::store(room + at + i * Lanes::width, z[i]);
+  }
+  return room + lead;
+}
+
+GMM_INLINE const float* draw_noise(const PhiloxKeys& keys, uint64_t element, int64_t count, uint32_t step,
+                                   Stream stream, float (&room)[noise_room]) {
+  return draw_noise(keys, element, count, step, stream, room, [](int64_t) {});
 }
 
 void standard_normal(const gmm_normal_arguments& a, int64_t first_group, int64_t last_group) {
@@ -137,20 +151,24 @@ void standard_normal(const gmm_normal_arguments& a, int64_t first_group, int64_t
     const int64_t end = (sample + 1) * per_sample < last_group ? (sample + 1) * per_sample : last_group;
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[sample]));
     const uint32_t step = static_cast<uint32_t>(index_at(a.step, sample));
+    const uint64_t start = static_cast<uint64_t>(index_at(a.first_element, sample));
     const Target result = sample_of(a.result, sample);
-    for (; g < end; ++g) {
-      const int64_t first = (g - sample * per_sample) * group;
-      const int count = group_size(a.elements, first);
-      F z[vectors];
-      draw_normals(keys, first, step, static_cast<Stream>(a.stream), z);
-      if (result.dtype == GMM_FLOAT64) {
-        float values[group];
-        for (int i = 0; i < vectors; ++i) Lanes::store(values + i * Lanes::width, z[i]);
-        for (int i = 0; i < count; ++i) static_cast<double*>(result.data)[first + i] = values[i];
-      } else {
-        store(result.data, result.dtype, first, count, z);
+    const int64_t last = (end - sample * per_sample) * group;
+    for (int64_t first = (g - sample * per_sample) * group; first < last; first += tile) {
+      const int64_t stop = last < a.elements ? last : a.elements;
+      const int64_t count = stop - first < tile ? stop - first : tile;
+      float room[noise_room];
+      const float* noise = draw_noise(keys, start + first, count, step, static_cast<Stream>(a.stream), room);
+      for (int64_t at = 0; at < count && result.dtype == GMM_FLOAT64; ++at) {
+        static_cast<double*>(result.data)[first + at] = noise[at];
+      }
+      for (int64_t at = 0; at < count && result.dtype != GMM_FLOAT64; at += group) {
+        F z[vectors];
+        for (int i = 0; i < vectors; ++i) z[i] = Lanes::load(noise + at + i * Lanes::width);
+        store(result.data, result.dtype, first + at, group_size(count, at), z);
       }
     }
+    g = end;
   }
 }
 

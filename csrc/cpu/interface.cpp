@@ -79,6 +79,13 @@ int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_options* opt
       draw_components({a.batch, a.components, a.seeds, a.row, a.step, k, a.mixture.cdf, a.mixture.cdf_rows});
     }
     const TypedKernels& of = kernels.of(a.sample.dtype);
+    if (a.log_prob != nullptr) {
+      parallel_for(a.batch * tiles_of(a.elements), piece_elements / 1024, options->threads,
+                   [&](int64_t first, int64_t last) { of.step_density_tiles(a, first, last); });
+      const ExactFloatEnvironment environment;
+      of.sum_densities(a);
+      return;
+    }
     const auto run = of.step;
     parallel_for(a.batch * kernels.groups_per_sample(a.elements), piece_elements / kernels.group_elements,
                  options->threads, [&](int64_t first, int64_t last) { run(a, first, last); });
@@ -108,6 +115,7 @@ int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_opti
     const TypedKernels& of = kernels.of(p.step.sample.dtype);
     parallel_for(p.step.batch * tiles_of(p.step.elements), piece_of(p), options->threads,
                  [&](int64_t first, int64_t last) { of.log_prob_tiles(p, first, last); });
+    if (p.log_prob == nullptr) return;
     parallel_for(p.step.batch, 16, options->threads,
                  [&](int64_t first, int64_t last) { of.log_prob_samples(p, first, last); });
   });
@@ -132,6 +140,25 @@ int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, 
       parallel_for(kernels.groups_per_sample(a.elements), 1024 / kernels.group_elements, options->threads,
                    [&](int64_t first, int64_t last) { of.log_prob_scatter(b, first, last); });
     }
+  });
+}
+
+int gmm_cpu_log_ratio(const gmm_log_ratio_arguments* arguments, const gmm_cpu_options* options) {
+  return enter(arguments, options, [&](const gmm_log_ratio_arguments& a, const Kernels& kernels) {
+    const TypedKernels& of = kernels.of(a.step.sample.dtype);
+    parallel_for(a.step.batch * tiles_of(a.step.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.log_ratio_tiles(a, first, last); });
+    const ExactFloatEnvironment environment;
+    if (a.result != nullptr) of.sum_ratios(a);
+  });
+}
+
+int gmm_cpu_log_ratio_backward(const gmm_log_ratio_backward_arguments* arguments, const gmm_cpu_options* options) {
+  return enter(arguments, options, [&](const gmm_log_ratio_backward_arguments& b, const Kernels& kernels) {
+    const gmm_step_arguments& a = b.of.step;
+    const TypedKernels& of = kernels.of(a.sample.dtype);
+    parallel_for(a.batch * tiles_of(a.elements), piece_elements / 1024, options->threads,
+                 [&](int64_t first, int64_t last) { of.log_ratio_backward(b, first, last); });
   });
 }
 

@@ -15,6 +15,9 @@ namespace gmmkernel {
 // Kernels of one arithmetic, float or double.
 struct TypedKernels {
   void (*step)(const gmm_step_arguments&, int64_t first_group, int64_t last_group);
+  // The same with the tiles' sums of log-densities; then these.
+  void (*step_density_tiles)(const gmm_step_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*sum_densities)(const gmm_step_arguments&);
   // Elementwise gradients and tiles' sums; then the rows' sums; then offsets and std.
   void (*backward)(const gmm_step_backward_arguments&, int64_t first_tile, int64_t last_tile);
   void (*sum_rows)(const gmm_step_backward_arguments&);
@@ -25,6 +28,10 @@ struct TypedKernels {
   void (*log_prob_backward)(const gmm_log_prob_backward_arguments&, int64_t first_tile, int64_t last_tile);
   void (*sum_weights)(const gmm_log_prob_backward_arguments&);
   void (*log_prob_scatter)(const gmm_log_prob_backward_arguments&, int64_t first_group, int64_t last_group);
+  // Tiles' sums; then the ratios.
+  void (*log_ratio_tiles)(const gmm_log_ratio_arguments&, int64_t first_tile, int64_t last_tile);
+  void (*sum_ratios)(const gmm_log_ratio_arguments&);
+  void (*log_ratio_backward)(const gmm_log_ratio_backward_arguments&, int64_t first_tile, int64_t last_tile);
   void (*add_noise)(const gmm_add_noise_arguments&, int64_t first_tile, int64_t last_tile);
   // Tiles' sums; then the losses.
   void (*skip_loss_tiles)(const gmm_skip_loss_arguments&, int64_t first_tile, int64_t last_tile);

@@ -8,6 +8,7 @@
 #include "gmmkernel/backward.h"
 #include "gmmkernel/density.h"
 #include "gmmkernel/normal.h"
+#include "gmmkernel/ratio.h"
 #include "gmmkernel/training.h"
 #include "gmmkernel/transition.h"
 
@@ -19,7 +20,8 @@ using F = Lanes::real;
 
 constexpr int vectors = 4;  // one vector for each word of a Philox block
 constexpr int group = vectors * Lanes::width;
-constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
+constexpr int tile = 1024;  // elements whose noise is drawn ahead, and of a sum's first level
+constexpr int noise_room = tile + group;
 
 }  // namespace
 }  // namespace gmmkernel
@@ -27,10 +29,11 @@ constexpr int noise_groups = 16;  // how many groups' noise is drawn ahead
 // Each needs those before it.
 // clang-format off
 #include "cpu/groups.inl"
-#include "cpu/step.inl"
 #include "cpu/sums.inl"
+#include "cpu/step.inl"
 #include "cpu/backward.inl"
 #include "cpu/density.inl"
+#include "cpu/ratio.inl"
 #include "cpu/training.inl"
 // clang-format on
 
@@ -39,6 +42,8 @@ namespace {
 
 template <class T>
 constexpr TypedKernels typed = {step<T>,
+                                step_density_tiles<T>,
+                                sum_densities<T>,
                                 backward<T>,
                                 sum_rows<T>,
                                 scatter<T>,
@@ -47,6 +52,9 @@ constexpr TypedKernels typed = {step<T>,
                                 log_prob_backward<T>,
                                 sum_weights<T>,
                                 log_prob_scatter<T>,
+                                log_ratio_tiles<T>,
+                                sum_ratios<T>,
+                                log_ratio_backward<T>,
                                 add_noise<T>,
                                 skip_loss_tiles<T>,
                                 skip_loss_samples<T>,

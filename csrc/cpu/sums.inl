@@ -3,16 +3,25 @@
 namespace gmmkernel {
 namespace {
 
-constexpr int tile = 1024;
-
 GMM_INLINE int64_t tiles_of(int64_t elements) { return (elements + tile - 1) / tile; }
+
+// Two halvings at once, four numbers becoming one, until one is left.
+template <int count, class T>
+GMM_INLINE T sum_quarters(T* values) {
+  constexpr int width = count / 4;
+  for (int i = 0; i < width; ++i) {
+    values[i] = (values[i] + values[i + 2 * width]) + (values[i + width] + values[i + 3 * width]);
+  }
+  if constexpr (width == 1) {
+    return values[0];
+  } else {
+    return sum_quarters<width>(values);
+  }
+}
 
 template <class T>
 GMM_INLINE T sum_tile(T (&values)[tile]) {
-  for (int width = tile / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) values[i] += values[i + width];
-  }
-  return values[0];
+  return sum_quarters<tile>(values);
 }
 
 // The sum of `count` tiles' sums, the first of each `stride` numbers; they are used up.

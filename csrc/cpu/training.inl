@@ -10,24 +10,21 @@ struct SampleTraining {
   TrainingRow<T> row;
   PhiloxKeys keys;
   uint32_t step;
+  uint64_t first_element;
 };
 
 template <class T>
 GMM_INLINE SampleTraining<T> gather_training(const gmm_training& a, int64_t sample) {
   return {static_cast<const TrainingRow<T>*>(a.coefficients)[index_at(a.row, sample)],
-          philox_keys(static_cast<uint64_t>(a.seeds[sample])), static_cast<uint32_t>(index_at(a.step, sample))};
+          philox_keys(static_cast<uint64_t>(a.seeds[sample])), static_cast<uint32_t>(index_at(a.step, sample)), 0};
 }
 
-// The noise of a tile's elements; `reads`, if it has data, is asked for meanwhile.
+// The noise of a tile's elements, and where it begins; `reads`, if it has data, is asked for meanwhile.
 template <class T>
-void draw_tile(const SampleTraining<T>& s, Stream stream, int64_t first, int count, const Source& reads,
-               float (&noise)[tile]) {
-  for (int at = 0; at < count; at += group) {
-    prefetch(reads.data, reads.dtype, first + at);
-    F z[vectors];
-    draw_normals(s.keys, first + at, s.step, stream, z);
-    for (int i = 0; i < vectors; ++i) Lanes::store(noise + at + i * Lanes::width, z[i]);
-  }
+const float* draw_tile(const SampleTraining<T>& s, Stream stream, int64_t first, int count, const Source& reads,
+                       float (&room)[noise_room]) {
+  return draw_noise(s.keys, s.first_element + first, count, s.step, stream, room,
+                    [&](int64_t at) { prefetch(reads.data, reads.dtype, first + at); });
 }
 
 // Call body(s, sample, number, first, count) for tiles first_tile .. last_tile - 1, counted over all samples.
@@ -47,11 +44,12 @@ GMM_INLINE void for_tiles(const gmm_training& a, int64_t first_tile, int64_t las
 template <class T>
 void add_noise(const gmm_add_noise_arguments& a, int64_t first_tile, int64_t last_tile) {
   using G = Group<T>;
-  const auto body = [&](const SampleTraining<T>& s, int64_t sample, int64_t, int64_t first, int count) {
+  const auto body = [&](SampleTraining<T> s, int64_t sample, int64_t, int64_t first, int count) {
+    s.first_element = static_cast<uint64_t>(index_at(a.first_element, sample));
     const Source x0 = sample_of(a.sample, sample);
     const Target result = sample_of(a.result, sample), noise = sample_of(a.noise, sample);
-    float e1[tile];
-    draw_tile(s, Stream::training, first, count, x0, e1);
+    float room[noise_room];
+    const float* e1 = draw_tile(s, Stream::training, first, count, x0, room);
     typename G::V x, e;
     for (int at = 0; at < count; at += G::size) {
       const int left = count - at < G::size ? count - at : G::size;
@@ -67,14 +65,15 @@ void add_noise(const gmm_add_noise_arguments& a, int64_t first_tile, int64_t las
 
 // The noise that one tile's loss is made of.
 struct TileNoise {
-  float own[tile], fresh[tile];
+  const float *own, *fresh;
+  float own_room[noise_room], fresh_room[noise_room];
 };
 
 template <class T>
 GMM_INLINE void draw_targets(const SampleTraining<T>& s, int64_t first, int count, const Source& output,
                              TileNoise& noise) {
-  draw_tile(s, Stream::training, first, count, output, noise.own);
-  if (s.row.draws_fresh()) draw_tile(s, Stream::training_skip, first, count, {}, noise.fresh);
+  noise.own = draw_tile(s, Stream::training, first, count, output, noise.own_room);
+  if (s.row.draws_fresh()) noise.fresh = draw_tile(s, Stream::training_skip, first, count, {}, noise.fresh_room);
 }
 
 // How far the group from element `at` of a tile is off its targets.

@@ -11,7 +11,7 @@ namespace gmmkernel {
 
 enum class FlowKind : uint32_t {
   nothing,  // the grid has more blocks than the batch has samples
-  invalid,  // the sample's row or step is out of range
+  invalid,  // the sample's row, step or first element is out of range
   free,     // the row clips nothing: sample and output need not be read
   clipped,
 };
@@ -20,7 +20,7 @@ enum class FlowKind : uint32_t {
 template <class T>
 struct alignas(16) BackwardTile {
   PhiloxKeys keys;
-  uint32_t block_low, block_high;
+  uint64_t element;  // of the noise, the tile's first
   uint32_t step;
   FlowKind kind;
   Row<T> row;
@@ -45,8 +45,9 @@ GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tilin
   const int64_t first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
+  const int64_t shard = index_at(a.first_element, sample);
   FlowKind kind = FlowKind::invalid;
-  if (row_index >= 0 && row_index < a.coefficient_rows && is_step(step)) {
+  if (row_index >= 0 && row_index < a.coefficient_rows && is_step(step) && shard >= 0) {
     const T* columns = static_cast<const T*>(a.coefficients) + row_index * row_columns;
     for (uint32_t c = lane; c < row_columns; c += gathering_lanes) reinterpret_cast<T*>(&tile.row)[c] = columns[c];
     kind = clips(*reinterpret_cast<const Row<T>*>(columns)) ? FlowKind::clipped : FlowKind::free;
@@ -65,9 +66,7 @@ GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tilin
     }
   }
   if (lane != 0) return;
-  const uint64_t block = static_cast<uint64_t>(first) / 4;
-  tile.block_low = static_cast<uint32_t>(block);
-  tile.block_high = static_cast<uint32_t>(block >> 32);
+  tile.element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(first);
   tile.step = static_cast<uint32_t>(step);
   tile.kind = kind;
   tile.sample = sample;
@@ -157,7 +156,7 @@ GMM_INLINE void load_some(const void* data, int32_t dtype, uint32_t i, uint32_t 
 // `terms`, all but those of OFFSET and SIGMA.
 template <class T, int n>
 GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t i,
-                                  const T (&grad)[n], T (*terms)[row_columns]) {
+                                  const T (&grad_result)[n], T (*terms)[row_columns]) {
   using Lanes = typename LanesOf<T>::type;
   const gmm_step_arguments& a = b.step;
   const Row<T>& row = tile.row;
@@ -177,6 +176,10 @@ GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const Ba
     }
   }
   if (kind != PredictionKind::none) load_some(tile.grad_prediction, a.sample.dtype, i, count, more);
+  T grad[n];  // of the mean
+  for (int j = 0; j < n; ++j) {
+    grad[j] = kind == PredictionKind::mean ? Lanes::add(grad_result[j], more[j]) : grad_result[j];
+  }
 
   Flow<Lanes> flow[n];
   T of_output[n], of_uncond[n] = {};
@@ -291,7 +294,7 @@ template <class T>
 GMM_INLINE void draw_noise(const BackwardTile<T>& tile, uint32_t thread, BackwardSums<T>& sums) {
   if (tile.kind == FlowKind::invalid) return;
   float z[4];
-  draw_normals(tile.keys, tile.block_low + thread, tile.block_high, tile.step, Stream::transition, z);
+  draw_normals_from(tile.keys, tile.element + 4 * thread, tile.step, Stream::transition, z);
   for (int j = 0; j < 4; ++j) sums.noise[4 * thread + j] = z[j];
 }
 

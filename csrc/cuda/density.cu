@@ -18,7 +18,13 @@ __global__ void __launch_bounds__(block_threads, 2)
   const Tiling tiling = {p.step.elements, sum_tile};
   if (place.thread == 0) gather_density(p, place.sample(), place.first(tiling), place.count(tiling), tile);
   __syncthreads();
-  if (!tile.valid) return;
+  if (!tile.valid) {
+    // Of tiles' sums nothing else tells.
+    if (place.thread == 0 && p.log_prob == nullptr) {
+      sums_of<T>(rows, tile.sample)[place.tile] = static_cast<T>(bits_float(0x7FC00000));
+    }
+    return;
+  }
   DensityElements<T> elements;
   load_elements(p, tile, place.thread, elements);
   for (int64_t column = 0; column < rows.columns; column += sum_columns) {
@@ -142,6 +148,7 @@ cudaError_t launch_density(const gmm_log_prob_arguments& p, cudaStream_t stream)
   const auto densities = reinterpret_cast<const void*>(log_prob_kernel<T>);
   cudaError_t error = cudaSuccess;
   if (a.elements > 0) error = launch(sums, a.batch, {a.elements, sum_tile}, p, rows, stream);
+  if (p.log_prob == nullptr) return error;
   if (error == cudaSuccess) error = launch_sums(rows, sizeof(T), stream);
   if (error == cudaSuccess) error = launch(densities, a.batch, {1, 1}, p, rows, stream);
   return error;

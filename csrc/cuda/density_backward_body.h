@@ -11,14 +11,15 @@ namespace gmmkernel {
 // With what the kernels of the step's gradients look at: a density has no step index, and no gradient of a result.
 inline gmm_log_prob_backward_arguments completed(gmm_log_prob_backward_arguments b) {
   b.gradients.step = b.of.step;
-  b.gradients.step.step = {nullptr, 0, 0};
+  b.gradients.step.step = b.gradients.step.first_element = {nullptr, 0, 0};
   b.gradients.grad_result = b.gradients.grad_prediction = {};
   return b;
 }
 
 template <class T>
-GMM_INLINE T grad_of(const gmm_log_prob_backward_arguments& b, int64_t sample) {
-  return static_cast<const T*>(b.grad_log_prob)[sample];
+GMM_INLINE T grad_of(const gmm_log_prob_backward_arguments& b, int64_t sample, int64_t first = 0) {
+  const int64_t tiles = (b.of.step.elements + sum_tile - 1) / sum_tile;
+  return static_cast<const T*>(b.grad_log_prob)[b.of_tiles ? sample * tiles + first / sum_tile : sample];
 }
 
 // Of a sample's density, one for each component.
@@ -40,7 +41,7 @@ GMM_INLINE DensityFlow<T> density_flow(const gmm_log_prob_backward_arguments& b,
                                        uint32_t i) {
   using Lanes = typename OneLane<T>::Lanes;
   const gmm_mixture& m = b.of.step.mixture;
-  const T a = distance_at(b.of, tile, i), grad = grad_of<T>(b, tile.sample);
+  const T a = distance_at(b.of, tile, i), grad = grad_of<T>(b, tile.sample, tile.first);
   DensityFlow<T> flow = {0, 0, 0};
   T inverse = Lanes::div(T(1), std_at(b.of, tile, 0, i));
   if (m.components == 0) {
@@ -87,7 +88,7 @@ GMM_INLINE void density_backward(const gmm_log_prob_backward_arguments& b, const
                                  const BackwardTile<T>& tile, uint32_t thread, Columns<T>* columns) {
   void* grad_prev = present_at<any_dtype>(b.grad_prev_sample, tile.sample, tile.first);
   const bool invalid = tile.kind == FlowKind::invalid;
-  if (invalid || grad_of<T>(b, tile.sample) == 0) {
+  if (invalid || grad_of<T>(b, tile.sample, tile.first) == 0) {
     // A sample that has no part in the loss gives zeros, though it may be NaN itself.
     const T value = invalid ? not_a_number<T>() : T(0);
     fill_gradients(b.gradients, tile, thread, value);

@@ -52,4 +52,24 @@ GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_
   normals_from_words<CudaLanes>(words, z);
 }
 
+// The normals of four elements in a row, whichever the first is: of one Philox block, or of two.
+GMM_INLINE void draw_normals_from(const PhiloxKeys& keys, uint64_t element, uint32_t step, Stream stream,
+                                  float (&z)[4]) {
+  const uint64_t block = element / 4;
+  draw_normals(keys, static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), step, stream, z);
+  const uint32_t lead = static_cast<uint32_t>(element % 4);
+  if (lead == 0) return;
+  float next[4];
+  draw_normals(keys, static_cast<uint32_t>(block + 1), static_cast<uint32_t>((block + 1) >> 32), step, stream, next);
+  GMM_NO_UNROLL
+  for (uint32_t i = 0; i < lead; ++i) {
+    z[0] = z[1];
+    z[1] = z[2];
+    z[2] = z[3];
+    z[3] = next[0];
+    next[0] = next[1];
+    next[1] = next[2];
+  }
+}
+
 }  // namespace gmmkernel

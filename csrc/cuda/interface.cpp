@@ -101,7 +101,7 @@ using namespace gmmkernel;
 
 int gmm_cuda_step(const gmm_step_arguments* arguments, const gmm_cuda_options* options) {
   const auto is_needed = [](const gmm_step_arguments& a) {
-    return has_elements(a) || (a.batch > 0 && a.components != nullptr);
+    return has_elements(a) || (a.batch > 0 && (a.components != nullptr || a.log_prob != nullptr));
   };
   return enter(arguments, options, is_needed, launch_step);
 }
@@ -121,6 +121,16 @@ int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments,
     return wants_tables(b.gradients) || b.grad_weights != nullptr || has_elements(b.of.step);
   };
   return enter(arguments, options, is_needed, on_any(launch_log_prob_backward));
+}
+
+int gmm_cuda_log_ratio(const gmm_log_ratio_arguments* arguments, const gmm_cuda_options* options) {
+  const auto is_needed = [](const gmm_log_ratio_arguments& r) { return r.step.batch > 0; };
+  return enter(arguments, options, is_needed, on_any(launch_log_ratio));
+}
+
+int gmm_cuda_log_ratio_backward(const gmm_log_ratio_backward_arguments* arguments, const gmm_cuda_options* options) {
+  const auto is_needed = [](const gmm_log_ratio_backward_arguments& b) { return has_elements(b.of.step); };
+  return enter(arguments, options, is_needed, on_any(launch_log_ratio_backward));
 }
 
 int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options) {

@@ -14,6 +14,8 @@ cudaError_t launch_step_backward(const gmm_step_backward_arguments& arguments, i
                                  cudaStream_t stream);
 cudaError_t launch_log_prob(const gmm_log_prob_arguments& arguments, cudaStream_t stream);
 cudaError_t launch_log_prob_backward(const gmm_log_prob_backward_arguments& arguments, cudaStream_t stream);
+cudaError_t launch_log_ratio(const gmm_log_ratio_arguments& arguments, cudaStream_t stream);
+cudaError_t launch_log_ratio_backward(const gmm_log_ratio_backward_arguments& arguments, cudaStream_t stream);
 cudaError_t launch_add_noise(const gmm_add_noise_arguments& arguments, int multiprocessors, cudaStream_t stream);
 cudaError_t launch_skip_loss(const gmm_skip_loss_arguments& arguments, cudaStream_t stream);
 cudaError_t launch_scale_residual(const gmm_scale_residual_arguments& arguments, int multiprocessors,

@@ -16,7 +16,7 @@ GMM_INLINE void standard_normal_common(const gmm_normal_arguments& a, const Tili
   const uint32_t count = place.count(tiling);
   const int64_t step = index_at(a.step, sample);
   const bool valid = is_step(step);
-  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  const uint64_t block = static_cast<uint64_t>(a.first_element.value + first) / 4;
   const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, dtype);
   for (uint32_t i = n * place.thread; i < count; i += n * block_threads) {
@@ -37,14 +37,14 @@ GMM_INLINE void standard_normal_any(const gmm_normal_arguments& a, const Tiling&
   const int64_t sample = place.sample(), first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t step = index_at(a.step, sample);
-  const bool valid = is_step(step);
-  const uint64_t block = static_cast<uint64_t>(first) / 4;
-  const uint32_t block_low = static_cast<uint32_t>(block), block_high = static_cast<uint32_t>(block >> 32);
+  const int64_t shard = index_at(a.first_element, sample);
+  const bool valid = is_step(step) && shard >= 0;
+  const uint64_t element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(first);
   void* result = advance(a.result.data, sample * a.result.batch_stride + first, a.result.dtype);
   for (uint32_t i = 4 * place.thread; i < count; i += 4 * block_threads) {
     float z[4] = {bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000), bits_float(0x7FC00000)};
     if (valid) {
-      draw_normals(keys, block_low + i / 4, block_high, static_cast<uint32_t>(step), static_cast<Stream>(a.stream), z);
+      draw_normals_from(keys, element + i, static_cast<uint32_t>(step), static_cast<Stream>(a.stream), z);
     }
     if (a.result.dtype == GMM_FLOAT64) {
       const double wide[4] = {z[0], z[1], z[2], z[3]};

@@ -33,6 +33,43 @@ __global__ void __launch_bounds__(block_threads, 2)
   step_any(a, tile, threadIdx.x);
 }
 
+template <class T>
+__global__ void __launch_bounds__(block_threads, 2)
+    step_density_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ SumRows rows) {
+  __shared__ StepTile<T> tile;
+  __shared__ DensitySum<T> sum;
+  prepare<any_dtype>(a, {a.elements, sum_tile}, tile);
+  if (tile.kind == TileKind::nothing) return;
+  step_scored(a, tile, threadIdx.x, sum);
+  __syncthreads();
+  sum_terms(threadIdx.x, sum);
+  __syncthreads();
+  sum_quarters(threadIdx.x, sum);
+  __syncthreads();
+  write_sum(rows, tile, threadIdx.x, sum);
+}
+
+template <class T>
+__global__ void __launch_bounds__(block_threads, 4)
+    step_log_prob_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ SumRows rows) {
+  const int64_t sample = static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x;
+  if (sample >= a.batch) return;
+  const T base = rows.tiles == 0 ? T(0) : sums_of<T>(rows, sample)[0];
+  static_cast<T*>(a.log_prob)[sample] = log_density(base, a.elements);
+}
+
+// A launch for the step, one for each level of the tree over tiles, and one for the densities.
+template <class T>
+cudaError_t launch_scored(const gmm_step_arguments& a, cudaStream_t stream) {
+  const SumRows rows = sum_rows(a.workspace, a, 1);
+  const auto step = reinterpret_cast<const void*>(step_density_kernel<T>);
+  const auto densities = reinterpret_cast<const void*>(step_log_prob_kernel<T>);
+  cudaError_t error = launch(step, a.batch, {a.elements, sum_tile}, a, rows, stream);
+  if (error == cudaSuccess) error = launch_sums(rows, sizeof(T), stream);
+  if (error == cudaSuccess) error = launch(densities, 1, {a.batch, block_threads}, a, rows, stream);
+  return error;
+}
+
 template <int32_t dtype>
 const void* common_kernel(bool guided) {
   return guided ? reinterpret_cast<const void*>(step_common_kernel<dtype, true>)
@@ -58,6 +95,9 @@ const void* kernel_for(const gmm_step_arguments& a) {
 }  // namespace
 
 cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaStream_t stream) {
+  if (a.log_prob != nullptr) {
+    return a.sample.dtype == GMM_FLOAT64 ? launch_scored<double>(a, stream) : launch_scored<float>(a, stream);
+  }
   const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
   const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
   return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);

@@ -5,13 +5,15 @@
 
 #include "cuda/draws.h"
 #include "cuda/operands.h"
+#include "cuda/sums_body.h"
+#include "gmmkernel/density.h"
 
 namespace gmmkernel {
 
 // What is asked of every vector of a tile, where it is the same for all of them.
 enum class TileKind : uint32_t {
   nothing,   // the grid has more blocks than the batch has samples
-  invalid,   // the sample's row or step is out of range
+  invalid,   // the sample's row, step or first element is out of range
   mixture,   // offset, noise with a std from the table
   shifted,   // offset, noise with the row's sigma: behind the elements whose variance VUB reduces
   gaussian,  // no offset, noise with the row's sigma
@@ -21,8 +23,9 @@ enum class TileKind : uint32_t {
 // What a step needs of one sample; pointers lead to the tile's first element.
 template <class T>
 struct alignas(16) StepTile {
-  PhiloxKeys keys;  // in shared memory, lest the compiler work them out again for every element
-  uint32_t block_low, block_high;
+  PhiloxKeys keys;                 // in shared memory, lest the compiler work them out again for every element
+  uint64_t element;                // of the noise, the tile's first
+  uint32_t block_low, block_high;  // its Philox block
   uint32_t step;
   TileKind kind;
   Row<T> row;
@@ -56,7 +59,11 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
   const int64_t first = place.first(tiling);
   const uint32_t count = place.count(tiling);
   const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
-  const bool valid = row_index >= 0 && row_index < a.coefficient_rows && is_step(step);
+  const int64_t shard = index_at(a.first_element, sample);
+  const bool valid = row_index >= 0 && row_index < a.coefficient_rows && is_step(step) && shard >= 0;
+  const uint64_t element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(first), block = element / 4;
+  // Otherwise elements draw from two blocks, or the blocks' numbers carry into their upper word.
+  const bool plain_blocks = element % 4 == 0 && static_cast<uint32_t>(block) <= 0xFFFFFFFF - count / 4;
   const gmm_mixture& m = a.mixture;
   const uint32_t components = static_cast<uint32_t>(m.components);  // at most 1024
   int64_t component = valid ? 0 : -1;
@@ -86,7 +93,7 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
         tile.offset = static_cast<const T*>(m.offsets) + offset_row * a.elements + first;
       }
       kind = TileKind::mixed;
-      if (noise && plain_bounds) {
+      if (noise && plain_bounds && plain_blocks) {
         if (shifted && std_count == count) kind = TileKind::mixture;
         if (std_count == 0) kind = shifted ? TileKind::shifted : TileKind::gaussian;
       }
@@ -97,7 +104,7 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
     }
   }
   if (lane != 0) return;
-  const uint64_t block = static_cast<uint64_t>(first) / 4;
+  tile.element = element;
   tile.block_low = static_cast<uint32_t>(block);
   tile.block_high = static_cast<uint32_t>(block >> 32);
   tile.step = static_cast<uint32_t>(step);
@@ -228,10 +235,12 @@ GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread)
     }
     for (uint32_t j = 0; tile.noise && j < n; j += 4) {
       const uint32_t at = i + j;
+      float z[4];
+      draw_normals_from(tile.keys, tile.element + at, tile.step, Stream::transition, z);
       for (uint32_t e = 0; e < 4; ++e) {
-        other[e] = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
+        const float std = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
+        y[j + e] = CudaLanes::fma(std, z[e], y[j + e]);
       }
-      add_noise<4>(tile.keys, tile.block_low + at / 4, tile.block_high, tile.step, other, y + j);
     }
     store128<dtype>(tile.result, i, Format<dtype>::pack(y));
   }
@@ -244,8 +253,24 @@ GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& t
   return advance(a.prediction.data, tile.sample * a.prediction.batch_stride + tile.first, a.prediction.dtype);
 }
 
+// A number as a tensor of the type holds it.
 template <class T>
-GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i) {
+GMM_INLINE T rounded(T value, int32_t dtype) {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype == GMM_BFLOAT16) {
+      return bfloat16_to_float(static_cast<uint16_t>(Format<GMM_BFLOAT16>::pair(value, 0)));
+    }
+    if (dtype == GMM_FLOAT16) {
+      return Format<GMM_FLOAT16>::widen(static_cast<uint16_t>(Format<GMM_FLOAT16>::pair(value, 0)));
+    }
+  }
+  return value;
+}
+
+// What is left of the mean of a step's distribution is returned in `distance` where it is wanted: the result, as it was
+// rounded, less the mean.
+template <bool scored, class T>
+GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i, T (&distance)[4]) {
   using Lanes = typename LanesOf<T>::type;
   constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
   const Row<T>& row = tile.row;
@@ -268,6 +293,8 @@ GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, 
               tile.count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.history[h], other[j], y[j]);
   }
+  T mean[4];
+  for (int j = 0; j < 4; ++j) mean[j] = y[j];
   if (tile.offset != nullptr) {
     load_four(tile.offset, table_dtype, i, tile.count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
@@ -277,16 +304,21 @@ GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, 
       for (int j = 0; j < 4; ++j) x0[j] = predict_epsilon<Lanes>(row, x[j], o[j]);
     } else if (a.prediction_kind == GMM_PREDICTION_MODEL_OUTPUT) {
       for (int j = 0; j < 4; ++j) x0[j] = o[j];
+    } else if (a.prediction_kind == GMM_PREDICTION_MEAN) {
+      for (int j = 0; j < 4; ++j) x0[j] = mean[j];
     }
     store_four(prediction_at(a, tile), a.prediction.dtype, i, tile.count, x0);
   }
   if (tile.noise) {
     float z[4];
-    draw_normals(tile.keys, tile.block_low + i / 4, tile.block_high, tile.step, Stream::transition, z);
+    draw_normals_from(tile.keys, tile.element + i, tile.step, Stream::transition, z);
     load_four(tile.std, table_dtype, i, tile.std_count, other);
     for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
   }
   store_four(tile.result, a.result.dtype, i, tile.count, y);
+  if constexpr (scored) {
+    for (int j = 0; j < 4; ++j) distance[j] = Lanes::sub(rounded(y[j], a.result.dtype), mean[j]);
+  }
 }
 
 // ---- a whole tile ----
@@ -332,7 +364,53 @@ GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, u
     fill_with_nan(a, tile, thread);
     return;
   }
-  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four(a, tile, i);
+  T nothing[4];
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four<false>(a, tile, i, nothing);
+}
+
+// ---- a tile of 1024 with the sum that the log-density of its result is made of, in four steps with a barrier after
+// each
+
+template <class T>
+struct DensitySum {
+  T terms[sum_tile], quarters[block_threads], sixteenths[16];
+};
+
+template <class T>
+GMM_INLINE void step_scored(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread, DensitySum<T>& sum) {
+  using Lanes = typename LanesOf<T>::type;
+  const uint32_t i = 4 * thread;
+  const bool valid = tile.kind != TileKind::invalid;
+  T distance[4] = {};
+  T inverse = 0, log_std = 0;
+  if (!valid) {
+    fill_with_nan(a, tile, thread);
+  } else if (i < tile.count) {
+    step_four<true>(a, tile, i, distance);
+    inverse = Lanes::div(T(1), tile.row.sigma);
+    log_std = logarithm<Lanes>(tile.row.sigma);
+  }
+  for (uint32_t j = 0; j < 4; ++j) {
+    T term = 0;
+    if (i + j < tile.count) term = base_term<Lanes>(Lanes::mul(distance[j], inverse), log_std);
+    sum.terms[i + j] = valid ? term : static_cast<T>(bits_float(0x7FC00000));
+  }
+}
+
+template <class T>
+GMM_INLINE void sum_terms(uint32_t thread, DensitySum<T>& sum) {
+  sum.quarters[thread] = sum_four([&](int j) { return sum.terms[thread + block_threads * j]; });
+}
+
+template <class T>
+GMM_INLINE void sum_quarters(uint32_t thread, DensitySum<T>& sum) {
+  if (thread < 16) sum.sixteenths[thread] = sum_sixteen([&](int high) { return sum.quarters[16 * high + thread]; });
+}
+
+template <class T>
+GMM_INLINE void write_sum(const SumRows& rows, const StepTile<T>& tile, uint32_t thread, const DensitySum<T>& sum) {
+  if (thread != 0) return;
+  sums_of<T>(rows, tile.sample)[tile.first / sum_tile] = sum_sixteen([&](int i) { return sum.sixteenths[i]; });
 }
 
 }  // namespace gmmkernel

@@ -84,7 +84,8 @@ GMM_INLINE void add_samples(const gmm_step_backward_arguments& b, const SumRows&
   const int64_t row = number / row_columns, column = number % row_columns;
   T sum = 0;
   for (int64_t sample = 0; sample < a.batch; ++sample) {
-    if (index_at(a.row, sample) == row && is_step(index_at(a.step, sample))) sum += sums_of<T>(rows, sample)[column];
+    const bool valid = is_step(index_at(a.step, sample)) && index_at(a.first_element, sample) >= 0;
+    if (index_at(a.row, sample) == row && valid) sum += sums_of<T>(rows, sample)[column];
   }
   static_cast<T*>(b.grad_coefficients)[number] = sum;
 }

@@ -52,11 +52,19 @@ inline bool is_vector(const void* data, int64_t batch, int64_t batch_stride, int
   return is_aligned(data, 16) && (batch == 1 || batch_stride * size_of(dtype) % 16 == 0);
 }
 
+// Whether the noise of every sample begins with a Philox block, and its blocks' numbers do not carry into their upper
+// word inside a tile.
+inline bool begins_with_block(const gmm_index& first_element, int64_t elements) {
+  const int64_t largest = int64_t{1} << 34;
+  return first_element.data == nullptr && first_element.value % 4 == 0 && first_element.value < largest &&
+         elements < largest - first_element.value;
+}
+
 // Whether a step is one for which there are kernels without branches: one type, everything aligned to 16 bytes, no
 // history, no prediction.
 inline bool is_common(const gmm_step_arguments& a) {
   const int32_t dtype = a.sample.dtype;
-  if (dtype == GMM_FLOAT64 || a.prediction_kind != GMM_PREDICTION_NONE) return false;
+  if (dtype == GMM_FLOAT64 || a.prediction_kind != GMM_PREDICTION_NONE || a.log_prob != nullptr) return false;
   for (const gmm_input& stored : a.history) {
     if (stored.data != nullptr) return false;
   }
@@ -98,7 +106,8 @@ inline bool is_common_training(const gmm_training& t, int32_t dtype, const Tenso
 }
 
 inline bool is_common(const gmm_add_noise_arguments& a) {
-  return is_common_training(a.training, a.sample.dtype, a.sample, a.result, a.noise);
+  return is_common_training(a.training, a.sample.dtype, a.sample, a.result, a.noise) &&
+         begins_with_block(a.first_element, a.training.elements);
 }
 
 inline bool is_common(const gmm_skip_loss_arguments& a) {
@@ -114,7 +123,7 @@ inline bool is_common(const gmm_skip_loss_backward_arguments& b) {
 inline bool is_common(const gmm_normal_arguments& a) {
   const int32_t dtype = a.result.dtype;
   return dtype != GMM_FLOAT64 && is_vector(a.result.data, a.batch, a.result.batch_stride, dtype) &&
-         a.elements * size_of(dtype) % 16 == 0;
+         a.elements * size_of(dtype) % 16 == 0 && begins_with_block(a.first_element, a.elements);
 }
 
 // Elements that a block's threads take at once.

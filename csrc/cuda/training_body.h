@@ -19,7 +19,8 @@ enum class TrainingKind : uint32_t {
 template <class T>
 struct alignas(16) TrainingTile {
   PhiloxKeys keys;
-  uint32_t block_low, block_high;
+  uint64_t element;                // of the noise, the tile's first
+  uint32_t block_low, block_high;  // its Philox block
   uint32_t step;
   TrainingKind kind;
   TrainingRow<T> row;
@@ -48,15 +49,17 @@ GMM_INLINE const TrainingRow<T>* loss_row(const gmm_skip_loss_arguments& a, int6
 
 template <class T>
 GMM_INLINE void gather_training(const gmm_training& t, const TrainingRow<T>* row, const Tiling& tiling,
-                                const Place& place, TrainingTile<T>& tile) {
+                                const Place& place, TrainingTile<T>& tile, int64_t shard = 0) {
   const int64_t sample = place.sample();
+  if (shard < 0) row = nullptr;
   tile.kind = row == nullptr ? TrainingKind::invalid : TrainingKind::valid;
   if (row != nullptr) {
     tile.row = *row;
     tile.keys = philox_keys(static_cast<uint64_t>(t.seeds[sample]));
     tile.step = static_cast<uint32_t>(index_at(t.step, sample));
   }
-  const uint64_t block = static_cast<uint64_t>(place.first(tiling)) / 4;
+  tile.element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(place.first(tiling));
+  const uint64_t block = tile.element / 4;
   tile.block_low = static_cast<uint32_t>(block);
   tile.block_high = static_cast<uint32_t>(block >> 32);
   tile.count = place.count(tiling);
@@ -68,7 +71,8 @@ GMM_INLINE void gather(const gmm_add_noise_arguments& a, const Tiling& tiling, c
   const int64_t sample = place.sample(), first = place.first(tiling);
   tile.kind = TrainingKind::nothing;
   if (sample >= a.training.batch) return;
-  gather_training(a.training, training_row<T>(a.training, sample), tiling, place, tile);
+  const int64_t shard = index_at(a.first_element, sample);
+  gather_training(a.training, training_row<T>(a.training, sample), tiling, place, tile, shard);
   tile.input = sample_at<dtype>(a.sample, sample, first);
   tile.result = sample_at<dtype>(a.result, sample, first);
   tile.other = present_at<dtype>(a.noise, sample, first);
@@ -165,10 +169,13 @@ GMM_INLINE void add_training_noise(const gmm_add_noise_arguments& a, const Train
   constexpr uint32_t n = elements_of_128_bits<dtype>;
   for (uint32_t i = n * thread; i < count; i += n * block_threads) {
     T x[n], noise[n];
-    for (uint32_t j = 0; j < n; j += 4) draw_numbers(tile, keys, i + j, Stream::training, noise + j);
     if constexpr (dtype == any_dtype) {
+      float z[4];
+      draw_normals_from(keys, tile.element + i, tile.step, Stream::training, z);
+      for (uint32_t j = 0; j < 4; ++j) noise[j] = z[j];
       load_four(tile.input, a.sample.dtype, i, count, x);
     } else {
+      for (uint32_t j = 0; j < n; j += 4) draw_numbers(tile, keys, i + j, Stream::training, noise + j);
       Format<dtype>::unpack(load128<dtype>(tile.input, i), x);
     }
     for (uint32_t j = 0; j < n; ++j) x[j] = noised<Lanes>(row, x[j], noise[j]);

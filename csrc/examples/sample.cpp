@@ -67,8 +67,8 @@ int main() {
   std::vector<int64_t> seeds(batch);
   for (int64_t b = 0; b < batch; ++b) seeds[b] = b;
   const gmm_cpu_options options = {2, GMM_BEST};
-  const gmm_normal_arguments initial = {batch,        elements,        {x.data(), elements, GMM_FLOAT32},
-                                        seeds.data(), {nullptr, 0, 0}, GMM_STREAM_INITIAL};
+  const gmm_normal_arguments initial = {
+      batch, elements, {x.data(), elements, GMM_FLOAT32}, seeds.data(), {nullptr, 0, 0}, GMM_STREAM_INITIAL, {}};
   check(gmm_cpu_standard_normal(&initial, &options));
 
   double mean = 0, variance = 1;  // the closed form, step by step

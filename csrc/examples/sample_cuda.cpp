@@ -98,8 +98,8 @@ int main() {
   float* const device_x = to_device(x);
   const float* const device_coefficients = to_device(coefficients);
   const int64_t* const device_seeds = to_device(seeds);
-  gmm_normal_arguments initial = {batch,        elements,        {device_x, elements, GMM_FLOAT32},
-                                  device_seeds, {nullptr, 0, 0}, GMM_STREAM_INITIAL};
+  gmm_normal_arguments initial = {
+      batch, elements, {device_x, elements, GMM_FLOAT32}, device_seeds, {nullptr, 0, 0}, GMM_STREAM_INITIAL, {}};
   check(gmm_cuda_standard_normal(&initial, &on_device));
   for (int64_t s = 0; s < steps; ++s) {
     const gmm_step_arguments step = step_of(device_x, device_coefficients, device_seeds, s);

@@ -114,6 +114,7 @@ inline gmm_step_arguments inputs(Call& call, py::handle given) {
   a.seeds = call.of_batch(needed(call, of.next()));
   a.row = call.index(of.next());
   a.step = call.index(of.next());
+  a.first_element = call.index(of.next());
   a.model_output_uncond = call.input(of.next());
   read_stored(call, of.next(), a);
   const py::handle cdf = of.next();
@@ -125,16 +126,20 @@ inline gmm_step_arguments inputs(Call& call, py::handle given) {
     call.require(one_less + 1 == m.components && (m.cdf_rows == 1 || m.cdf_rows == a.coefficient_rows));
   }
   call.require(a.mixture.components <= 1 || a.mixture.cdf != nullptr);
+  call.require(a.mixture.components == 0 || (a.first_element.data == nullptr && a.first_element.value == 0));
   return a;
 }
 
 inline gmm_step_arguments step(Call& call, py::handle of_step, py::handle result, py::handle prediction,
-                               int prediction_kind, py::handle components) {
+                               int prediction_kind, py::handle components, py::handle log_prob, py::handle workspace) {
   gmm_step_arguments a = inputs(call, of_step);
   a.result = call.output(needed(call, result));
   a.prediction = call.output(prediction);
   a.prediction_kind = prediction_kind;
   a.components = call.of_batch(components);
+  a.log_prob = call.room(log_prob);
+  a.workspace = call.room(workspace);
+  call.require(a.log_prob == nullptr || (a.mixture.components == 0 && a.workspace != nullptr));
   return a;
 }
 
@@ -182,6 +187,25 @@ inline gmm_log_prob_arguments log_prob(Call& call, py::handle given, py::handle 
   p.weights = table(call, of.next(), a.coefficient_rows, p.weight_rows, components);
   p.responsibilities = call.room(responsibilities);
   return p;
+}
+
+// LogRatioInputs; the call was begun with the first of them.
+inline gmm_log_ratio_arguments log_ratio(Call& call, py::handle given) {
+  Fields of(given);
+  gmm_log_ratio_arguments r = {};
+  gmm_step_arguments& a = r.step;
+  a.batch = call.batch;
+  a.elements = call.elements;
+  a.sample = call.input(of.next());
+  a.model_output = call.input(needed(call, of.next()));
+  r.old_model_output = call.input(needed(call, of.next()));
+  a.coefficients = coefficients(call, of.next(), GMM_ROW_COLUMNS, a.coefficient_rows);
+  r.prev_sample = call.input(needed(call, of.next()));
+  a.row = call.index(of.next());
+  a.model_output_uncond = call.input(of.next());
+  r.old_model_output_uncond = call.input(of.next());
+  read_stored(call, of.next(), a);
+  return r;
 }
 
 // Coefficients, seeds, row and step.

@@ -18,6 +18,8 @@ struct Cpu {
   static constexpr auto step_backward = gmm_cpu_step_backward;
   static constexpr auto log_prob = gmm_cpu_log_prob;
   static constexpr auto log_prob_backward = gmm_cpu_log_prob_backward;
+  static constexpr auto log_ratio = gmm_cpu_log_ratio;
+  static constexpr auto log_ratio_backward = gmm_cpu_log_ratio_backward;
   static constexpr auto add_noise = gmm_cpu_add_noise;
   static constexpr auto skip_loss = gmm_cpu_skip_loss;
   static constexpr auto scale_residual = gmm_cpu_scale_residual;
@@ -66,7 +68,8 @@ PYBIND11_MODULE(_core, m) {
   names("PREDICTIONS", {{"NONE", GMM_PREDICTION_NONE},
                         {"X0", GMM_PREDICTION_X0},
                         {"EPSILON", GMM_PREDICTION_EPSILON},
-                        {"MODEL_OUTPUT", GMM_PREDICTION_MODEL_OUTPUT}});
+                        {"MODEL_OUTPUT", GMM_PREDICTION_MODEL_OUTPUT},
+                        {"MEAN", GMM_PREDICTION_MEAN}});
   names("COLUMNS", {{"X0_SAMPLE", GMM_X0_SAMPLE},
                     {"X0_OUTPUT", GMM_X0_OUTPUT},
                     {"CLIP_MIN", GMM_CLIP_MIN},

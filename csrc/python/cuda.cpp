@@ -22,6 +22,8 @@ struct Cuda {
   static constexpr auto step_backward = gmm_cuda_step_backward;
   static constexpr auto log_prob = gmm_cuda_log_prob;
   static constexpr auto log_prob_backward = gmm_cuda_log_prob_backward;
+  static constexpr auto log_ratio = gmm_cuda_log_ratio;
+  static constexpr auto log_ratio_backward = gmm_cuda_log_ratio_backward;
   static constexpr auto add_noise = gmm_cuda_add_noise;
   static constexpr auto skip_loss = gmm_cuda_skip_loss;
   static constexpr auto scale_residual = gmm_cuda_scale_residual;

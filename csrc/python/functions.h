@@ -34,9 +34,11 @@ struct Functions {
 
   // `checked`, `tracks`: see Call.
   static bool gmm_step(py::handle inputs, py::handle result, py::handle prediction, int prediction_kind,
-                       py::handle components, bool checked, bool tracks, std::int64_t first, std::uintptr_t second) {
+                       py::handle components, py::handle log_prob, py::handle workspace, bool checked, bool tracks,
+                       std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), checked, tracks);
-    const gmm_step_arguments a = arguments::step(call, inputs, result, prediction, prediction_kind, components);
+    const gmm_step_arguments a =
+        arguments::step(call, inputs, result, prediction, prediction_kind, components, log_prob, workspace);
     return finish(call, a, Api::step, first, second);
   }
 
@@ -60,17 +62,47 @@ struct Functions {
   }
 
   // `gradients`: LogProbGradients.
-  static bool log_prob_backward(py::handle inputs, py::handle responsibilities, py::handle grad, py::handle gradients,
-                                py::handle workspace, std::int64_t first, std::uintptr_t second) {
+  static bool log_prob_backward(py::handle inputs, py::handle responsibilities, py::handle grad, bool of_tiles,
+                                py::handle gradients, py::handle workspace, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), true);
     arguments::Fields of(gradients);
     gmm_log_prob_backward_arguments b = {};
     b.of = arguments::log_prob(call, inputs, responsibilities);
     b.grad_log_prob = call.room(grad);
+    b.of_tiles = of_tiles;
     b.grad_prev_sample = call.output(of.next());
     b.grad_weights = call.room(of.next());
     b.gradients = arguments::gradients(call, of.next(), workspace);
     return finish(call, b, Api::log_prob_backward, first, second);
+  }
+
+  static bool log_ratio(py::handle inputs, py::handle result, py::handle workspace, std::int64_t first,
+                        std::uintptr_t second) {
+    Call call(Api::device(first), arguments::Fields(inputs).next(), true);
+    gmm_log_ratio_arguments r = arguments::log_ratio(call, inputs);
+    r.result = call.room(result);
+    r.workspace = call.room(workspace);
+    return finish(call, r, Api::log_ratio, first, second);
+  }
+
+  // `gradients`: LogRatioGradients.
+  static bool log_ratio_backward(py::handle inputs, py::handle grad, bool of_tiles, py::handle gradients,
+                                 std::int64_t first, std::uintptr_t second) {
+    Call call(Api::device(first), arguments::Fields(inputs).next(), true);
+    arguments::Fields of(gradients);
+    gmm_log_ratio_backward_arguments b = {};
+    b.of = arguments::log_ratio(call, inputs);
+    b.grad = call.room(grad);
+    b.of_tiles = of_tiles;
+    b.grad_sample = call.output(of.next());
+    b.grad_model_output = call.output(of.next());
+    b.grad_old_model_output = call.output(of.next());
+    b.grad_prev_sample = call.output(of.next());
+    b.grad_model_output_uncond = call.output(of.next());
+    b.grad_old_model_output_uncond = call.output(of.next());
+    arguments::read_history(call, of.next(),
+                            [&](Py_ssize_t j, py::handle gradient) { b.grad_history[j] = call.output(gradient); });
+    return finish(call, b, Api::log_ratio_backward, first, second);
   }
 
   static bool add_noise(py::handle inputs, py::handle result, py::handle noise, std::int64_t first,
@@ -83,6 +115,7 @@ struct Functions {
     a.training = arguments::training(call, of);
     a.result = call.output(result);
     a.noise = call.output(noise);
+    a.first_element = call.index(of.next());
     return finish(call, a, Api::add_noise, first, second);
   }
 
@@ -121,8 +154,8 @@ struct Functions {
     return finish(call, b, Api::skip_loss_backward, first, second);
   }
 
-  static bool standard_normal(py::handle result, py::handle seeds, py::handle step, int stream, std::int64_t first,
-                              std::uintptr_t second) {
+  static bool standard_normal(py::handle result, py::handle seeds, py::handle step, int stream,
+                              py::handle first_element, std::int64_t first, std::uintptr_t second) {
     Call call(Api::device(first), result, true);
     gmm_normal_arguments a = {};
     a.batch = call.batch;
@@ -130,6 +163,7 @@ struct Functions {
     a.result = call.output(result);
     a.seeds = call.of_batch(seeds);
     a.step = call.index(step);
+    a.first_element = call.index(first_element);
     a.stream = stream;
     return finish(call, a, Api::standard_normal, first, second);
   }
@@ -172,6 +206,8 @@ struct Functions {
     m.def("gmm_step_backward", &gmm_step_backward);
     m.def("log_prob", &log_prob);
     m.def("log_prob_backward", &log_prob_backward);
+    m.def("log_ratio", &log_ratio);
+    m.def("log_ratio_backward", &log_ratio_backward);
     m.def("add_noise", &add_noise);
     m.def("skip_step_loss", &skip_step_loss);
     m.def("scale_residual", &scale_residual);

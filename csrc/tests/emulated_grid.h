@@ -2,11 +2,33 @@
 #pragma once
 
 #include <cstring>
+#include <vector>
 
 #include "cuda/noise_body.h"
 #include "cuda/step_body.h"
 
 namespace gmmkernel {
+
+// The sum of `count` numbers, `stride` apart, in the fixed order.
+template <class T>
+T tree_plainly(const T* numbers, int64_t count, int64_t stride) {
+  if (count == 0) return 0;
+  std::vector<T> level(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) level[static_cast<size_t>(i)] = numbers[i * stride];
+  while (level.size() > 1) {
+    std::vector<T> above;
+    for (size_t first = 0; first < level.size(); first += sum_tile) {
+      std::vector<T> tile(sum_tile, T(0));
+      for (size_t i = first; i < level.size() && i < first + sum_tile; ++i) tile[i - first] = level[i];
+      for (size_t width = sum_tile / 2; width > 0; width /= 2) {
+        for (size_t i = 0; i < width; ++i) tile[i] += tile[i + width];
+      }
+      above.push_back(tile[0]);
+    }
+    level = above;
+  }
+  return level[0];
+}
 
 // Call body(place) for one thread of every block, in the grid that a launch would have; nothing for blocks without a
 // sample.
@@ -45,11 +67,32 @@ void emulate_common(const gmm_step_arguments& a, const Tiling& tiling) {
   });
 }
 
+template <class T>
+void emulate_scored(const gmm_step_arguments& a) {
+  const SumRows rows = sum_rows(a.workspace, a, 1);
+  for_blocks(a.batch, {a.elements, sum_tile}, [&](const Place& place) {
+    StepTile<T> tile;
+    DensitySum<T> sum;
+    std::memset(static_cast<void*>(&tile), 0xA5, sizeof tile);
+    gather<any_dtype>(a, {a.elements, sum_tile}, place, tile);
+    for (uint32_t t = 0; t < block_threads; ++t) step_scored(a, tile, t, sum);
+    for (uint32_t t = 0; t < block_threads; ++t) sum_terms(t, sum);
+    for (uint32_t t = 0; t < block_threads; ++t) sum_quarters(t, sum);
+    write_sum(rows, tile, 0, sum);
+  });
+  for (int64_t sample = 0; sample < a.batch; ++sample) {
+    const T base = tree_plainly(static_cast<T*>(a.workspace) + sample * rows.entries, rows.tiles, 1);
+    static_cast<T*>(a.log_prob)[sample] = log_density(base, a.elements);
+  }
+}
+
 // What launch_step runs on a device with so many multiprocessors.
 inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
   if (a.batch == 0) return;
   const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.sample.dtype), multiprocessors);
-  if (!is_common(a)) {
+  if (a.log_prob != nullptr) {
+    a.sample.dtype == GMM_FLOAT64 ? emulate_scored<double>(a) : emulate_scored<float>(a);
+  } else if (!is_common(a)) {
     if (a.sample.dtype == GMM_FLOAT64) {
       emulate_blocks<any_dtype, double>(a, tiling,
                                         [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });

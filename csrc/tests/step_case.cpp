@@ -112,7 +112,7 @@ StepOptions random_options(TestRandom& random, int64_t batch, int64_t elements) 
   o.history_dtype = dtype_beside(o.dtype);
   o.guidance = coin();
   o.history = static_cast<int>(random.word() % (GMM_MAX_HISTORY + 1));
-  o.prediction_kind = static_cast<int32_t>(random.word() % 4);
+  o.prediction_kind = static_cast<int32_t>(random.word() % 5);
   o.components_wanted = coin();
   o.coefficient_rows = one_of({1, 2, 5});
   o.one_row = coin();
@@ -128,6 +128,8 @@ StepOptions random_options(TestRandom& random, int64_t batch, int64_t elements) 
   o.sigma_off = random.word() % 4 == 0;
   o.history_off = random.word() % 8 == 0;
   o.special = random.word() % 4 == 0;
+  o.shard = o.components == 0 && coin();
+  o.scored = o.components == 0 && coin();
   return o;
 }
 
@@ -178,6 +180,8 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
     row.push_back(static_cast<int64_t>(random.word() % static_cast<uint32_t>(o.coefficient_rows)));
     step.push_back(random.word());
     seeds.push_back(static_cast<int64_t>(random.next()));
+    const int64_t firsts[] = {0, 4, 3, 321, (int64_t{1} << 34) - 8, (int64_t{1} << 34) - 3, INT64_MAX};
+    first_element.push_back(o.shard ? firsts[random.word() % 7] : 0);
   }
   // One for all comes from memory or, here and there, as a value.
   const auto index_of = [&](const std::vector<int64_t>& values, bool one) -> gmm_index {
@@ -187,6 +191,13 @@ StepCase::StepCase(const StepOptions& chosen, uint64_t seed, unsigned char poiso
   a.row = index_of(row, o.one_row);
   a.step = index_of(step, o.one_step);
   a.seeds = seeds.data();
+  if (o.shard) a.first_element = index_of(first_element, o.one_step);
+  if (o.scored) {
+    log_prob = Tensor(table_dtype, o.batch, 1, 0, poison);
+    workspace = Tensor(table_dtype, o.batch, GMM_SUM_ENTRIES(o.elements), 0, poison);
+    a.log_prob = log_prob.data();
+    a.workspace = workspace.data();
+  }
 
   if (o.components == 0) return;
   gmm_mixture& m = a.mixture;
@@ -217,7 +228,8 @@ int StepCase::run(int32_t threads, int32_t instruction_set) {
 }
 
 bool same_outcome(const StepCase& a, const StepCase& b) {
-  return a.result.same_as(b.result) && a.prediction.same_as(b.prediction) && a.components == b.components;
+  return a.log_prob.same_as(b.log_prob) && a.result.same_as(b.result) && a.prediction.same_as(b.prediction) &&
+         a.components == b.components;
 }
 
 std::vector<int32_t> available_instruction_sets() {

@@ -50,6 +50,8 @@ struct StepOptions {
   int64_t std_elements = 0;
   bool offset_off = false, sigma_off = false, history_off = false;  // these columns are 0 in every other row
   bool special = false;
+  bool shard = false;   // not from the first element on; without a mixture
+  bool scored = false;  // with log-densities; without a mixture
 };
 
 // Any combination that is allowed.
@@ -68,11 +70,12 @@ class StepCase {
   gmm_cpu_options cpu = {1, GMM_BEST};
 
   Tensor sample, model_output, uncond, history[GMM_MAX_HISTORY], result, prediction;
-  std::vector<int64_t> components, row, step, seeds, cdf;
+  std::vector<int64_t> components, row, step, first_element, seeds, cdf;
   Tensor coefficients, offsets, std;  // one "sample" for each table row
+  Tensor log_prob, workspace;
 };
 
-// Result, prediction and components are the same.
+// Result, prediction, components and log-densities are the same.
 bool same_outcome(const StepCase& a, const StepCase& b);
 
 // The instruction sets of this processor, GMM_PORTABLE first.

@@ -21,6 +21,8 @@ void step_in(StepCase& c) {
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t row = a.row.data == nullptr ? a.row.value : a.row.data[a.row.stride * b];
     const int64_t step = a.step.data == nullptr ? a.step.value : a.step.data[a.step.stride * b];
+    const int64_t shard =
+        a.first_element.data == nullptr ? a.first_element.value : a.first_element.data[a.first_element.stride * b];
     const auto column = [&](int name) { return static_cast<T>(c.coefficients.get(row, name)); };
 
     int64_t k = 0;
@@ -47,6 +49,7 @@ void step_in(StepCase& c) {
         const T h = column(GMM_HISTORY_0 + j);
         if (a.history[j].data != nullptr && h != 0) y = multiply_add(h, static_cast<T>(c.history[j].get(b, i)), y);
       }
+      const T mean = y;
       if (m.components > 0 && column(GMM_OFFSET) != 0) {
         const T offset = static_cast<T>(c.offsets.get(m.offset_rows == 1 ? 0 : row, k * a.elements + i));
         y = multiply_add(column(GMM_OFFSET), offset, y);
@@ -57,7 +60,8 @@ void step_in(StepCase& c) {
           const int64_t std_k = m.std_components == 1 ? 0 : k;
           deviation = static_cast<T>(c.std.get(m.std_rows == 1 ? 0 : row, std_k * m.std_elements + i));
         }
-        y = multiply_add(deviation, static_cast<T>(noise_plainly(a.seeds[b], i, step, GMM_STREAM_TRANSITION)), y);
+        const uint64_t element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(i);
+        y = multiply_add(deviation, static_cast<T>(noise_plainly(a.seeds[b], element, step, GMM_STREAM_TRANSITION)), y);
       }
       c.result.set(b, i, y);
       if (a.prediction_kind == GMM_PREDICTION_X0) c.prediction.set(b, i, x0);
@@ -65,19 +69,19 @@ void step_in(StepCase& c) {
         c.prediction.set(b, i, multiply_add(column(GMM_EPS_OUTPUT), o, column(GMM_EPS_SAMPLE) * x));
       }
       if (a.prediction_kind == GMM_PREDICTION_MODEL_OUTPUT) c.prediction.set(b, i, o);
+      if (a.prediction_kind == GMM_PREDICTION_MEAN) c.prediction.set(b, i, mean);
     }
   }
 }
 
 }  // namespace
 
-void words_plainly(int64_t seed, int64_t block, int64_t step, int32_t stream, uint32_t (&words)[4]) {
-  gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(static_cast<uint64_t>(seed)),
-                                       static_cast<uint64_t>(block), static_cast<uint32_t>(step),
-                                       static_cast<gmmkernel::Stream>(stream), words);
+void words_plainly(int64_t seed, uint64_t block, int64_t step, int32_t stream, uint32_t (&words)[4]) {
+  gmmkernel::random_words<ScalarLanes>(gmmkernel::philox_keys(static_cast<uint64_t>(seed)), block,
+                                       static_cast<uint32_t>(step), static_cast<gmmkernel::Stream>(stream), words);
 }
 
-float noise_plainly(int64_t seed, int64_t element, int64_t step, int32_t stream) {
+float noise_plainly(int64_t seed, uint64_t element, int64_t step, int32_t stream) {
   uint32_t words[4];
   float normals[4];
   words_plainly(seed, element / 4, step, stream, words);
@@ -99,4 +103,14 @@ void step_plainly(StepCase& c) {
   } else {
     step_in<float>(c);
   }
+  if (!c.options.scored) return;
+  // The density of what was drawn, as it was rounded, by a call of its own.
+  gmm_log_prob_arguments p = {};
+  p.step = c.arguments;
+  p.step.prediction_kind = GMM_PREDICTION_NONE;
+  p.prev_sample = {c.result.data(), c.result.stride(), c.result.dtype()};
+  p.log_prob = c.arguments.log_prob;
+  p.workspace = c.arguments.workspace;
+  const gmm_cpu_options cpu = {1, GMM_PORTABLE};
+  gmm_cpu_log_prob(&p, &cpu);
 }

@@ -61,6 +61,7 @@ void test_many_samples() {
   for (int n = 0; n < 16; ++n) {
     StepOptions step = random_options(random, 255 + 150 * (n % 3), 1 + 9 * (n % 4));
     step.components = n % 4 == 0 ? 1 : 8;
+    step.shard = false;
     step.std_elements = step.elements;
     BackwardOptions options = random_backward(random, step);
     options.coefficients = options.offsets = options.std = true;

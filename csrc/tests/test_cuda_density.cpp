@@ -52,6 +52,7 @@ void test_many_components() {
   for (const int64_t components : {7, 8, 9, 14, 15, 16, 17, 33, 255, 256, 257, 1023, 1024}) {
     StepOptions step = random_options(random, 3, 1 + components % 5 * 7);
     step.components = components;
+    step.shard = false;
     step.std_elements = step.elements;
     step.special = false;
     DensityOptions options = random_density(random, step);

@@ -35,6 +35,7 @@ void test_common_steps() {
       StepOptions options = random_options(random, 1 + n % 3, elements);
       options.dtype = options.output_dtype = n % 3;
       options.history = 0;
+      options.scored = false;
       options.prediction_kind = GMM_PREDICTION_NONE;
       options.padding = 0;
       if (n % 2 == 0 && options.components > 0) options.std_elements = elements;
@@ -114,7 +115,13 @@ void test_noise() {
       for (const int64_t padding : {0, 1}) {
         Tensor expected(dtype, 2, elements, padding, poison), got(dtype, 2, elements, padding, another);
         const int64_t seeds[] = {5, -7}, steps[] = {3, 0xFFFFFFFF};
-        gmm_normal_arguments a = {2, elements, {expected.data(), expected.stride(), dtype}, seeds, {steps, 1, 0}, 2};
+        gmm_normal_arguments a = {2,
+                                  elements,
+                                  {expected.data(), expected.stride(), dtype},
+                                  seeds,
+                                  {steps, 1, 0},
+                                  2,
+                                  {nullptr, 0, elements % 2 == 0 ? 4 * elements : elements}};
         const gmm_cpu_options options = {1, GMM_PORTABLE};
         CHECK(gmm_cpu_standard_normal(&a, &options) == GMM_SUCCESS, "%s", gmm_last_error());
         a.result.data = got.data();
@@ -131,7 +138,7 @@ void test_many_samples() {
   std::vector<float> expected(batch), got(batch, NAN);
   std::vector<int64_t> seeds(batch);
   for (int64_t b = 0; b < batch; ++b) seeds[b] = b;
-  gmm_normal_arguments a = {batch, 1, {expected.data(), 1, GMM_FLOAT32}, seeds.data(), {nullptr, 0, 4}, 0};
+  gmm_normal_arguments a = {batch, 1, {expected.data(), 1, GMM_FLOAT32}, seeds.data(), {nullptr, 0, 4}, 0, {}};
   const gmm_cpu_options options = {1, GMM_BEST};
   CHECK(gmm_cpu_standard_normal(&a, &options) == GMM_SUCCESS, "%s", gmm_last_error());
   a.result.data = got.data();

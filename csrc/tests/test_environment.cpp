@@ -76,7 +76,7 @@ void test_normal_and_orthonormalize(int32_t instruction_set) {
   const int64_t seed = 3, step = 4;
   const gmm_cpu_options options = {2, instruction_set};
   const auto run = [&](Tensor& normal, Tensor& rows) {
-    const gmm_normal_arguments a = {1, count, {normal.data(), count, GMM_FLOAT32}, &seed, {&step, 0, 0}, 0};
+    const gmm_normal_arguments a = {1, count, {normal.data(), count, GMM_FLOAT32}, &seed, {&step, 0, 0}, 0, {}};
     CHECK(gmm_cpu_standard_normal(&a, &options) == GMM_SUCCESS, "%s", gmm_last_error());
     CHECK(gmm_cpu_orthonormalize(static_cast<double*>(rows.data()), 5, 200, &options) == GMM_SUCCESS, "%s",
           gmm_last_error());

@@ -41,7 +41,15 @@ const BadStep bad_steps[] = {
     {GMM_INVALID_ARGUMENT, "prediction: ", [](StepCase& c) { c.arguments.prediction.batch_stride = -99; }},
     {GMM_INVALID_ARGUMENT, "prediction: ", [](StepCase& c) { c.arguments.prediction.data = nullptr; }},
     {GMM_INVALID_ARGUMENT, "prediction: ", [](StepCase& c) { c.arguments.prediction.dtype = GMM_FLOAT64; }},
-    {GMM_INVALID_ARGUMENT, "prediction_kind: ", [](StepCase& c) { c.arguments.prediction_kind = 4; }},
+    {GMM_INVALID_ARGUMENT, "prediction_kind: ", [](StepCase& c) { c.arguments.prediction_kind = 5; }},
+    {GMM_OUT_OF_RANGE, "first_element: ", [](StepCase& c) { c.arguments.first_element = {nullptr, 0, -1}; }},
+    {GMM_INVALID_ARGUMENT, "first_element: ", [](StepCase& c) { c.arguments.first_element = {nullptr, 0, 4}; }},
+    {GMM_INVALID_ARGUMENT, "log_prob: ", [](StepCase& c) { c.arguments.log_prob = c.result.data(); }},
+    {GMM_INVALID_ARGUMENT, "workspace: ",
+     [](StepCase& c) {
+       c.arguments.log_prob = c.result.data();
+       c.arguments.mixture.components = 0;
+     }},
     {GMM_INVALID_ARGUMENT, "prediction_kind: ", [](StepCase& c) { c.arguments.prediction_kind = -1; }},
     {GMM_INVALID_ARGUMENT, "coefficients: ", [](StepCase& c) { c.arguments.coefficients = nullptr; }},
     {GMM_INVALID_ARGUMENT, "coefficients: ", [](StepCase& c) { c.arguments.coefficient_rows = 0; }},
@@ -130,12 +138,14 @@ void test_standard_normal() {
       {GMM_INVALID_ARGUMENT, "stream: ", [](gmm_normal_arguments& a) { a.stream = -1; }},
       {GMM_OUT_OF_RANGE, "step: ", [](gmm_normal_arguments& a) { a.step = {nullptr, 0, -1}; }},
       {GMM_OUT_OF_RANGE, "step: ", [](gmm_normal_arguments& a) { a.step.data = &negative; }},
+      {GMM_OUT_OF_RANGE, "first_element: ", [](gmm_normal_arguments& a) { a.first_element.value = -1; }},
+      {GMM_OUT_OF_RANGE, "first_element: ", [](gmm_normal_arguments& a) { a.first_element.data = &negative; }},
   };
   const int64_t seeds[] = {1, 2}, step = 2;
   gmm_cpu_options options = {1, GMM_BEST};
   for (const Case& bad : cases) {
     Tensor result(GMM_FLOAT32, 2, 5, 0, poison);
-    gmm_normal_arguments a = {2, 5, {result.data(), 5, GMM_FLOAT32}, seeds, {&step, 0, 0}, GMM_STREAM_INITIAL};
+    gmm_normal_arguments a = {2, 5, {result.data(), 5, GMM_FLOAT32}, seeds, {&step, 0, 0}, GMM_STREAM_INITIAL, {}};
     bad.spoil(a);
     expect(gmm_cpu_standard_normal(&a, &options), bad.status, bad.named);
     CHECK(result.bytes_are(poison), "%s: something was written", bad.named);

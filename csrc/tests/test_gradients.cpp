@@ -23,8 +23,9 @@ StepOptions step_options(int number) {
   o.dtype = o.output_dtype = o.history_dtype = number % 4;
   o.guidance = number % 3 == 0;
   o.history = number % 5;
-  o.prediction_kind = number % 4;
+  o.prediction_kind = number % 5;
   o.components = number % 2 == 0 ? 8 : number % 3;
+  o.shard = o.components == 0;
   o.offset_per_row = number % 3 == 1;
   o.std_per_component = number % 5 == 2;
   o.std_elements = o.components == 0 ? 0 : o.elements / (1 + number % 3);

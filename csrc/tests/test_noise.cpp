@@ -29,7 +29,7 @@ void test_standard_normal() {
         for (const int32_t threads : {1, 3}) {
           Tensor got(dtype, batch, elements, padding, 0x5A);
           const gmm_normal_arguments arguments = {
-              batch, elements, {got.data(), got.stride(), dtype}, seeds.data(), {steps.data(), 1, 0}, stream};
+              batch, elements, {got.data(), got.stride(), dtype}, seeds.data(), {steps.data(), 1, 0}, stream, {}};
           const gmm_cpu_options options = {threads, set};
           CHECK(gmm_cpu_standard_normal(&arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
           CHECK(got.same_as(expected) && got.padding_is(0x5A), "set %d, %d threads, %lld elements, dtype %d, stream %d",
@@ -45,8 +45,8 @@ void test_moments() {
   constexpr int64_t count = 1 << 20;
   Tensor normal(GMM_FLOAT32, 1, count, 0, poison);
   const int64_t seed = 1, step = 0;
-  const gmm_normal_arguments arguments = {1,     count,         {normal.data(), count, GMM_FLOAT32},
-                                          &seed, {&step, 0, 0}, GMM_STREAM_INITIAL};
+  const gmm_normal_arguments arguments = {
+      1, count, {normal.data(), count, GMM_FLOAT32}, &seed, {&step, 0, 0}, GMM_STREAM_INITIAL, {}};
   const gmm_cpu_options options = {1, GMM_BEST};
   CHECK(gmm_cpu_standard_normal(&arguments, &options) == GMM_SUCCESS, "%s", gmm_last_error());
   double mean = 0, second = 0, fourth = 0;

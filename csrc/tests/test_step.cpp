@@ -58,6 +58,13 @@ void test_batch_split() {
       if (all.components != nullptr) one.components = all.components + b;
       one.row.data = all.row.data + b * all.row.stride;
       one.step.data = all.step.data + b * all.step.stride;
+      if (all.first_element.data != nullptr) {
+        one.first_element.data = all.first_element.data + b * all.first_element.stride;
+      }
+      if (all.log_prob != nullptr) {
+        const int64_t bytes = options.dtype == GMM_FLOAT64 ? 8 : 4;
+        one.log_prob = static_cast<char*>(all.log_prob) + b * bytes;
+      }
       one.seeds = all.seeds + b;
       CHECK(parts.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
     }

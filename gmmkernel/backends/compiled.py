@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gmmkernel.backends.constants import SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
     LogProbGradients,
     LogProbInputs,
+    LogRatioGradients,
+    LogRatioInputs,
     NoiseInputs,
     StepGradients,
     StepInputs,
@@ -39,7 +42,7 @@ def by_sample(value: Any) -> Any:
     return value
 
 
-def sums_workspace(inputs: StepInputs | LogProbInputs, columns: int) -> Tensor:
+def sums_workspace(inputs: StepInputs | LogProbInputs | LogRatioInputs, columns: int) -> Tensor:
     """Return room for a number of sums over elements of each sample: of every tile, and the samples' own."""
     batch, elements = inputs.sample.shape[0], math.prod(inputs.sample.shape[1:])
     return inputs.coefficients.new_empty(batch, -(-elements // SUM_TILE) + 1, columns)
@@ -73,6 +76,12 @@ class CompiledKernels:
         plain: bool = self._extension.is_plain_step(inputs, *self._options(inputs[0]))
         return plain
 
+    def density_room(self, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Return room for the log-densities of a step's samples, and for the sums that they are made of."""
+        dtype = torch.float64 if sample.dtype is torch.float64 else torch.float32
+        batch, tiles = sample.shape[0], -(-math.prod(sample.shape[1:]) // SUM_TILE)
+        return sample.new_empty(batch, dtype=dtype), sample.new_empty(batch, tiles + 1, dtype=dtype)
+
     def gmm_step_unchecked(self, inputs: tuple[Any, ...], *outputs: Any, tracks: bool) -> bool:
         """Do a step whose arguments nobody has checked, if they are beyond doubt; return whether it was done.
 
@@ -91,10 +100,12 @@ class CompiledKernels:
         prediction: Tensor | None = None,
         prediction_kind: int = Prediction.NONE,
         components: Tensor | None = None,
+        log_prob: Tensor | None = None,
     ) -> None:
-        """Write the next sample, and on request a prediction and the components drawn."""
+        """Write the next sample, and on request a prediction, the components drawn and the log-density."""
         target = by_sample(result)
-        outputs = target, prediction, prediction_kind, components
+        workspace = None if log_prob is None else sums_workspace(inputs, 1)
+        outputs = target, prediction, prediction_kind, components, log_prob, workspace
         self._call(self._extension.gmm_step, result, inputs, *outputs, True, False)
         if target is not result:
             result.copy_(target)
@@ -121,8 +132,11 @@ class CompiledKernels:
     ) -> None:
         """Write the log-density of each sample, [B], and each component's share of it, [B, K]."""
         workspace = sums_workspace(inputs, 1 if inputs.weights is None else inputs.weights.shape[1] + 1)
-        outputs = result, responsibilities, energies, penalties, workspace
+        of_tiles = result.dim() == 2
+        outputs = None if of_tiles else result, responsibilities, energies, penalties, workspace
         self._call(self._extension.log_prob, result, inputs, *outputs)
+        if of_tiles:
+            torch.neg(workspace[:, :-1, 0], out=result)
 
     def log_prob_backward(
         self,
@@ -133,8 +147,20 @@ class CompiledKernels:
     ) -> None:
         """Write gradients of a loss, given its gradients [B] of the log-densities."""
         workspace = rows_workspace(inputs, gradients.step)
-        given = inputs, responsibilities, grad, gradients, workspace
+        given = inputs, responsibilities, grad, grad.dim() == 2, gradients, workspace
         self._call(self._extension.log_prob_backward, grad, *given)
+
+    def log_ratio(self, inputs: LogRatioInputs, result: Tensor) -> None:
+        """Write the log-ratio and the divergence of each sample, [B, 2], or those of its tiles."""
+        of_tiles = result.dim() == 3
+        workspace = sums_workspace(inputs, 2)
+        self._call(self._extension.log_ratio, result, inputs, None if of_tiles else result, workspace)
+        if of_tiles:
+            result.copy_(workspace[:, :-1])
+
+    def log_ratio_backward(self, inputs: LogRatioInputs, grad: Tensor, gradients: LogRatioGradients) -> None:
+        """Write gradients of a loss, given its gradients [B, 2] of log-ratios and divergences."""
+        self._call(self._extension.log_ratio_backward, grad, inputs, grad, grad.dim() == 3, gradients)
 
     def add_noise(self, inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
         """Write the training sample x_t of the data x0, and on request the noise in it."""
@@ -161,10 +187,12 @@ class CompiledKernels:
         """Write gradients of a loss, given its gradients [B] of the samples' losses."""
         self._call(self._extension.skip_step_loss_backward, grad, inputs, grad, gradients)
 
-    def standard_normal(self, result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
-        """Fill `result` [B, ...] with each sample's noise."""
+    def standard_normal(
+        self, result: Tensor, seeds: Tensor, step: int | Tensor, stream: int, first_element: int | Tensor = 0
+    ) -> None:
+        """Fill `result` [B, ...] with each sample's noise, from its element `first_element` on."""
         target = by_sample(result)
-        self._call(self._extension.standard_normal, result, target, seeds, step, stream)
+        self._call(self._extension.standard_normal, result, target, seeds, step, stream, first_element)
         if target is not result:
             result.copy_(target)
 

@@ -16,6 +16,8 @@ MAX_HISTORY = 4
 MAX_STEP = 2**32 - 1
 """Largest `step` of the noise counter: Philox holds it in one 32-bit word."""
 
+MAX_ELEMENT = 2**63 - 1
+"""Largest `first_element` of a shard."""
 
 SUM_TILE = 1024
 """Elements of the tiles that every sum is built of."""
@@ -90,3 +92,4 @@ class Prediction(IntEnum):
     X0 = 1
     EPSILON = 2
     MODEL_OUTPUT = 3
+    MEAN = 4

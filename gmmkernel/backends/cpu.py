@@ -56,10 +56,13 @@ def _options(_: Tensor) -> tuple[int, ...]:
 _kernels = CompiledKernels(_core, _options)
 gmm_step = _kernels.gmm_step
 gmm_step_unchecked = _kernels.gmm_step_unchecked
+density_room = _kernels.density_room
 is_plain_step = _kernels.is_plain_step
 gmm_step_backward = _kernels.gmm_step_backward
 log_prob = _kernels.log_prob
 log_prob_backward = _kernels.log_prob_backward
+log_ratio = _kernels.log_ratio
+log_ratio_backward = _kernels.log_ratio_backward
 add_noise = _kernels.add_noise
 skip_step_loss = _kernels.skip_step_loss
 scale_residual = _kernels.scale_residual

@@ -28,6 +28,7 @@ class StepInputs(NamedTuple):
     seeds: Tensor
     row: int | Tensor
     step: int | Tensor
+    first_element: int | Tensor = 0
     model_output_uncond: Tensor | None = None
     history: Sequence[Tensor] = ()
     cdf: Tensor | None = None
@@ -88,6 +89,32 @@ class LogProbGradients(NamedTuple):
     step: StepGradients = StepGradients()
 
 
+class LogRatioInputs(NamedTuple):
+    """The inputs of a log-ratio; `gmmkernel.ops.gmm_step_log_ratio` describes them."""
+
+    sample: Tensor
+    model_output: Tensor
+    old_model_output: Tensor
+    coefficients: Tensor
+    prev_sample: Tensor
+    row: int | Tensor
+    model_output_uncond: Tensor | None = None
+    old_model_output_uncond: Tensor | None = None
+    history: Sequence[Tensor] = ()
+
+
+class LogRatioGradients(NamedTuple):
+    """Where to write the gradients of a log-ratio: like the input each belongs to, None where it is not wanted."""
+
+    sample: Tensor | None = None
+    model_output: Tensor | None = None
+    old_model_output: Tensor | None = None
+    prev_sample: Tensor | None = None
+    model_output_uncond: Tensor | None = None
+    old_model_output_uncond: Tensor | None = None
+    history: Sequence[Tensor | None] = ()
+
+
 class NoiseInputs(NamedTuple):
     """What adding noise reads; `gmmkernel.ops.add_noise` describes it."""
 
@@ -96,6 +123,7 @@ class NoiseInputs(NamedTuple):
     seeds: Tensor
     row: int | Tensor
     step: int | Tensor
+    first_element: int | Tensor = 0
 
 
 class TrainingInputs(NamedTuple):
@@ -126,8 +154,12 @@ class Backend(Protocol):
         prediction: Tensor | None = None,
         prediction_kind: int = Prediction.NONE,
         components: Tensor | None = None,
+        log_prob: Tensor | None = None,
     ) -> None:
-        """Write the next sample, and on request a prediction and the components drawn."""
+        """Write the next sample, and on request a prediction and the components drawn.
+
+        Without a mixture, on request the log-density [B] of the sample that was written as well.
+        """
 
     @staticmethod
     def gmm_step_backward(
@@ -149,6 +181,8 @@ class Backend(Protocol):
     ) -> None:
         """Write the log-density of each sample, [B], and on request each component's share of it, [B, K].
 
+        Without a mixture a result [B, ceil(D / 1024)] gets each tile's log-density, but for the constant.
+
         `energies` [B, K] are written on request: how much less than without offset each component's log-density is.
         It is less by `penalties` [B, K] too, where they are given.
         """
@@ -160,7 +194,24 @@ class Backend(Protocol):
         grad: Tensor,
         gradients: LogProbGradients,
     ) -> None:
-        """Write gradients of a loss, given its gradients [B] of the log-densities; 0 where that is 0."""
+        """Write gradients of a loss, given its gradients [B] of the log-densities; 0 where that is 0.
+
+        Without a mixture gradients [B, ceil(D / 1024)] are those of the tiles' shares.
+        """
+
+    @staticmethod
+    def log_ratio(inputs: LogRatioInputs, result: Tensor) -> None:
+        """Write the log-ratio and the divergence of each sample, [B, 2].
+
+        A result [B, ceil(D / 1024), 2] gets those of tiles.
+        """
+
+    @staticmethod
+    def log_ratio_backward(inputs: LogRatioInputs, grad: Tensor, gradients: LogRatioGradients) -> None:
+        """Write gradients of a loss, given its gradients [B, 2] of log-ratios and divergences, or those of tiles.
+
+        Where both are 0, so are those made of them.
+        """
 
     @staticmethod
     def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
@@ -190,8 +241,10 @@ class Backend(Protocol):
         """Write gradients of a loss, given its gradients [B] of the samples' losses."""
 
     @staticmethod
-    def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
-        """Fill `result` [B, ...] with each sample's noise."""
+    def standard_normal(
+        result: Tensor, seeds: Tensor, step: int | Tensor, stream: int, first_element: int | Tensor = 0
+    ) -> None:
+        """Fill `result` [B, ...] with each sample's noise, from its element `first_element` on."""
 
     @staticmethod
     def draw_components(

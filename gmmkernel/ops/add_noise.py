@@ -22,6 +22,7 @@ def add_noise(
     row: int | Tensor,
     seeds: Tensor,
     step: int | Tensor = ...,
+    first_element: int | Tensor = ...,
     return_noise: Literal[False] = ...,
     out: Tensor | None = ...,
     backend: str | None = ...,
@@ -36,6 +37,7 @@ def add_noise(
     row: int | Tensor,
     seeds: Tensor,
     step: int | Tensor = ...,
+    first_element: int | Tensor = ...,
     return_noise: Literal[True],
     out: Tensor | None = ...,
     backend: str | None = ...,
@@ -49,6 +51,7 @@ def add_noise(
     row: int | Tensor,
     seeds: Tensor,
     step: int | Tensor = 0,
+    first_element: int | Tensor = 0,
     return_noise: bool = False,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -68,6 +71,8 @@ def add_noise(
         seeds: int64 [B], the key of each sample's noise: of its place in the data set, for example.
         step: step of the noise counter, 0 to 2^32 - 1, in the forms of `row`: the epoch or iteration, so that equal
             seeds get fresh noise.
+        first_element: which element of a sample's noise is the first one, in the forms of `row`: a shard of a larger
+            sample gets its own part of that sample's noise.
         return_noise: also return e1, rounded to the sample's dtype.
         out: tensor to write the result into; may be `sample` itself.
         backend: a backend's name; None chooses by device.
@@ -79,7 +84,8 @@ def add_noise(
     Raises:
         TypeError: an argument is of a type or dtype that is not allowed.
         ValueError: a shape or device does not fit.
-        IndexError: a row or step is out of range (tensors on the CPU; elsewhere such a sample is filled with NaN).
+        IndexError: a row, step or first element is out of range (tensors on the CPU; elsewhere such a sample is filled
+            with NaN).
         RuntimeError: `out` is given where `sample` requires a gradient, `coefficients` require one, an input has a
             forward-mode tangent, or the backend asked for is not available.
     """
@@ -88,11 +94,12 @@ def add_noise(
     coefficients = checks.check_training_rows(coefficients, sample)
     row = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
     step = checks.check_step(step, batch, device)
+    first_element = checks.check_first_element(first_element, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
     if not isinstance(return_noise, bool):
         raise TypeError(f"return_noise: expected True or False, got {return_noise!r}")
     name = backends.resolve(device, backend)
-    inputs = NoiseInputs(sample, coefficients, seeds, row, step)
+    inputs = NoiseInputs(sample, coefficients, seeds, row, step, first_element)
     noise: Tensor | None
     if checks.wants_gradient("add_noise", (sample, coefficients)):
         checks.refuse_out(out)

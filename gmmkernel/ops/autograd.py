@@ -20,7 +20,7 @@ from gmmkernel.ops import library
 from gmmkernel.ops.eager import eager_step, second_derivatives
 from gmmkernel.ops.exact import offset_weights, row_of_each
 from gmmkernel.ops.noise import new_components, new_noise
-from gmmkernel.ops.op import STEP, Numbers, Op
+from gmmkernel.ops.op import STEP, NormalInputs, Numbers, Op
 from gmmkernel.ops.vmap import merge_batch
 
 Optional: TypeAlias = Tensor | None
@@ -87,7 +87,7 @@ class _Step(torch.autograd.Function):
         inputs = STEP.join(options.numbers, flat)
         components = inputs.seeds.new_empty(inputs.seeds.shape) if options.components else None
         do = library.gmm_step.of_plain if options.is_plain else library.gmm_step
-        do(out, prediction, components, options.prediction_kind, options.backend, inputs)
+        do(out, prediction, components, None, options.prediction_kind, options.backend, inputs)
         return out, prediction, components
 
     @staticmethod
@@ -185,7 +185,7 @@ def _eager(options: StepOptions, inputs: StepInputs, outputs: int) -> Any:
     """Return the step as a function of the tensors that have a gradient, in plain PyTorch."""
     shape, seeds = inputs.sample.shape, inputs.seeds
     of_noise = shape[1:], inputs.coefficients.dtype, Stream.TRANSITION, options.backend
-    noise = new_noise(*of_noise, seeds, inputs.step)
+    noise = new_noise(*of_noise, NormalInputs(seeds, inputs.step, inputs.first_element))
     rows, components = row_of_each(inputs.row, seeds), torch.zeros_like(seeds)
     if inputs.cdf is not None:
         components = new_components(options.backend, seeds, inputs.cdf, inputs.row, inputs.step)

@@ -34,19 +34,20 @@ class LogProbOptions(NamedTuple):
 
     numbers: Numbers
     backend: str
+    tiles: bool
 
 
-def log_prob_with_gradient(inputs: LogProbInputs, backend: str) -> Tensor:
-    """Return log-densities [B] with gradients; see `gmm_step_log_prob`."""
+def log_prob_with_gradient(inputs: LogProbInputs, backend: str, *, tiles: bool) -> Tensor:
+    """Return log-densities [B], or tiles' shares, with gradients; see `gmm_step_log_prob`."""
     numbers, flat = LOG_PROB.split(inputs)
-    made: Tensor = apply(_LogProb, LogProbOptions(numbers, backend), *apart(flat))[0]
+    made: Tensor = apply(_LogProb, LogProbOptions(numbers, backend, tiles), *apart(flat))[0]
     return made
 
 
 class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(options: LogProbOptions, *flat: Any) -> Made:
-        made = library.log_prob(options.backend, LOG_PROB.join(options.numbers, flat))
+        made = library.log_prob(options.tiles, options.backend, LOG_PROB.join(options.numbers, flat))
         result, responsibilities, energies = (*made, None, None)[:3]
         return result, responsibilities, energies
 
@@ -93,6 +94,7 @@ class _LogProbBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         grad, *given = ctx.saved_tensors
+        refuse_of_tiles(ctx.options.tiles)
         forward = _eager(LOG_PROB.join(ctx.options.numbers, given), grad)
         of_grad, of_primals = second_derivatives(forward, [grad], LOG_PROB.primals(given), ctx.wanted, grads)
         return None, None, *of_grad, None, None, *LOG_PROB.among_all(of_primals)
@@ -100,6 +102,14 @@ class _LogProbBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         return vmap_gradients(_LogProbBackward, LOG_PROB, info.batch_size, in_dims, *arguments, before=3)
+
+
+def refuse_of_tiles(tiles: bool) -> None:
+    """Refuse derivatives of gradients of tiles' shares."""
+    if tiles:
+        raise RuntimeError(
+            'reduction: expected "sum" or "mean" where a gradient is differentiated, got "tiles"'
+        )
 
 
 def _eager(inputs: LogProbInputs, grad: Tensor) -> Any:

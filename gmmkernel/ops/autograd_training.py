@@ -24,7 +24,7 @@ from gmmkernel.ops.autograd import (
 from gmmkernel.ops.eager import eager_skip_step_loss, second_derivatives
 from gmmkernel.ops.exact import row_of_each
 from gmmkernel.ops.noise import new_noise
-from gmmkernel.ops.op import LOSS, NOISE, Numbers, ResidualInputs
+from gmmkernel.ops.op import LOSS, NOISE, NormalInputs, Numbers, ResidualInputs
 
 
 class NoiseOptions(NamedTuple):
@@ -70,7 +70,7 @@ class _AddNoise(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
-        options, _, coefficients, _, rows, steps = inputs
+        options, _, coefficients, _, rows, steps, _ = inputs
         ctx.numbers = options.numbers
         ctx.save_for_backward(coefficients, rows, steps)
         ctx.set_materialize_grads(False)
@@ -174,7 +174,7 @@ def _eager(backend: str, inputs: TrainingInputs) -> Any:
     noises = []
     for stream in (Stream.TRAINING, Stream.TRAINING_SKIP):
         of_noise = inputs.model_output.shape[1:], inputs.coefficients.dtype, stream, backend
-        noises.append(by_batch(new_noise(*of_noise, inputs.seeds, inputs.step)))
+        noises.append(by_batch(new_noise(*of_noise, NormalInputs(inputs.seeds, inputs.step))))
     rows = row_of_each(inputs.row, inputs.seeds)
 
     def forward(model_output: Tensor, sample: Optional = None) -> tuple[Tensor, ...]:

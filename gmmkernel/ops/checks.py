@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gmmkernel._checks import plain
-from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, MAX_STEP, Column, TrainingColumn
+from gmmkernel.backends.constants import (
+    MAX_COMPONENTS,
+    MAX_ELEMENT,
+    MAX_HISTORY,
+    MAX_STEP,
+    Column,
+    TrainingColumn,
+)
 from gmmkernel.ops.tables import MixtureTables
 
 SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -163,9 +170,14 @@ def check_training_rows(coefficients: Tensor, sample: Tensor, other: str = "samp
             f"sampler's rows {tuple(coefficients.shape)}; Sampler.add_noise noises samples for a late start"
         )
     coefficients = check_coefficients(coefficients, sample, _TRAINING_COLUMNS, other)
-    if coefficients.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("coefficients: expected a tensor that requires no gradient; it would not get one")
+    refuse_gradient(coefficients, "coefficients")
     return coefficients
+
+
+def refuse_gradient(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that requires a gradient which nothing would give it."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(f"{name}: expected a tensor that requires no gradient; it would not get one")
 
 
 def check_seeds(seeds: Tensor) -> Tensor:
@@ -209,6 +221,13 @@ def check_index(
 def check_step(step: int | Tensor, batch: int, device: torch.device, other: str = "sample") -> int | Tensor:
     """Return the noise counter's step in the forms of `check_index`."""
     return check_index(step, "step", batch, MAX_STEP, device, other)
+
+
+def check_first_element(
+    first_element: int | Tensor, batch: int, device: torch.device, other: str = "sample"
+) -> int | Tensor:
+    """Return the first element of shards in the forms of `check_index`."""
+    return check_index(first_element, "first_element", batch, MAX_ELEMENT, device, other)
 
 
 def check_shape(shape: Sequence[int]) -> list[int]:
@@ -365,8 +384,7 @@ def check_out(out: Tensor, expected_shape: Sequence[int], dtype: torch.dtype, de
         raise ValueError(
             f"out: expected a tensor whose elements are distinct in memory, got strides {out.stride()}"
         )
-    if out.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("out: expected a tensor that requires no gradient; it would not get one")
+    refuse_gradient(out, "out")
 
 
 def _shares_elements(tensor: Tensor) -> bool:

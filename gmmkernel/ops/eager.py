@@ -68,7 +68,8 @@ def eager_step(
         noise: [B, D] of that dtype.
         prediction_kind: a `Prediction`.
     """
-    x, o, x0, y = predict(sample, model_output, model_output_uncond, history, row)
+    x, o, x0, mean = predict(sample, model_output, model_output_uncond, history, row)
+    y = mean
     sigma = row[:, Column.SIGMA, None].expand_as(y)
     if shift is not None and std is not None:
         y = y + shift
@@ -79,6 +80,7 @@ def eager_step(
         Prediction.X0: x0,
         Prediction.EPSILON: row[:, Column.EPS_SAMPLE, None] * x + row[:, Column.EPS_OUTPUT, None] * o,
         Prediction.MODEL_OUTPUT: o,
+        Prediction.MEAN: mean,
     }
     made = predictions[Prediction(prediction_kind)]
     return y.to(sample.dtype), None if made is None else made.to(sample.dtype)
@@ -122,6 +124,35 @@ def eager_log_prob(
         energies = ((distance / sigma).square() - (without / sigma).square()).sum(2) / 2
         level = level - eager_penalties(energies, row, penalized)
     return torch.logsumexp(level if weights is None else weights.log() + level, dim=1)
+
+
+def eager_log_ratio(
+    prev_sample: Tensor,
+    sample: Tensor,
+    model_output: Tensor,
+    old_model_output: Tensor,
+    model_output_uncond: Tensor | None,
+    old_model_output_uncond: Tensor | None,
+    history: Sequence[Tensor],
+    row: Tensor,
+) -> Tensor:
+    """Return log-ratios and divergences [B, 2], as `gmm_step_log_ratio` does.
+
+    Args:
+        prev_sample: [B, D].
+        sample: as `predict` has it.
+        model_output: the same.
+        old_model_output: the same before.
+        model_output_uncond: as `predict` has it.
+        old_model_output_uncond: the same before.
+        history: as `predict` has it.
+        row: the same.
+    """
+    *_, mean = predict(sample, model_output, model_output_uncond, history, row)
+    *_, old_mean = predict(sample, old_model_output, old_model_output_uncond, history, row)
+    sigma = row[:, Column.SIGMA, None]
+    change, distance = (mean - old_mean) / sigma, (prev_sample.to(row.dtype) - old_mean) / sigma
+    return torch.stack([(change * (distance - change / 2)).sum(1), change.square().sum(1) / 2], dim=1)
 
 
 def eager_skip_step_loss(

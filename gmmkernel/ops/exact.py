@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Column, Stream
+from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Column, Prediction, Stream
 from gmmkernel.backends.protocol import Backend, LogProbInputs, StepInputs
 
 
@@ -149,7 +149,7 @@ def step(
         last = min(first + MAX_HISTORY, k - added_last)
         sums[:, Column.SAMPLE, None] = scale
         sums[:, Column.HISTORY_0 : Column.HISTORY_0 + last - first] = y[:, first:last]
-        of_sums = StepInputs(noise, noise, sums, seeds, each, 0, None, history(first, last))
+        of_sums = StepInputs(noise, noise, sums, seeds, each, 0, history=history(first, last))
         kernels.gmm_step(of_sums, noise)
         scale = torch.ones_like(sigma)
 
@@ -167,6 +167,11 @@ def step(
         basis=None,
         std_delta=None,
     )
+    if prediction_kind == Prediction.MEAN and prediction is not None:
+        kernels.gmm_step(
+            of_each._replace(history=inputs.history, cdf=None, offsets=None, std=None), prediction
+        )
+        prediction, prediction_kind = None, Prediction.NONE
     kernels.gmm_step(of_each, result, prediction, prediction_kind)
     if components is not None:
         components.copy_(drawn if rows.invalid is None else torch.where(rows.invalid, -1, drawn))

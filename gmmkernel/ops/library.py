@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +17,12 @@ from torch.autograd.graph import increment_version
 from torch.nn import Parameter
 
 from gmmkernel import backends
-from gmmkernel.backends.constants import Stream
+from gmmkernel.backends.constants import SUM_TILE, Stream
 from gmmkernel.backends.protocol import (
     LogProbGradients,
     LogProbInputs,
+    LogRatioGradients,
+    LogRatioInputs,
     NoiseInputs,
     StepGradients,
     StepInputs,
@@ -33,6 +34,7 @@ from gmmkernel.ops.checks import is_eager
 from gmmkernel.ops.op import (
     COMPONENTS,
     LOG_PROB,
+    LOG_RATIO,
     LOSS,
     NOISE,
     NORMAL,
@@ -52,16 +54,16 @@ def _gmm_step(
     out: Tensor,
     prediction: Tensor | None,
     components: Tensor | None,
+    log_prob: Tensor | None,
     prediction_kind: int,
     backend: str,
     inputs: StepInputs,
 ) -> None:
-    do = (
-        backends.load(backend).gmm_step
-        if inputs.basis is None
-        else partial(exact.step, backends.load(backend))
-    )
-    do(inputs, out, prediction, prediction_kind, components)
+    kernels, outputs = backends.load(backend), (out, prediction, prediction_kind, components)
+    if inputs.basis is None:
+        kernels.gmm_step(inputs, *outputs, log_prob)
+    else:
+        exact.step(kernels, inputs, *outputs)
 
 
 def _new_gradients(wanted: Sequence[bool], op: Op, inputs: Any) -> list[Tensor | None]:
@@ -132,20 +134,27 @@ def _gmm_step_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]
     return _present(_new_gradients(wanted, STEP, given[-1]))
 
 
-def _log_prob_fake(backend: str, inputs: LogProbInputs) -> list[Tensor]:
+def _tiles(sample: Tensor) -> int:
+    return -(-math.prod(sample.shape[1:]) // SUM_TILE)
+
+
+def _log_prob_fake(tiles: bool, backend: str, inputs: LogProbInputs) -> list[Tensor]:
     """Return memory for the log-densities and, where there is a mixture, its responsibilities.
 
     Where moments are matched exactly, for the energies as well.
     """
-    shapes: list[tuple[int, ...]] = [(inputs.sample.shape[0],)]
+    batch = inputs.sample.shape[0]
+    shapes: list[tuple[int, ...]] = [(batch, _tiles(inputs.sample)) if tiles else (batch,)]
     if inputs.weights is not None:
-        of_components = (inputs.sample.shape[0], inputs.weights.shape[1])
+        of_components = (batch, inputs.weights.shape[1])
         shapes += [of_components] * (1 if inputs.basis is None else 2)
     return [inputs.coefficients.new_empty(shape) for shape in shapes]
 
 
-def _log_prob(backend: str, inputs: LogProbInputs) -> list[Tensor]:
-    made = _log_prob_fake(backend, inputs)
+def _log_prob(tiles: bool, backend: str, inputs: LogProbInputs) -> list[Tensor]:
+    made = _log_prob_fake(tiles, backend, inputs)
+    if made[0].numel() == 0:
+        return made
     kernels = backends.load(backend)
     result, responsibilities, energies = (*made, None, None)[:3]
     assert result is not None
@@ -184,6 +193,32 @@ def _log_prob_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]
     return _present(_new_gradients(wanted, LOG_PROB, given[-1]))
 
 
+def _log_ratio_fake(tiles: bool, backend: str, inputs: LogRatioInputs) -> Tensor:
+    batch = inputs.sample.shape[0]
+    return inputs.coefficients.new_empty((batch, _tiles(inputs.sample), 2) if tiles else (batch, 2))
+
+
+def _log_ratio(tiles: bool, backend: str, inputs: LogRatioInputs) -> Tensor:
+    made = _log_ratio_fake(tiles, backend, inputs)
+    if made.numel() > 0:
+        backends.load(backend).log_ratio(inputs, made)
+    return made
+
+
+def _log_ratio_backward(
+    wanted: Sequence[bool], grad: Tensor, backend: str, inputs: LogRatioInputs
+) -> list[Tensor]:
+    made = _new_gradients(wanted, LOG_RATIO, inputs)
+    sample, output, old_output, prev_sample, uncond, old_uncond, *history = made
+    gradients = LogRatioGradients(sample, output, old_output, prev_sample, uncond, old_uncond, history)
+    backends.load(backend).log_ratio_backward(inputs, grad, gradients)
+    return _present(made)
+
+
+def _log_ratio_backward_fake(wanted: Sequence[bool], *given: Any) -> list[Tensor]:
+    return _present(_new_gradients(wanted, LOG_RATIO, given[-1]))
+
+
 def _add_noise(out: Tensor, noise: Tensor | None, backend: str, inputs: NoiseInputs) -> None:
     backends.load(backend).add_noise(inputs, out, noise)
 
@@ -217,7 +252,8 @@ def _skip_step_loss_backward_fake(wanted: Sequence[bool], *given: Any) -> list[T
 
 
 def _standard_normal(out: Tensor, stream: int, backend: str, inputs: NormalInputs) -> None:
-    backends.load(backend).standard_normal(out, inputs.seeds, inputs.step, stream)
+    kernels = backends.load(backend)
+    kernels.standard_normal(out, inputs.seeds, inputs.step, stream, inputs.first_element)
 
 
 def _draw_components(out: Tensor, backend: str, inputs: ComponentInputs) -> None:
@@ -304,7 +340,8 @@ class Operator:
 
 
 gmm_step = Operator(
-    "gmm_step(Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? components, int prediction_kind, str backend",
+    "gmm_step(Tensor(a!) out, Tensor(b!)? prediction, Tensor(c!)? components, Tensor(d!)? log_prob, "
+    "int prediction_kind, str backend",
     STEP,
     "()",
     _gmm_step,
@@ -317,13 +354,25 @@ gmm_step_backward = Operator(
     _gmm_step_backward,
     _gmm_step_backward_fake,
 )
-log_prob = Operator("gmm_step_log_prob(str backend", LOG_PROB, "Tensor[]", _log_prob, _log_prob_fake)
+log_prob = Operator(
+    "gmm_step_log_prob(bool tiles, str backend", LOG_PROB, "Tensor[]", _log_prob, _log_prob_fake
+)
 log_prob_backward = Operator(
     "gmm_step_log_prob_backward(bool[] wanted, Tensor grad, Tensor? responsibilities, Tensor? energies, str backend",
     LOG_PROB,
     "Tensor[]",
     _log_prob_backward,
     _log_prob_backward_fake,
+)
+log_ratio = Operator(
+    "gmm_step_log_ratio(bool tiles, str backend", LOG_RATIO, "Tensor", _log_ratio, _log_ratio_fake
+)
+log_ratio_backward = Operator(
+    "gmm_step_log_ratio_backward(bool[] wanted, Tensor grad, str backend",
+    LOG_RATIO,
+    "Tensor[]",
+    _log_ratio_backward,
+    _log_ratio_backward_fake,
 )
 add_noise = Operator(
     "add_noise(Tensor(a!) out, Tensor(b!)? noise, str backend", NOISE, "()", _add_noise, _write_nothing

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -12,6 +14,8 @@ from gmmkernel.ops import checks, library
 from gmmkernel.ops.autograd_log_prob import log_prob_with_gradient
 from gmmkernel.ops.op import LOG_PROB
 from gmmkernel.ops.tables import MixtureTables
+
+Reduction = Literal["sum", "mean", "tiles"]
 
 
 def gmm_step_log_prob(
@@ -24,6 +28,7 @@ def gmm_step_log_prob(
     mixture: MixtureTables | None = None,
     model_output_uncond: Tensor | None = None,
     history: Sequence[Tensor] = (),
+    reduction: Reduction = "sum",
     backend: str | None = None,
 ) -> Tensor:
     """Return log p(prev_sample | sample) of one sampling step, whichever component drew it.
@@ -52,14 +57,19 @@ def gmm_step_log_prob(
         mixture: a mixture bound to the coefficient rows, with its weights, or None for a Gaussian step.
         model_output_uncond: the unconditional output of a guidance pair.
         history: up to 4 stored predictions of a multistep sampler.
+        reduction: "sum" over elements; their "mean", the sum divided by D, as training by rewards has it; or, without a
+            mixture, what each of the "tiles" of 1024 elements has of the sum, for `gmmkernel.join_log_prob`: those of
+            shards that were cut at multiples of 1024 elements give the bits of the whole.
         backend: a backend's name; None chooses by device.
 
     Returns:
-        [B] float32, float64 for float64 samples; in nats.
+        [B] float32, float64 for float64 samples; in nats. Of tiles [B, ceil(D / 1024)], without -log(2 pi) / 2 for each
+        element.
 
     Raises:
         TypeError: an argument is of a type or dtype that is not allowed.
-        ValueError: a shape or device does not fit, or the mixture has no weights.
+        ValueError: a shape or device does not fit, the mixture has no weights, or `reduction` is unknown, or "tiles"
+            with a mixture.
         IndexError: a row is out of range (tensors on the CPU; elsewhere the result is NaN).
         RuntimeError: an input has a forward-mode tangent, or the backend asked for is not available.
     """
@@ -78,7 +88,13 @@ def gmm_step_log_prob(
     inputs = LogProbInputs(
         sample, model_output, coefficients, prev_sample, row, model_output_uncond, stored, **of_mixture
     )
-    return log_density(inputs, backends.resolve(sample.device, backend))
+    check_reduction(reduction)
+    if reduction == "tiles" and mixture is not None:
+        raise ValueError(
+            'reduction: expected "sum" or "mean" with a mixture, which is no sum over elements, got "tiles"'
+        )
+    made = log_density(inputs, backends.resolve(sample.device, backend), tiles=reduction == "tiles")
+    return reduce(made, reduction, sample)
 
 
 def density_tables(tables: MixtureTables, coefficients: Tensor) -> dict[str, Tensor | None]:
@@ -88,9 +104,21 @@ def density_tables(tables: MixtureTables, coefficients: Tensor) -> dict[str, Ten
     return {**named, "weights": checks.check_weights(tables, coefficients)}
 
 
-def log_density(inputs: LogProbInputs, backend: str) -> Tensor:
-    """Return the log-densities of inputs that have been checked, with gradients where they are asked for."""
+def log_density(inputs: LogProbInputs, backend: str, *, tiles: bool) -> Tensor:
+    """Return log-densities, or tiles' shares, of inputs that have been checked, with gradients where asked for."""
     if checks.wants_gradient("gmm_step_log_prob", LOG_PROB.primals_of(inputs)):
-        return log_prob_with_gradient(inputs, backend)
-    made: Tensor = library.log_prob(backend, inputs)[0]
+        return log_prob_with_gradient(inputs, backend, tiles=tiles)
+    made: Tensor = library.log_prob(tiles, backend, inputs)[0]
     return made
+
+
+def check_reduction(reduction: object) -> None:
+    """Check how a sum over elements is asked for."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f'reduction: expected "sum", "mean" or "tiles", got {reduction!r}')
+
+
+def reduce(made: Tensor, reduction: Reduction, sample: Tensor) -> Tensor:
+    """Return sums over elements of a sample, or what tiles have of them, as they were asked for."""
+    # By a tensor, since a number's reciprocal would be multiplied with instead on some devices.
+    return made / made.new_full((), math.prod(sample.shape[1:])) if reduction == "mean" else made

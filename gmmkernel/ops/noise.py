@@ -23,6 +23,7 @@ def standard_normal(
     *,
     step: int | Tensor = 0,
     stream: Stream = Stream.INITIAL,
+    first_element: int | Tensor = 0,
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
     backend: str | None = None,
@@ -36,6 +37,8 @@ def standard_normal(
         shape: shape of one sample, without the batch.
         step: step of the noise counter: int, or int64 tensor [], [1] or [B].
         stream: purpose of the draw, so that equal seeds and steps give independent noise.
+        first_element: which element of a sample's noise is the first one, in the forms of `step`: a shard of a larger
+            sample gets its own part of that sample's noise.
         dtype: float32, bfloat16 or float16 (rounded once), or float64 (the float32 values).
         out: tensor [B, *shape] of that dtype to write into.
         backend: a backend's name; None chooses by device.
@@ -46,7 +49,7 @@ def standard_normal(
     Raises:
         TypeError: an argument is of a type or dtype that is not allowed.
         ValueError: a shape or device does not fit.
-        IndexError: a step is out of range.
+        IndexError: a step or first element is out of range.
         RuntimeError: the backend asked for is not available, or `out` is given inside a transform of `torch.func`.
     """
     seeds = checks.check_seeds(seeds)
@@ -54,15 +57,17 @@ def standard_normal(
         raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
     sizes = checks.check_shape(shape)
     step = checks.check_step(step, seeds.shape[0], seeds.device)
+    first_element = checks.check_first_element(first_element, seeds.shape[0], seeds.device, "seeds")
     purpose = int(check_stream(stream))
     name = backends.resolve(seeds.device, backend)
     if out is None:
-        return new_noise(sizes, dtype, purpose, name, seeds, step)
+        return new_noise(sizes, dtype, purpose, name, NormalInputs(seeds, step, first_element))
     if torch._C._are_functorch_transforms_active():
         checks.refuse_out(out)
     checks.check_out(out, (seeds.shape[0], *sizes), dtype, seeds.device)
-    check_overlap(out, in_place={}, tables={"seeds": seeds, "step": step})
-    library.standard_normal(out, purpose, name, NormalInputs(seeds, step))
+    inputs = NormalInputs(seeds, step, first_element)
+    check_overlap(out, in_place={}, tables=inputs._asdict())
+    library.standard_normal(out, purpose, name, inputs)
     return out
 
 
@@ -127,12 +132,11 @@ def new_noise(
     dtype: torch.dtype,
     stream: int,
     backend: str,
-    seeds: Tensor,
-    step: int | Tensor,
+    inputs: NormalInputs,
 ) -> Tensor:
     """Return the noise of arguments that have been checked, inside a transform of `torch.func` as well."""
     draw = _Normal.apply if torch._C._are_functorch_transforms_active() else _Normal.forward
-    numbers, flat = NORMAL.split(NormalInputs(seeds, step))
+    numbers, flat = NORMAL.split(inputs)
     noise: Tensor = draw(NormalOptions(numbers, shape, dtype, int(stream), backend), *flat)
     return noise
 

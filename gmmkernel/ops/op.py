@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from gmmkernel.backends.protocol import LogProbInputs, NoiseInputs, StepInputs, TrainingInputs
+from gmmkernel.backends.protocol import LogProbInputs, LogRatioInputs, NoiseInputs, StepInputs, TrainingInputs
 from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
 
 Numbers: TypeAlias = tuple[int, ...]
@@ -46,6 +46,7 @@ class NormalInputs(NamedTuple):
 
     seeds: Tensor
     step: int | Tensor
+    first_element: int | Tensor = 0
 
 
 class ComponentInputs(NamedTuple):
@@ -167,6 +168,10 @@ LOG_PROB = Op(
     LogProbInputs,
     "sample", "model_output", "model_output_uncond", "coefficients", "offsets", "std", "prev_sample", "weights",
     "basis", "slopes", "shifts", "half_logdet",
+)  # fmt: skip
+LOG_RATIO = Op(
+    LogRatioInputs,
+    "sample", "model_output", "old_model_output", "prev_sample", "model_output_uncond", "old_model_output_uncond",
 )  # fmt: skip
 NOISE = Op(NoiseInputs, "sample")
 LOSS = Op(TrainingInputs, "model_output", "sample")

@@ -18,13 +18,14 @@ from gmmkernel.ops.memory import check_overlap
 from gmmkernel.ops.op import STEP
 from gmmkernel.ops.tables import MixtureTables
 
-PredictionName = Literal["x0", "epsilon", "model_output"]
+PredictionName = Literal["x0", "epsilon", "model_output", "mean"]
 
 _PREDICTIONS = {
     None: int(Prediction.NONE),
     "x0": int(Prediction.X0),
     "epsilon": int(Prediction.EPSILON),
     "model_output": int(Prediction.MODEL_OUTPUT),
+    "mean": int(Prediction.MEAN),
 }
 _PREDICTION_NAMES = tuple(_PREDICTIONS)
 
@@ -53,11 +54,13 @@ def _step_at_once(
     seeds: Tensor,
     row: int | Tensor,
     step: int | Tensor,
+    first_element: int | Tensor,
     model_output_uncond: Tensor | None,
     history: Sequence[Tensor],
     mixture: MixtureTables | None,
     prediction: PredictionName | None,
     return_components: bool,
+    return_log_prob: bool,
     out: Tensor | None,
     backend: str | None,
 ) -> GMMStepOutput | None:
@@ -69,7 +72,7 @@ def _step_at_once(
         return None
     if mixture is None:
         cdf = offsets = std = None
-    elif type(mixture) is MixtureTables and mixture.basis is None:
+    elif type(mixture) is MixtureTables and mixture.basis is None and not return_log_prob:
         cdf, offsets, std, *_ = mixture
     else:
         return None
@@ -81,6 +84,7 @@ def _step_at_once(
         seeds,
         row,
         step,
+        first_element,
         model_output_uncond,
         history,
         cdf,
@@ -90,8 +94,8 @@ def _step_at_once(
     kind = _PREDICTIONS[prediction]
     tracks = torch.is_grad_enabled()
     if tracks and (sample.requires_grad or getattr(model_output, "requires_grad", False)):
-        indices_are_numbers = type(row) is int and type(step) is int
-        if out is not None or not indices_are_numbers or not kernels.is_plain_step(inputs):  # type: ignore[attr-defined]
+        are_numbers = type(row) is int and type(step) is int and type(first_element) is int
+        if out is not None or return_log_prob or not are_numbers or not kernels.is_plain_step(inputs):  # type: ignore[attr-defined]
             return None
         return GMMStepOutput(
             *autograd.step(StepInputs(*inputs), name, kind, return_components, is_plain=True)
@@ -99,11 +103,14 @@ def _step_at_once(
     result = torch.empty_like(sample, memory_format=torch.contiguous_format) if out is None else out
     predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
     components = torch.empty_like(seeds) if return_components else None
-    if not unchecked(inputs, result, predicted, kind, components, tracks=tracks):
+    log_prob = workspace = None
+    if return_log_prob:
+        log_prob, workspace = kernels.density_room(sample)  # type: ignore[attr-defined]
+    if not unchecked(inputs, result, predicted, kind, components, log_prob, workspace, tracks=tracks):
         return None
     if out is not None:
         increment_version(out)
-    return GMMStepOutput(result, predicted, components)
+    return GMMStepOutput(result, predicted, components, log_prob)
 
 
 def gmm_step(
@@ -114,6 +121,7 @@ def gmm_step(
     row: int | Tensor,
     seeds: Tensor,
     step: int | Tensor | None = None,
+    first_element: int | Tensor = 0,
     mixture: MixtureTables | None = None,
     model_output_uncond: Tensor | None = None,
     history: Sequence[Tensor] = (),
@@ -154,13 +162,17 @@ def gmm_step(
         seeds: int64 [B], the key of each sample's random numbers.
         step: step of the noise counter, 0 to 2^32 - 1, in the same forms; None: the same as `row`. Use the row's
             index in the full schedule, so that a run that starts late draws the noise it would have drawn.
+        first_element: which element of a sample's noise is the first one, 0 to 2^63 - 1, in the forms of `row`: a shard
+            of a larger sample, from this element of it on, draws its own part of that sample's noise
+            (`gmmkernel.shard_view`). Only without a mixture.
         mixture: a mixture bound to the coefficient rows (`gmmkernel.mixtures`), or None for a Gaussian step.
         model_output_uncond: the unconditional output of a guidance pair, like `model_output`.
         history: up to 4 stored predictions of a multistep sampler, like `model_output`.
-        prediction: also return "x0" (clipped), "epsilon" or the guided "model_output".
+        prediction: also return "x0" (clipped), "epsilon", the guided "model_output", or the "mean" as above.
         return_components: also return the component drawn for each sample.
-        return_log_prob: also return the log-density of the sample drawn, a second pass that costs K * D. The sample
-            is held fixed in it: its gradient is that of the score-function (REINFORCE) estimator.
+        return_log_prob: also return the log-density of the sample drawn: in the same pass without a mixture, otherwise
+            in a second one that costs K * D. The sample is held fixed in it: its gradient is that of the score-function
+            (REINFORCE) estimator.
         out: tensor to write the result into; may be `sample` itself.
         backend: a backend's name; None chooses by device (`gmmkernel.backends`).
 
@@ -169,12 +181,14 @@ def gmm_step(
 
     Raises:
         TypeError: an argument is of a type or dtype that is not allowed.
-        ValueError: a shape or device does not fit, or `mixture` was made for another D or number of steps.
-        IndexError: a row or step is out of range (tensors on the CPU; elsewhere such a sample is filled with NaN).
+        ValueError: a shape or device does not fit, `mixture` was made for another D or number of steps, or there is a
+            `first_element` beside it.
+        IndexError: a row, step or first element is out of range (tensors on the CPU; elsewhere such a sample is filled
+            with NaN).
         RuntimeError: `out` is given where an input requires a gradient, an input has a forward-mode tangent, or the
             backend asked for is not available.
     """
-    if not return_log_prob and type(sample) is Tensor and checks.is_eager():
+    if type(sample) is Tensor and checks.is_eager():
         done = _step_at_once(
             sample,
             model_output,
@@ -182,11 +196,13 @@ def gmm_step(
             seeds,
             row,
             row if step is None else step,
+            first_element,
             model_output_uncond,
             history,
             mixture,
             prediction,
             return_components,
+            return_log_prob,
             out,
             backend,
         )
@@ -201,14 +217,22 @@ def gmm_step(
     coefficients = checks.check_coefficients(coefficients, sample)
     row = checks.check_index(row, "row", batch, coefficients.shape[0] - 1, device)
     step = row if step is None else checks.check_step(step, batch, device)
+    first_element = checks.check_first_element(first_element, batch, device)
     seeds = checks.check_batch_of_seeds(seeds, batch, device)
-    inputs = StepInputs(sample, model_output, coefficients, seeds, row, step, model_output_uncond, stored)
+    indices = row, step, first_element
+    inputs = StepInputs(sample, model_output, coefficients, seeds, *indices, model_output_uncond, stored)
     tables = None if mixture is None else checks.check_mixture(mixture, coefficients, sample)
     if tables is not None:
+        if isinstance(first_element, Tensor) or first_element != 0:
+            raise ValueError(
+                f"first_element: expected 0 beside a mixture, whose tables are of whole samples, got {first_element}"
+            )
         cdf, offsets, std, _, basis, std_delta, *_ = tables
         inputs = inputs._replace(cdf=cdf, offsets=offsets, std=std, basis=basis, std_delta=std_delta)
     if prediction not in _PREDICTION_NAMES:
-        raise ValueError(f"prediction: expected None, 'x0', 'epsilon' or 'model_output', got {prediction!r}")
+        raise ValueError(
+            f"prediction: expected None, 'x0', 'epsilon', 'model_output' or 'mean', got {prediction!r}"
+        )
     kind = _PREDICTIONS[prediction]
     of_density = density_tables(tables, coefficients) if return_log_prob and tables is not None else {}
     wants_gradient = checks.wants_gradient("gmm_step", STEP.primals_of(inputs))
@@ -221,18 +245,20 @@ def gmm_step(
             out = torch.empty_like(sample, memory_format=torch.contiguous_format)
         else:
             checks.check_out(out, sample.shape, sample.dtype, device)
-            _check_overlap(out, inputs, in_place=not return_log_prob)  # which reads everything again
+            # The log-density of a mixture's draw reads everything again.
+            _check_overlap(out, inputs, in_place=tables is None or not return_log_prob)
         predicted = torch.empty_like(sample, memory_format=torch.contiguous_format) if prediction else None
         components = seeds.new_empty(batch) if return_components else None
-        library.gmm_step(out, predicted, components, kind, name, inputs)
-        made = GMMStepOutput(out, predicted, components)
-    if not return_log_prob:
+        log_prob = coefficients.new_empty(batch) if return_log_prob and tables is None else None
+        library.gmm_step(out, predicted, components, log_prob, kind, name, inputs)
+        made = GMMStepOutput(out, predicted, components, log_prob)
+    if not return_log_prob or made.log_prob is not None:
         return made
     drawn = made.prev_sample.detach()
     density = LogProbInputs(
         sample, model_output, coefficients, drawn, row, model_output_uncond, stored, **of_density
     )
-    return made._replace(log_prob=log_density(density, name))
+    return made._replace(log_prob=log_density(density, name, tiles=False))
 
 
 def _check_overlap(out: Tensor, inputs: StepInputs, *, in_place: bool) -> None:

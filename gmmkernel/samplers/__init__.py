@@ -8,7 +8,7 @@ from gmmkernel.samplers.flow import FlowSampler
 from gmmkernel.samplers.pndm import PNDMSampler
 from gmmkernel.samplers.requests import StackedSamplers, stack_samplers
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
-from gmmkernel.samplers.seeds import seeds_from_generator
+from gmmkernel.samplers.seeds import seeds_from_generator, seeds_from_ids
 from gmmkernel.samplers.thresholding import dynamic_thresholding
 
 __all__ = [
@@ -25,5 +25,6 @@ __all__ = [
     "StepState",
     "dynamic_thresholding",
     "seeds_from_generator",
+    "seeds_from_ids",
     "stack_samplers",
 ]

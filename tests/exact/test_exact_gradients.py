@@ -208,14 +208,14 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     sample, output, prev = samples(3, dtype=torch.float32)
     common, out = (sample, output, coefficients), torch.zeros_like(sample)
     tables = t.cdf, t.offsets, t.std, t.basis, t.std_delta
-    step = STEP.spread(StepInputs(*common, SEEDS, ROW, 7, None, (), *tables))
-    library.opcheck(OPS.gmm_step.default, (out, None, None, 0, "cpu", *step))
+    step = STEP.spread(StepInputs(*common, SEEDS, ROW, 7, 0, None, (), *tables))
+    library.opcheck(OPS.gmm_step.default, (out, None, None, None, 0, "cpu", *step))
     for wanted in ([True] * 8, [True] * 4 + [False] * 3 + [True]):
         library.opcheck(OPS.gmm_step_backward.default, (wanted, sample, None, 0, "cpu", *step))
     tables = t.offsets, t.std, t.weights, t.basis, t.slopes, t.shifts, t.half_logdet
     density = "cpu", *LOG_PROB.spread(LogProbInputs(*common, prev, ROW, None, (), *tables))
-    library.opcheck(OPS.gmm_step_log_prob.default, density)
-    made = OPS.gmm_step_log_prob(*density)
+    library.opcheck(OPS.gmm_step_log_prob.default, (False, *density))
+    made = OPS.gmm_step_log_prob(False, *density)
     assert len(made) == 3
     library.opcheck(
         OPS.gmm_step_log_prob_backward.default, ([True] * 12, torch.ones(4), made[1], made[2], *density)

@@ -11,6 +11,7 @@ from helpers import StepCase, random_case
 from torch import Tensor
 
 from gmmkernel import Column, gmm_step, gmm_step_log_prob
+from gmmkernel.ops import LogRatio, gmm_step_log_ratio
 
 
 def leaves_of(case: StepCase) -> dict[str, Tensor]:
@@ -124,6 +125,71 @@ def random_density(seed: int, *, positive: bool = True, **options: Any) -> Densi
         mixture = case.mixture._replace(weights=weights / weights.sum(1, keepdim=True), std=std)
         case = replace(case, mixture=mixture)
     return Density(case, prev_sample)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A log-ratio: the transition, the sample it led to, and the outputs before."""
+
+    case: StepCase
+    prev_sample: Tensor
+    old_model_output: Tensor
+    old_model_output_uncond: Tensor | None
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return the tensors that have a gradient, by name."""
+        own = ("prev_sample", "old_model_output", "old_model_output_uncond")
+        found = {name: getattr(self, name) for name in own} | leaves_of(self.case)
+        del found["coefficients"]
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def with_leaves(self, leaves: dict[str, Tensor]) -> Ratio:
+        """Return the same with other tensors of these names."""
+        own = {name: tensor for name, tensor in leaves.items() if name in Ratio.__dataclass_fields__}
+        return replace(self, case=with_leaves(self.case, leaves), **own)
+
+    def run(self, **options: Any) -> LogRatio:
+        """Call `gmm_step_log_ratio`."""
+        case = self.case
+        arguments = {
+            "row": case.row,
+            "model_output_uncond": case.model_output_uncond,
+            "old_model_output_uncond": self.old_model_output_uncond,
+            "history": case.history,
+        }
+        tensors = (self.prev_sample, case.sample, case.model_output, self.old_model_output, case.coefficients)
+        return gmm_step_log_ratio(*tensors, **(arguments | options))
+
+    def gradients(self, grads: Sequence[Tensor] | None = None, **options: Any) -> dict[str, Tensor]:
+        """Return both results and the gradients they send back, for the gradients given or random ones."""
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in self.leaves().items()}
+        made = self.with_leaves(leaves).run(**options)
+        grads = grads or [cotangent(each, 1 + i) for i, each in enumerate(made)]
+        found = torch.autograd.grad(list(made), list(leaves.values()), grads)
+        results = {name: each.detach() for name, each in made._asdict().items()}
+        return {**results, **dict(zip(leaves, found, strict=True))}
+
+
+def random_ratio(seed: int, *, change: float = 0.1, **options: Any) -> Ratio:
+    """Return a random log-ratio.
+
+    Args:
+        seed: the same seed and options give the same one.
+        change: how much the outputs differ, as a standard deviation.
+        options: those of `random_density`.
+    """
+    made = random_density(seed, components=0, **options)
+    case, generator = made.case, torch.Generator().manual_seed(seed + 1)
+
+    def changed(output: Tensor | None) -> Tensor | None:
+        if output is None:
+            return None
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        return (output.double() + change * noise).to(output.dtype)
+
+    old = changed(case.model_output)
+    assert old is not None
+    return Ratio(case, made.prev_sample, old, changed(case.model_output_uncond))
 
 
 def smooth(case: StepCase) -> StepCase:

@@ -47,7 +47,7 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
     m, grad = case.mixture, torch.ones_like(case.sample)
     common = case.sample, case.model_output, case.coefficients
     step = StepInputs(
-        *common, case.seeds, row, steps, case.model_output_uncond, case.history, m.cdf, m.offsets, m.std
+        *common, case.seeds, row, steps, 0, case.model_output_uncond, case.history, m.cdf, m.offsets, m.std
     )
     for wanted in ([True] * 10, [True, False] * 5):
         library.opcheck(OPS.gmm_step_backward.default, (wanted, grad, grad, 1, "cpu", *STEP.spread(step)))
@@ -56,7 +56,7 @@ def test_the_raw_operators_pass_pytorch_s_checks() -> None:
         *common, DENSITY.prev_sample, row, case.model_output_uncond, case.history, *of_mixture
     )
     given = "cpu", *LOG_PROB.spread(density)
-    library.opcheck(OPS.gmm_step_log_prob.default, given)
+    library.opcheck(OPS.gmm_step_log_prob.default, (False, *given))
     shares = torch.ones(3, 3) / 3
     wanted = [True] * 14
     library.opcheck(OPS.gmm_step_log_prob_backward.default, (wanted, torch.ones(3), shares, None, *given))

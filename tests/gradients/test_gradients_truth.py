@@ -82,6 +82,7 @@ def plainly(case: StepCase) -> tuple[Tensor, ...]:
     y = column("SAMPLE") * x + column("OUTPUT") * o + column("X0") * x0
     for j, stored in enumerate(case.history):
         y = y + column(f"HISTORY_{j}") * stored.double()
+    mean = y
     z = standard_normal(
         case.seeds, case.sample.shape[1:], step=steps, stream=Stream.TRANSITION, dtype=torch.float64
     )
@@ -95,7 +96,8 @@ def plainly(case: StepCase) -> tuple[Tensor, ...]:
         own = case.mixture.std.double()[entry["std"], k if case.mixture.std.shape[1] > 1 else 0 * k]
         std = torch.cat([own, std[:, own.shape[1] :]], dim=1)
     y = y + std.view_as(y) * z
-    made = {"x0": x0, "epsilon": column("EPS_SAMPLE") * x + column("EPS_OUTPUT") * o, "model_output": o}
+    epsilon = column("EPS_SAMPLE") * x + column("EPS_OUTPUT") * o
+    made = {"x0": x0, "epsilon": epsilon, "model_output": o, "mean": mean}
     return (y,) if case.prediction is None else (y, made[case.prediction])
 
 

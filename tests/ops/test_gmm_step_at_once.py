@@ -28,11 +28,13 @@ OTHER = torch.randn(BATCH, ELEMENTS)
 def at_once(
     sample: Any, model_output: Any = OTHER, out: Any = None, coefficients: Tensor = COEFFICIENTS, **named: Any
 ) -> bool:
-    inputs = [sample, model_output, coefficients, torch.arange(BATCH), 0, 0, None, (), *[None] * 5]
+    inputs = [sample, model_output, coefficients, torch.arange(BATCH), 0, 0, 0, None, (), *[None] * 5]
     for name, value in named.items():
-        inputs[["seeds", "row", "step", "uncond", "history", "cdf", "offsets"].index(name) + 3] = value
+        inputs[
+            ["seeds", "row", "step", "first_element", "uncond", "history", "cdf", "offsets"].index(name) + 3
+        ] = value
     result = torch.full((BATCH, ELEMENTS), 9.0) if out is None else out
-    done = cpu.gmm_step_unchecked(tuple(inputs), result, None, 0, None, tracks=True)
+    done = cpu.gmm_step_unchecked(tuple(inputs), result, None, 0, None, None, None, tracks=True)
     assert done or out is not None or bool((result == 9).all())
     return done
 

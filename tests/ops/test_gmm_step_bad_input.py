@@ -15,6 +15,7 @@ from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, random_case
 from gmmkernel import MixtureTables
 
 Change = Callable[[StepCase], dict[str, Any]]
+PREDICTION_NAMES = "None, 'x0', 'epsilon', 'model_output' or 'mean'"
 DTYPES_OF_SAMPLES = "float32, bfloat16, float16 or float64"
 
 
@@ -231,9 +232,10 @@ BAD_INPUT: list[tuple[Change, type[Exception], str]] = [
         "mixture: made for D = 13 elements, but a sample of shape (3, 4) has D = 12",
     ),
     # names
-    (given(prediction="eps"), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got 'eps'"),
-    (given(prediction=1), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got 1"),
-    (given(prediction=["x0"]), ValueError, "prediction: expected None, 'x0', 'epsilon' or 'model_output', got ['x0']"),
+    *(
+        (given(prediction=bad), ValueError, f"prediction: expected {PREDICTION_NAMES}, got {bad!r}")
+        for bad in ("eps", 1, ["x0"])
+    ),
     (given(backend="gpu"), ValueError, "backend: expected one of ['cpu', 'reference', 'cuda', 'triton'], got 'gpu'"),
     # out
     (given(out=torch.full((2, 12), 9.0)), ValueError, "out: expected shape (2, 3, 4), got (2, 12)"),

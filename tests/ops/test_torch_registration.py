@@ -18,7 +18,7 @@ from gmmkernel.backends.protocol import StepInputs
 from gmmkernel.ops.op import COMPONENTS, NORMAL, STEP, ComponentInputs, NormalInputs
 
 OPS = torch.ops.gmmkernel
-PREDICTION_KINDS = {None: 0, "x0": 1, "epsilon": 2, "model_output": 3}
+PREDICTION_KINDS = {None: 0, "x0": 1, "epsilon": 2, "model_output": 3, "mean": 4}
 
 
 def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
@@ -30,13 +30,14 @@ def raw_arguments(case: StepCase, backend: str = "cpu") -> tuple[Any, ...]:
     row, step = index(case.row), index(case.row if case.step is None else case.step)
     tables = (None,) * 3 if case.mixture is None else case.mixture[:3]
     inputs = StepInputs(
-        case.sample, case.model_output, case.coefficients, case.seeds, row, step, case.model_output_uncond,
-        case.history, *tables,
+        case.sample, case.model_output, case.coefficients, case.seeds, row, step, 0,
+        case.model_output_uncond, case.history, *tables,
     )  # fmt: skip
     return (
         torch.zeros_like(case.sample),
         None if case.prediction is None else torch.zeros_like(case.sample),
         torch.zeros_like(case.seeds),
+        case.coefficients.new_zeros(len(case.seeds)) if case.mixture is None else None,
         PREDICTION_KINDS[case.prediction],
         backend,
         *STEP.spread(inputs),

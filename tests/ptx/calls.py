@@ -18,6 +18,8 @@ FUNCTIONS = (
     "gmm_step_backward",
     "log_prob",
     "log_prob_backward",
+    "log_ratio",
+    "log_ratio_backward",
     "add_noise",
     "skip_step_loss",
     "scale_residual",

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from differentiable import Density, random_density, step_gradients
+from differentiable import Density, random_density, random_ratio, step_gradients
 from exact_steps import exact_density, exact_step
 from helpers import (
     DTYPE_PAIRS,
@@ -56,7 +56,7 @@ def steps() -> Iterator[Callable[[], object]]:
     for seed, ((dtype, output_dtype), history) in enumerate(itertools.product(DTYPE_PAIRS, (0, 1, 4))):
         yield random_case(
             100 + seed, shape=((*ODD, *EVEN)[seed % 7],), dtype=dtype, output_dtype=output_dtype, history=history,
-            prediction=PREDICTIONS[seed % 4], guidance=seed % 2 > 0, components=(0, 1, 8)[(seed // 3 + seed) % 3],
+            prediction=PREDICTIONS[seed % 5], guidance=seed % 2 > 0, components=(0, 1, 8)[(seed // 3 + seed) % 3],
         ).run  # fmt: skip
     for seed, dtype in enumerate(DTYPES):
         # Between them all numbers of values that are looked for in one turn and in many.
@@ -79,6 +79,29 @@ def steps() -> Iterator[Callable[[], object]]:
     nothing.coefficients[:, Column.SIGMA] = -0.0  # stays, where a table has no deviation
     nothing.coefficients[:, [Column.X0, Column.OUTPUT, Column.SAMPLE, Column.OFFSET]] = -0.0
     yield nothing.run
+    yield from (case.run for case in shards())
+    for seed, (dtype, output_dtype) in enumerate(DTYPE_PAIRS):
+        size = (5, 1000, 2049)[seed % 3]
+        drawn = random_case(
+            240 + seed, shape=(size,), dtype=dtype, output_dtype=output_dtype, components=0,
+            prediction=PREDICTIONS[seed % 5], special=seed % 4 == 3,
+        )  # fmt: skip
+        yield always(partial(drawn.run, return_log_prob=True))
+
+
+# Multiples of 8, of 4, of nothing; where blocks' numbers carry into their upper word; the last one.
+FIRST_ELEMENTS = (8, 12, 321, 2**34 - 16, 2**34 - 3, 2**63 - 1)
+
+
+def shards() -> Iterator[StepCase]:
+    """Yield steps of shards, whose noise begins somewhere: all samples' at one place, and each one's at its own."""
+    for seed, first in enumerate((*FIRST_ELEMENTS, torch.tensor(FIRST_ELEMENTS))):
+        for dtype in (torch.float32, torch.bfloat16):
+            case = random_case(
+                250 + seed, batch=6, shape=((1000, 1027)[seed % 2],), dtype=dtype, output_dtype=dtype, components=0,
+                history=0, guidance=False, prediction=None,
+            )  # fmt: skip
+            yield replace(case, first_element=first)
 
 
 def strided(case: StepCase) -> StepCase:
@@ -125,6 +148,9 @@ def noise() -> Iterator[Callable[[], object]]:
             tell = partial(standard_normal, torch.tensor(TELLING_SEEDS), (size,), dtype=dtype)
             yield partial(tell, step=0, stream=Stream.TRANSITION)
             yield partial(tell, step=2**32 - 1, stream=Stream.INITIAL)
+    for i, first in enumerate((*FIRST_ELEMENTS, torch.tensor(FIRST_ELEMENTS[-3:]))):
+        dtype = DTYPES[i % 4]
+        yield always(partial(standard_normal, seeds, (1000,), step=3, first_element=first, dtype=dtype))
 
 
 def components() -> Iterator[Callable[[], object]]:
@@ -157,7 +183,7 @@ def backward() -> Iterator[Callable[[], object]]:
             step_gradients,
             random_case(
                 430 + seed, shape=(1040,), dtype=dtype, special=True, components=2, rows=2, history=4, guidance=True,
-                prediction=PREDICTIONS[seed],
+                prediction=PREDICTIONS[seed + 1],
             ),
         )  # fmt: skip
     plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32, "components": 2}
@@ -186,6 +212,9 @@ def backward() -> Iterator[Callable[[], object]]:
         yield partial(step_gradients, many)
     for shape in ((0,), (8, 0)):
         yield partial(step_gradients, random_case(443, shape=shape, **plain))
+    for number, case in enumerate(shards()):
+        if number % 3 == 0:
+            yield always(partial(step_gradients, replace(case, prediction="mean")))
 
 
 def density() -> Iterator[Callable[[], object]]:
@@ -220,6 +249,50 @@ def density() -> Iterator[Callable[[], object]]:
         yield partial(without.gradients, grad=torch.tensor([0.5, 0.0, -2.0]))
     for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
         yield random_density(543, batch=batch, shape=shape, components=3, **plain).gradients
+    for seed, size in enumerate((5, 1024, 2049)):
+        yield always(tiles(random_density(550 + seed, shape=(size,), components=0, **plain), "log_prob"))
+
+
+def tiles(made: Any, *names: str) -> Callable[[], object]:
+    """Return the call that asks for the gradients of tiles' shares; the second sample has no part, nor has a tile."""
+    generator = torch.Generator().manual_seed(1)
+    of_tiles = -(-made.prev_sample[0].numel() // 1024)
+    grads = [torch.randn(3, of_tiles, generator=generator).to(made.case.coefficients.dtype) for _ in names]
+    for grad in grads:
+        grad[1], grad[2, 0] = 0, 0
+    given = {"grad": grads[0]} if len(names) == 1 else {"grads": grads}
+    return partial(made.gradients, reduction="tiles", **given)
+
+
+def ratio() -> Iterator[Callable[[], object]]:
+    """Yield log-ratios and their gradients, of samples and of tiles."""
+    for seed, (dtype, output_dtype) in enumerate(DTYPE_PAIRS):
+        size = (5, 1000, 2049)[seed % 3]
+        options = {
+            "dtype": dtype,
+            "output_dtype": output_dtype,
+            "guidance": seed % 2 > 0,
+            "history": seed % 5,
+        }
+        made = random_ratio(900 + seed, shape=(size,), change=(1.0, 1e-3)[seed % 2], **options)
+        yield made.gradients
+        yield tiles(made, "log_ratio", "divergence")
+    for seed, special in enumerate((False, True)):
+        yield random_ratio(
+            920 + seed, shape=(70,), dtype=torch.float32, special=special, positive=False
+        ).gradients
+    without = random_ratio(930, shape=(1030,), guidance=True, history=2, dtype=torch.float32)
+    without.case.sample[1], without.prev_sample[1] = math.nan, math.inf
+    yield partial(without.gradients, grads=[torch.tensor([0.5, 0.0, -2.0])] * 2)
+    for low, high in ((-0.1, 0.1), (0.2, -0.2), (0.0, 0.0)):
+        clipped = random_ratio(931, shape=(300,), guidance=True, dtype=torch.float32)
+        clipped.case.coefficients[:, Column.CLIP_MIN], clipped.case.coefficients[:, Column.CLIP_MAX] = (
+            low,
+            high,
+        )
+        yield always(partial(clipped.gradients))
+    for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
+        yield random_ratio(932, batch=batch, shape=shape, dtype=torch.float32).gradients
 
 
 def sample_gradient(density: Density) -> None:
@@ -255,6 +328,11 @@ def training() -> Iterator[Callable[[], object]]:
     yield partial(like.noised, out=like.data)
     for batch, shape in ((0, (3,)), (3, (0,)), (3, (8, 0))):
         yield random_training(841, batch=batch, shape=shape, dtype=torch.float32).results
+    for i, first in enumerate((*FIRST_ELEMENTS, torch.tensor(FIRST_ELEMENTS[-3:]))):
+        shard = random_training(
+            850 + i, shape=((1000, 1027)[i % 2],), dtype=(torch.float32, torch.bfloat16)[i % 2]
+        )
+        yield always(partial(shard.noised, first_element=first))
 
 
 OPS: dict[str, Callable[[], Iterator[Callable[[], object]]]] = {  # by the group of kernels
@@ -263,6 +341,7 @@ OPS: dict[str, Callable[[], Iterator[Callable[[], object]]]] = {  # by the group
     "components": components,
     "backward": backward,
     "density": density,
+    "ratio": ratio,
     "exact": exact,
     "training": training,
 }

@@ -20,7 +20,16 @@ from ptx.triton_driver import PROGRAMS, TritonOnCpu  # noqa: E402
 
 KERNELS = {program.kernel.__name__ for program in PROGRAMS}
 # Of how many cases one is run here: each compiles kernels of its own, which takes seconds.
-EVERY = {"step": 6, "noise": 5, "components": 1, "backward": 9, "density": 7, "exact": 4, "training": 11}
+EVERY = {
+    "step": 6,
+    "noise": 5,
+    "components": 1,
+    "backward": 9,
+    "density": 7,
+    "ratio": 6,
+    "exact": 4,
+    "training": 11,
+}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
 from gmmkernel.backends import triton as backend
-from gmmkernel.backends.triton import launch
+from gmmkernel.backends.triton import launch, launch_density
 from gmmkernel.backends.triton.program import WARPS, Program
 from ptx import translate
 from ptx.machine import WARP, Machine
@@ -25,7 +25,12 @@ from ptx.parse import PTXError, parse
 
 STREAM = 77
 DEVICE = -1  # what a CPU tensor says its device is
-PROGRAMS = [value for value in vars(launch).values() if isinstance(value, Program)]
+PROGRAMS = {
+    value
+    for module in (launch, launch_density)
+    for value in vars(module).values()
+    if isinstance(value, Program)
+}
 BUILD = Path(__file__).parents[2] / "build" / "triton"
 
 

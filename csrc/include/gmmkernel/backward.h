@@ -17,7 +17,7 @@ struct Flow {
 };
 
 // The values of gmm_prediction.
-enum class PredictionKind : int32_t { none = 0, x0 = 1, epsilon = 2, model_output = 3 };
+enum class PredictionKind : int32_t { none = 0, x0 = 1, epsilon = 2, model_output = 3, mean = 4 };
 
 // `x` and `output` matter only where the row clips.
 template <class Lanes, class T>

@@ -95,7 +95,8 @@ typedef enum gmm_prediction {
   GMM_PREDICTION_NONE = 0,
   GMM_PREDICTION_X0 = 1,
   GMM_PREDICTION_EPSILON = 2,
-  GMM_PREDICTION_MODEL_OUTPUT = 3
+  GMM_PREDICTION_MODEL_OUTPUT = 3,
+  GMM_PREDICTION_MEAN = 4 /* before offset and noise */
 } gmm_prediction;
 
 typedef struct gmm_input {
@@ -148,7 +149,13 @@ typedef struct gmm_step_arguments {
   gmm_index row;        /* which coefficient row each sample takes */
   gmm_index step;       /* step of the noise counter, 0 to 2^32 - 1 */
   const int64_t* seeds; /* [batch] */
+  /* Which element of the noise is each sample's first: not 0 where it is a shard of a larger one. Without a mixture. */
+  gmm_index first_element;
   gmm_mixture mixture;
+  /* Optional, without a mixture: [batch], the log-densities of what is written to result, which then may not be an
+   * input's memory; and room for [batch][GMM_SUM_ENTRIES(elements)] numbers. Of the coefficients' type. */
+  void* log_prob;
+  void* workspace;
 } gmm_step_arguments;
 
 /* The sums of tiles of 1024 elements, and their sum. */
@@ -180,7 +187,7 @@ typedef struct gmm_log_prob_arguments {
   gmm_input prev_sample;   /* the sample's type */
   const void* weights;     /* [weight_rows][K], with a mixture, positive, of the tables' type, like the results */
   int64_t weight_rows;     /* 1, or as many as the coefficients */
-  void* log_prob;          /* [batch] */
+  void* log_prob;          /* [batch]; NULL, without a mixture: only the tiles' sums are made, in workspace */
   void* responsibilities;  /* [batch][K], each component's share of the density; optional */
   void* energies;          /* [batch][K], how much less than without offset each component's density is; optional */
   const void* penalties;   /* [batch][K], how much less still it is to be; optional */
@@ -191,11 +198,37 @@ typedef struct gmm_log_prob_backward_arguments {
   /* As given; responsibilities are read; log_prob, energies, penalties and workspace are not looked at. Where penalties
    * depend on the energies, minus the derivatives with respect to these stand for the responsibilities. */
   gmm_log_prob_arguments of;
-  const void* grad_log_prob;             /* [batch], of the tables' type */
+  const void* grad_log_prob;             /* [batch], or [batch][tiles], of the tables' type */
+  int32_t of_tiles;                      /* whether gradients are of the tiles' shares; not with a mixture */
   gmm_output grad_prev_sample;           /* optional, the sample's type */
   void* grad_weights;                    /* optional, [weight_rows][K] */
   gmm_step_backward_arguments gradients; /* its outputs and workspace; the rest is not looked at */
 } gmm_log_prob_backward_arguments;
+
+/* How the density of prev_sample changes with the model's output: log p(new) - log p(old), and the divergence
+ * KL(new || old) of the transitions, from the difference of the outputs. NaN where sigma is 0: there is no density. */
+typedef struct gmm_log_ratio_arguments {
+  gmm_step_arguments step; /* as a log-density reads it, with the new outputs; without a mixture */
+  gmm_input prev_sample;   /* the sample's type */
+  gmm_input old_model_output;
+  gmm_input old_model_output_uncond; /* where there is a guidance pair */
+  void* result;    /* [batch][2], of the tables' type; NULL: the tiles' sums are all that is made, in workspace */
+  void* workspace; /* [batch][GMM_SUM_ENTRIES(elements)][2] numbers of that type */
+} gmm_log_ratio_arguments;
+
+typedef struct gmm_log_ratio_backward_arguments {
+  gmm_log_ratio_arguments of; /* as given; result and workspace are not looked at */
+  const void* grad;           /* [batch][2], or [batch][tiles][2], of the tables' type */
+  int32_t of_tiles;           /* whether gradients are of the tiles' shares */
+  /* Optional, each of the type of the tensor it belongs to; none may overlap another or an input. */
+  gmm_output grad_sample;
+  gmm_output grad_model_output;
+  gmm_output grad_old_model_output;
+  gmm_output grad_prev_sample;
+  gmm_output grad_model_output_uncond;
+  gmm_output grad_old_model_output_uncond;
+  gmm_output grad_history[GMM_MAX_HISTORY];
+} gmm_log_ratio_backward_arguments;
 
 /* A batch in training: the row of each sample, and what its noise comes from. */
 typedef struct gmm_training {
@@ -210,9 +243,10 @@ typedef struct gmm_training {
 
 typedef struct gmm_add_noise_arguments {
   gmm_training training;
-  gmm_input sample;  /* x0 */
-  gmm_output result; /* x_t, of the sample's type; it may be exactly the sample's memory */
-  gmm_output noise;  /* e1, of the sample's type; optional */
+  gmm_input sample;        /* x0 */
+  gmm_output result;       /* x_t, of the sample's type; it may be exactly the sample's memory */
+  gmm_output noise;        /* e1, of the sample's type; optional */
+  gmm_index first_element; /* as a step has it */
 } gmm_add_noise_arguments;
 
 /* Losses, with the noise that was added drawn again. */
@@ -251,7 +285,8 @@ typedef struct gmm_normal_arguments {
   gmm_output result;
   const int64_t* seeds;
   gmm_index step;
-  int32_t stream; /* gmm_stream */
+  int32_t stream;          /* gmm_stream */
+  gmm_index first_element; /* as a step has it */
 } gmm_normal_arguments;
 
 typedef struct gmm_component_arguments {
@@ -294,6 +329,9 @@ GMM_API int gmm_cpu_step(const gmm_step_arguments* arguments, const gmm_cpu_opti
 GMM_API int gmm_cpu_step_backward(const gmm_step_backward_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_log_prob_backward(const gmm_log_prob_backward_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_log_ratio(const gmm_log_ratio_arguments* arguments, const gmm_cpu_options* options);
+GMM_API int gmm_cpu_log_ratio_backward(const gmm_log_ratio_backward_arguments* arguments,
+                                       const gmm_cpu_options* options);
 GMM_API int gmm_cpu_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cpu_options* options);
 GMM_API int gmm_cpu_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cpu_options* options);
@@ -328,6 +366,9 @@ GMM_API int gmm_cuda_step_backward(const gmm_step_backward_arguments* arguments,
 GMM_API int gmm_cuda_log_prob(const gmm_log_prob_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_log_prob_backward(const gmm_log_prob_backward_arguments* arguments,
                                        const gmm_cuda_options* options);
+GMM_API int gmm_cuda_log_ratio(const gmm_log_ratio_arguments* arguments, const gmm_cuda_options* options);
+GMM_API int gmm_cuda_log_ratio_backward(const gmm_log_ratio_backward_arguments* arguments,
+                                        const gmm_cuda_options* options);
 GMM_API int gmm_cuda_add_noise(const gmm_add_noise_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_skip_loss(const gmm_skip_loss_arguments* arguments, const gmm_cuda_options* options);
 GMM_API int gmm_cuda_scale_residual(const gmm_scale_residual_arguments* arguments, const gmm_cuda_options* options);

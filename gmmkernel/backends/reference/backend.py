@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gmmkernel.backends.constants import Column, Prediction, Stream, TrainingColumn
+from gmmkernel.backends.constants import SUM_TILE, Column, Prediction, Stream, TrainingColumn
 from gmmkernel.backends.protocol import (
     LogProbGradients,
     LogProbInputs,
+    LogRatioGradients,
+    LogRatioInputs,
     NoiseInputs,
     StepGradients,
     StepInputs,
     TrainingGradients,
     TrainingInputs,
 )
-from gmmkernel.backends.reference import arithmetic, normal, sums, training
+from gmmkernel.backends.reference import arithmetic, normal, ratio, sums, training
 from gmmkernel.backends.reference.arithmetic import Array
 from gmmkernel.backends.reference.backward import SampleGradients, transition_backward
-from gmmkernel.backends.reference.density import log_density, log_density_backward
+from gmmkernel.backends.reference.density import base_terms, log_density, log_density_backward
 from gmmkernel.backends.reference.transition import choose_component, predict, transition
 
 
@@ -95,8 +97,14 @@ class _Sample:
         """What is read elementwise."""
         return self.x, self.output, self.output_uncond, self.history
 
+    def part(self, piece: slice) -> _Sample:
+        """Return this of some of the elements."""
+        uncond = None if self.output_uncond is None else self.output_uncond[piece]
+        stored = [each[piece] for each in self.history]
+        return replace(self, x=self.x[piece], output=self.output[piece], output_uncond=uncond, history=stored)
 
-def _samples(inputs: StepInputs | LogProbInputs) -> Iterator[_Sample]:
+
+def _samples(inputs: StepInputs | LogProbInputs | LogRatioInputs) -> Iterator[_Sample]:
     batch = inputs.sample.shape[0]
     dtype = np.float64 if inputs.sample.dtype == torch.float64 else np.float32
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
@@ -121,19 +129,21 @@ class _Draw:
     std: Array
     seed: int
     step: int
+    first_element: int
 
 
 def _draws(inputs: StepInputs) -> Iterator[_Draw]:
     batch = inputs.sample.shape[0]
     rows = _per_sample(inputs.row, batch, inputs.coefficients.shape[0], "row")
     steps = _per_sample(inputs.step, batch, 2**32, "step")
+    firsts = _per_sample(inputs.first_element, batch, 2**63, "first_element")
     for b, seed in enumerate(inputs.seeds.tolist()):
         k, offset, std = 0, None, inputs.coefficients.new_empty(0).numpy()
         if inputs.cdf is not None and inputs.offsets is not None and inputs.std is not None:
             k = choose_component(seed, steps[b], _table_row(inputs.cdf, rows[b]).numpy())
             offset = _table_row(inputs.offsets, rows[b])[k].numpy()
             std = _table_row(_table_row(inputs.std, rows[b]), k).numpy()
-        yield _Draw(k, offset, std, seed, steps[b])
+        yield _Draw(k, offset, std, seed, steps[b], firsts[b])
 
 
 @_exact_environment()
@@ -143,20 +153,26 @@ def gmm_step(
     prediction: Tensor | None = None,
     prediction_kind: int = Prediction.NONE,
     components: Tensor | None = None,
+    log_prob: Tensor | None = None,
 ) -> None:
-    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
+    """Write the next sample, and on request a prediction, the components drawn and the log-density; see `Backend`."""
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
-        made = transition(*s.read, s.coefficients, drawn.offset, drawn.std, drawn.seed, drawn.step)
+        at = drawn.seed, drawn.step, drawn.first_element
+        made = transition(*s.read, s.coefficients, drawn.offset, drawn.std, *at)
         if prediction is not None:
             chosen = {
                 Prediction.X0: made.x0,
                 Prediction.EPSILON: made.epsilon,
                 Prediction.MODEL_OUTPUT: made.model_output,
+                Prediction.MEAN: made.mean,
             }[Prediction(prediction_kind)]
             _write(prediction[b], chosen)
         if components is not None:
             components[b] = drawn.component
         _write(result[b], made.sample)
+        if log_prob is not None:
+            a = _read(result[b], s.x.dtype) - made.mean
+            log_prob[b] = float(log_density(a, s.coefficients, *_no_mixture(a.dtype)).log_prob)
 
 
 @_exact_environment()
@@ -171,7 +187,8 @@ def gmm_step_backward(
     tables = _TableGradients(gradients)
     for b, (s, drawn) in enumerate(zip(_samples(inputs), _draws(inputs), strict=True)):
         g = _read(grad[b], s.x.dtype)
-        noise = normal.standard_normal(drawn.seed, drawn.step, Stream.TRANSITION, s.x.size).astype(s.x.dtype)
+        of_sample = drawn.seed, drawn.step, Stream.TRANSITION, s.x.size, drawn.first_element
+        noise = normal.standard_normal(*of_sample).astype(s.x.dtype)
         r = drawn.std.size
         sigma_terms = g * noise
         sigma_terms[:r] = 0
@@ -184,7 +201,7 @@ def gmm_step_backward(
             np.zeros_like(g) if drawn.offset is None else g * drawn.offset,
             sigma_terms,
         )
-        _write_gradients(gradients, b, made)
+        _write_parts(gradients.elementwise, b, [_elementwise(made)])
         tables.add_row(s.row, made.row)
         tables.add_offset(s.row, drawn.component, s.coefficients[Column.OFFSET], g)
         tables.add_std(s.row, drawn.component, g[:r], noise[:r])
@@ -202,6 +219,9 @@ def log_prob(
     for b, s in enumerate(_samples(inputs)):
         _, _, mean = predict(*s.read, s.coefficients)
         a = _read(inputs.prev_sample[b], s.x.dtype) - mean
+        if result.dim() == 2:
+            result[b] = torch.from_numpy(-_tile_sums(base_terms(a, s.coefficients)))
+            continue
         lost = None if penalties is None else penalties[b].numpy()
         made = log_density(a, s.coefficients, *_mixture_of(inputs, s.row), lost)
         result[b] = float(made.log_prob)
@@ -224,47 +244,72 @@ def log_prob_backward(
     a step without a density.
     """
     tables = _TableGradients(gradients.step, gradients.weights)
-    elementwise = (gradients.prev_sample, *gradients.step.elementwise)
     for b, s in enumerate(_samples(inputs)):
-        if grad[b] == 0:
-            for target in elementwise:
-                if target is not None:
-                    target[b] = 0
-            continue
-        _, _, mean = predict(*s.read, s.coefficients)
-        a = _read(inputs.prev_sample[b], s.x.dtype) - mean
-        shares = np.empty(0, a.dtype) if responsibilities is None else responsibilities[b].numpy()
-        mixture = _mixture_of(inputs, s.row)
-        of = log_density_backward(grad[b].numpy(), shares, a, s.coefficients, *mixture)
-        made = transition_backward(
-            of.mean, None, Prediction.NONE, *s.read, s.coefficients, of.offset_terms, of.sigma_terms
-        )
-        _write_gradients(gradients.step, b, made)
-        if gradients.prev_sample is not None:
-            _write(gradients.prev_sample[b], -of.mean)
-        tables.add_row(s.row, made.row)
-        r = mixture[2].shape[1]
-        for k in range(shares.size):
-            tables.add_offset(s.row, k, of.offset_weights[k], of.offset_units[k])
-            tables.add_std(s.row, k, of.std_weights[k], of.std_units[k, :r])
-            tables.add_weight(s.row, k, of.weights[k])
+        prev = _read(inputs.prev_sample[b], s.x.dtype)
+        parts: list[list[Array]] = []
+        rows: list[Array] = []
+        for piece, g in _pieces(grad[b], grad.dim() == 2):
+            part = s.part(piece)
+            _, _, mean = predict(*part.read, s.coefficients)
+            a = prev[piece] - mean
+            if g == 0:
+                parts.append([np.zeros_like(a)] * (4 + len(s.history)))
+                rows.append(np.zeros_like(s.coefficients))
+                continue
+            shares = np.empty(0, a.dtype) if responsibilities is None else responsibilities[b].numpy()
+            mixture = _mixture_of(inputs, s.row)
+            of = log_density_backward(g, shares, a, s.coefficients, *mixture)
+            terms = of.offset_terms, of.sigma_terms
+            made = transition_backward(of.mean, None, Prediction.NONE, *part.read, s.coefficients, *terms)
+            parts.append([-of.mean, *_elementwise(made)])
+            rows.append(made.row)
+            r = mixture[2].shape[1]
+            for k in range(shares.size):
+                tables.add_offset(s.row, k, of.offset_weights[k], of.offset_units[k])
+                tables.add_std(s.row, k, of.std_weights[k], of.std_units[k, :r])
+                tables.add_weight(s.row, k, of.weights[k])
+        tables.add_row(s.row, sums.tree_sum(np.stack(rows, axis=-1)))
+        _write_parts((gradients.prev_sample, *gradients.step.elementwise), b, parts)
+
+
+def _pieces(grad: Tensor, of_tiles: bool) -> Iterator[tuple[slice, Array]]:
+    """Yield parts of a sample and a loss's gradient of each: of its tiles, or of the sample itself."""
+    if not of_tiles:
+        yield slice(None), grad.numpy()
+        return
+    for tile, of_tile in enumerate(grad.numpy()):
+        yield slice(tile * SUM_TILE, (tile + 1) * SUM_TILE), of_tile
+
+
+def _elementwise(made: SampleGradients) -> list[Array]:
+    return [made.sample, made.model_output, made.model_output_uncond, *made.history]
+
+
+def _write_parts(targets: Sequence[Tensor | None], b: int, parts: list[list[Array]]) -> None:
+    """Write gradients of a sample's parts."""
+    for target, arrays in zip(targets, zip(*parts, strict=True), strict=False):
+        if target is not None:
+            _write(target[b], np.concatenate(arrays))
+
+
+def _tile_sums(terms: Array) -> Array:
+    """Return the sums of tiles of the last dimension."""
+    tiles = np.split(terms, range(SUM_TILE, terms.shape[-1], SUM_TILE), axis=-1)
+    return np.stack([sums.tree_sum(tile) for tile in tiles], axis=-1)
+
+
+def _no_mixture(dtype: Any) -> tuple[Array, Array, Array]:
+    none = np.empty(0, dtype)
+    return none, none[:, None], none[None]
 
 
 def _mixture_of(inputs: LogProbInputs, row: int) -> tuple[Array, Array, Array]:
     """Return the weights [K], offsets [K, D] and std [1 or K, R] of a row; K and R are 0 without a mixture."""
     if inputs.weights is None or inputs.offsets is None or inputs.std is None:
-        none = inputs.coefficients.new_empty(0).numpy()
-        return none, none[:, None], none[None]
+        return _no_mixture(inputs.coefficients.numpy().dtype)
     tables = (inputs.weights, inputs.offsets, inputs.std)
     of_weights, offsets, std = (_table_row(table, row).numpy() for table in tables)
     return of_weights, offsets, std
-
-
-def _write_gradients(gradients: StepGradients, b: int, made: SampleGradients) -> None:
-    arrays = (made.sample, made.model_output, made.model_output_uncond, *made.history)
-    for target, array in zip(gradients.elementwise, arrays, strict=False):
-        if target is not None:
-            _write(target[b], array)
 
 
 class _TableGradients:
@@ -298,15 +343,57 @@ class _TableGradients:
         entry.numpy()[:] = arithmetic.fma(a, b, entry.numpy())
 
 
+def _ratios(inputs: LogRatioInputs) -> Iterator[ratio.Transitions]:
+    for b, s in enumerate(_samples(inputs)):
+        old, old_uncond = inputs.old_model_output, inputs.old_model_output_uncond
+        yield ratio.Transitions(
+            s.x,
+            _read(inputs.prev_sample[b], s.x.dtype),
+            s.output,
+            _read(old[b], s.x.dtype),
+            s.output_uncond,
+            None if old_uncond is None else _read(old_uncond[b], s.x.dtype),
+            s.history,
+            s.coefficients,
+        )
+
+
+@_exact_environment()
+def log_ratio(inputs: LogRatioInputs, result: Tensor) -> None:
+    """Write the log-ratio and the divergence of each sample, or those of its tiles; see `Backend`."""
+    for b, of_sample in enumerate(_ratios(inputs)):
+        terms = np.stack(ratio.log_ratio_terms(of_sample))
+        made = sums.tree_sum(terms) if result.dim() == 2 else _tile_sums(terms).T
+        result[b] = torch.from_numpy(made)
+
+
+@_exact_environment()
+def log_ratio_backward(inputs: LogRatioInputs, grad: Tensor, gradients: LogRatioGradients) -> None:
+    """Write gradients of a loss, given its gradients [B, 2] of log-ratios and divergences; see `Backend`."""
+    g = gradients
+    targets = (
+        *(g.sample, g.prev_sample, g.model_output, g.old_model_output),
+        *(g.model_output_uncond, g.old_model_output_uncond, *g.history),
+    )
+    for b, of_sample in enumerate(_ratios(inputs)):
+        parts = []
+        for piece, of_piece in _pieces(grad[b], grad.dim() == 3):
+            *made, history = ratio.log_ratio_backward(of_sample.part(piece), *of_piece)
+            arrays = [*made, *history]
+            parts.append(arrays if of_piece.any() else [np.zeros_like(array) for array in arrays])
+        _write_parts(targets, b, parts)
+
+
 @_exact_environment()
 def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
     """Write the training sample x_t of the data x0, and on request the noise in it; see `Backend`."""
-    sample, coefficients, seeds, row, step = inputs
+    sample, coefficients, seeds, row, step, first_element = inputs
     rows = _per_sample(row, sample.shape[0], coefficients.shape[0], "row")
     steps = _per_sample(step, sample.shape[0], 2**32, "step")
+    firsts = _per_sample(first_element, sample.shape[0], 2**63, "first_element")
     for b, seed in enumerate(seeds.tolist()):
         c = coefficients[rows[b]].numpy()
-        x_t, e1 = training.add_noise(_read(sample[b], c.dtype), c, seed, steps[b])
+        x_t, e1 = training.add_noise(_read(sample[b], c.dtype), c, seed, steps[b], firsts[b])
         _write(result[b], x_t)
         if noise is not None:
             _write(noise[b], e1)
@@ -363,11 +450,15 @@ def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: Tra
 
 
 @_exact_environment()
-def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
-    """Fill `result` [B, ...] with each sample's noise."""
+def standard_normal(
+    result: Tensor, seeds: Tensor, step: int | Tensor, stream: int, first_element: int | Tensor = 0
+) -> None:
+    """Fill `result` [B, ...] with each sample's noise; see `Backend`."""
     steps = _per_sample(step, result.shape[0], 2**32, "step")
+    firsts = _per_sample(first_element, result.shape[0], 2**63, "first_element")
     for b, seed in enumerate(seeds.tolist()):
-        _write(result[b], normal.standard_normal(seed, steps[b], Stream(stream), result[b].numel()))
+        of_sample = seed, steps[b], Stream(stream), result[b].numel(), firsts[b]
+        _write(result[b], normal.standard_normal(*of_sample))
 
 
 def draw_components(

@@ -71,6 +71,8 @@ def transition_backward(
     def of(kind: Prediction) -> Array | None:
         return grad_prediction if prediction_kind == kind else None
 
+    if (more := of(Prediction.MEAN)) is not None:
+        grad = grad + more
     grad_clipped = row[Column.X0] * grad
     grad_output = row[Column.OUTPUT] * grad
     grad_x = row[Column.SAMPLE] * grad

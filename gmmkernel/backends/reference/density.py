@@ -76,6 +76,14 @@ def deviations(x: Array, row: Array, std: Array) -> Array:
     return full
 
 
+def base_terms(a: Array, row: Array) -> Array:
+    """Return what B is the sum of without a mixture, [D]."""
+    s = deviations(a, row, np.empty((1, 0), a.dtype))[0]
+    b = a * (a.dtype.type(1) / s)
+    terms: Array = fma(a.dtype.type(0.5) * b, b, log(s))
+    return terms
+
+
 def log_density(
     a: Array, row: Array, weights: Array, offsets: Array, std: Array, penalties: Array | None = None
 ) -> Density:

@@ -77,19 +77,21 @@ def normals_from_words(words: Words) -> Float32:
     return np.stack([r * cosine, r * sine], axis=-1).reshape(words.shape)
 
 
-def standard_normal(seed: int, step: int, stream: Stream, elements: int) -> Float32:
-    """Return the standard normal noise of one sample.
+def standard_normal(seed: int, step: int, stream: Stream, elements: int, first_element: int = 0) -> Float32:
+    """Return the standard normal noise of one sample, or of a shard of it.
 
-    Element i takes word i % 4 of block i // 4, so the noise does not depend on how a tensor is split.
+    Element i of the sample takes word i % 4 of block i // 4, so the noise does not depend on how a tensor is split.
 
     Args:
         seed: the sample's 64-bit seed.
         step: row index in the full schedule.
         stream: purpose of the draw.
-        elements: D, the number of elements of the sample.
+        elements: D, how many elements.
+        first_element: which of the sample's is the first of them.
 
     Returns:
         float32 [elements].
     """
-    words = random_words(seed, step, stream, first_block=0, blocks=-(-elements // 4))
-    return normals_from_words(words).reshape(-1)[:elements]
+    first_block, lead = divmod(first_element, 4)
+    words = random_words(seed, step, stream, first_block, blocks=-(-(lead + elements) // 4))
+    return normals_from_words(words).reshape(-1)[lead : lead + elements]

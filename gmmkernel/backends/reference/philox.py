@@ -64,7 +64,7 @@ def random_words(seed: int, step: int, stream: Stream, first_block: int, blocks:
     Returns:
         uint32 [blocks, 4].
     """
-    block = np.arange(first_block, first_block + blocks, dtype=np.uint64)
+    block = np.uint64(first_block) + np.arange(blocks, dtype=np.uint64)
     counter = np.empty((blocks, 4), dtype=np.uint32)
     counter[:, 0] = block & LOW_WORD
     counter[:, 1] = block >> WORD_BITS

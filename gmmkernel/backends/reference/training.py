@@ -35,13 +35,13 @@ class Residuals(NamedTuple):
     skip: Array | None
 
 
-def training_noise(seed: int, step: int, like: Array) -> Array:
+def training_noise(seed: int, step: int, like: Array, first_element: int = 0) -> Array:
     """Return e1 in the dtype of an array [D]."""
-    noise: Array = standard_normal(seed, step, Stream.TRAINING, like.size).astype(like.dtype)
+    noise: Array = standard_normal(seed, step, Stream.TRAINING, like.size, first_element).astype(like.dtype)
     return noise
 
 
-def add_noise(x0: Array, row: Array, seed: int, step: int) -> tuple[Array, Array]:
+def add_noise(x0: Array, row: Array, seed: int, step: int, first_element: int) -> tuple[Array, Array]:
     """Return x_t and the noise in it.
 
     Args:
@@ -49,8 +49,9 @@ def add_noise(x0: Array, row: Array, seed: int, step: int) -> tuple[Array, Array
         row: [9] coefficients in the order of `TrainingColumn`.
         seed: the sample's seed.
         step: third word of the noise counter.
+        first_element: where the noise begins, if the data are a shard of a larger sample.
     """
-    e1 = training_noise(seed, step, x0)
+    e1 = training_noise(seed, step, x0, first_element)
     return fma(row[TrainingColumn.NOISE], e1, row[TrainingColumn.SIGNAL] * x0), e1
 
 

@@ -24,6 +24,7 @@ class Step:
     """What one step computes, in the arithmetic's dtype (float32 or float64)."""
 
     sample: Array
+    mean: Array
     x0: Array
     epsilon: Array
     model_output: Array
@@ -74,6 +75,7 @@ def transition(
     std: Array,
     seed: int,
     step: int,
+    first_element: int = 0,
 ) -> Step:
     """Compute one step of one flattened sample.
 
@@ -90,20 +92,21 @@ def transition(
         std: [R], R <= D, standard deviations of the first R elements; the others have the row's sigma.
         seed: the sample's seed.
         step: row index in the full schedule, the noise counter's third word.
+        first_element: where the noise of this sample begins, if it is a shard of a larger one.
 
     Returns:
         The next sample and the predictions made on the way.
     """
     o, x0, mean = predict(x, output, output_uncond, history, row)
-    if offset is not None and row[Column.OFFSET] != 0:
-        mean = fma(row[Column.OFFSET], offset, mean)
-
     result = mean
+    if offset is not None and row[Column.OFFSET] != 0:
+        result = fma(row[Column.OFFSET], offset, mean)
+
     if std.size > 0 or row[Column.SIGMA] != 0:
-        noise = standard_normal(seed, step, Stream.TRANSITION, x.size).astype(x.dtype)
+        noise = standard_normal(seed, step, Stream.TRANSITION, x.size, first_element).astype(x.dtype)
         deviation = np.full_like(x, row[Column.SIGMA])
         deviation[: std.size] = std
-        result = fma(deviation, noise, mean)
+        result = fma(deviation, noise, result)
 
     epsilon = fma(row[Column.EPS_OUTPUT], o, row[Column.EPS_SAMPLE] * x)
-    return Step(sample=result, x0=x0, epsilon=epsilon, model_output=o)
+    return Step(sample=result, mean=mean, x0=x0, epsilon=epsilon, model_output=o)

@@ -16,13 +16,17 @@ from gmmkernel.backends.triton.launch import (
     draw_components,
     gmm_step,
     gmm_step_backward,
-    log_prob,
-    log_prob_backward,
     project,
     scale_residual,
     skip_step_loss,
     skip_step_loss_backward,
     standard_normal,
+)
+from gmmkernel.backends.triton.launch_density import (
+    log_prob,
+    log_prob_backward,
+    log_ratio,
+    log_ratio_backward,
 )
 
 __all__ = [
@@ -33,6 +37,8 @@ __all__ = [
     "gmm_step_backward",
     "log_prob",
     "log_prob_backward",
+    "log_ratio",
+    "log_ratio_backward",
     "project",
     "scale_residual",
     "skip_step_loss",

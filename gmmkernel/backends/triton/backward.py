@@ -35,7 +35,8 @@ def flow_back(c, x, o, grad, more, PREDICTION: tl.constexpr):
     """Return x0, and gradients: of x0 before clipping, of the two bounds, of the sample and of the guided output.
 
     `c` is the sample's row of coefficients; `x` and `o` matter only where it clips. `more` is the gradient of the
-    prediction that PREDICTION says: 0 none, 1 x0, 2 epsilon, 3 model output.
+    prediction that PREDICTION says: 0 none, 1 x0, 2 epsilon, 3 model output, 4 mean, which is part
+    of `grad` already.
     """
     x0_sample, x0_output = tl.load(c + X0_SAMPLE), tl.load(c + X0_OUTPUT)
     low, high = tl.load(c + CLIP_MIN), tl.load(c + CLIP_MAX)
@@ -64,6 +65,12 @@ def flow_back(c, x, o, grad, more, PREDICTION: tl.constexpr):
 
 
 @triton.jit
+def place_of_grad(sample, grads):
+    """Return where a loss's gradient of this program's tile is: each sample has one, or each of its tiles."""
+    return sample * grads + tl.where(grads == 1, 0, tl.program_id(0))
+
+
+@triton.jit
 def store_history_gradient(
     target, coefficient, place, element, inside, grad, none, PTX: tl.constexpr, WHOLE: tl.constexpr
 ):
@@ -88,12 +95,13 @@ def step_backward_kernel(
     grad_history0, grad_history1, grad_history2, grad_history3,
     coefficients,  # [S, 16]
     rows, steps,  # int64 [B]
-    of_density,  # [B], a loss's gradients of log-densities: where that is 0, the sample has no part in it
+    of_density,  # [B], or [B, tiles], a loss's gradients of log-densities: where that is 0, there is no part in it
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     grad_stride: tl.int64, grad_prediction_stride: tl.int64,
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
+    grads: tl.int64,  # for each sample: 1, or as many as it has tiles
     elements: tl.int64,
     first_sample: tl.int64,
     TILE: tl.constexpr,
@@ -116,6 +124,8 @@ def step_backward_kernel(
     more = g
     if PREDICTION > 0:
         more = load(grad_prediction + sample * grad_prediction_stride, element, inside, T, WHOLE)
+    if PREDICTION == 4:
+        g = g + more
     # Without bounds nothing depends on what x0 was.
     sample_x, o = tl.zeros([TILE], T), tl.zeros([TILE], T)
     if (tl.load(c + CLIP_MIN) != float("-inf")) | (tl.load(c + CLIP_MAX) != float("inf")):
@@ -128,7 +138,7 @@ def step_backward_kernel(
 
     none = None
     if of_density is not None:
-        none = valid & (tl.load(of_density + sample) == 0)
+        none = valid & (tl.load(of_density + place_of_grad(sample, grads)) == 0)
     place = sample * elements
     if grad_x is not None:
         store(grad_x + place, element, inside, unless(none, of_x), PTX, WHOLE)

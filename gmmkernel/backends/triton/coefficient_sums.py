@@ -31,16 +31,10 @@ from gmmkernel.backends.triton.kernel import (
     X0_SAMPLE,
     kernel,
 )
-from gmmkernel.backends.triton.normal import normals
-from gmmkernel.backends.triton.step import index_of, load
-from gmmkernel.backends.triton.sums import TILE, sum_tile
+from gmmkernel.backends.triton.normal import shard_normals
+from gmmkernel.backends.triton.step import index_of, load, put_sum
+from gmmkernel.backends.triton.sums import TILE
 from gmmkernel.backends.triton.tables import ENTRIES
-
-
-@triton.jit
-def put_sum(target, terms, inside):
-    """Write the sum of a tile's terms; what is read beyond the last element takes no part."""
-    tl.store(target, sum_tile(tl.where(inside, terms, 0.0)))
 
 
 @triton.jit
@@ -61,16 +55,19 @@ def coefficient_sums_kernel(
     sums,  # to write: [B, places, 16], the first of a sample's those of its tiles
     coefficients,  # [S, 16]
     entries,  # int64 [B, 3]
-    steps, seeds,  # int64 [B]; without seeds, the sums of SIGMA and OFFSET are not this kernel's
+    steps, first_elements, seeds,  # int64 [B]; without seeds, the sums of SIGMA and OFFSET are not this kernel's
+    of_tiles,  # [B, tiles], a loss's gradients of tiles: where that is 0, the tile has no part in it
     offsets,  # [S or 1, K, D]
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
     grad_stride: tl.int64, grad_prediction_stride: tl.int64,
     places: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
+    first_elements_stride: tl.int64, first_element: tl.int64,
     std_elements: tl.int64,
     elements: tl.int64,
     first_sample: tl.int64,
+    SHARD: tl.constexpr,  # a sample's noise may begin at any of its elements
     PREDICTION: tl.constexpr,  # whose gradient `grad_prediction` is
     PTX: tl.constexpr,
 ):  # fmt: skip
@@ -81,6 +78,8 @@ def coefficient_sums_kernel(
     first = tile * TILE
     element = first + tl.arange(0, TILE)
     inside = element < elements
+    if of_tiles is not None:
+        inside = inside & (tl.load(of_tiles + sample * tl.num_programs(0) + tile) != 0)
     # A sample that has no row is not added to any: what is summed for it only has to be within bounds.
     c = coefficients + tl.maximum(tl.load(entries + sample * ENTRIES), 0) * COLUMNS
 
@@ -94,6 +93,9 @@ def coefficient_sums_kernel(
     more = g
     if PREDICTION > 0:
         more = load(grad_prediction + sample * grad_prediction_stride, element, inside, T, False)
+    of_noise = g
+    if PREDICTION == 4:
+        g = g + more
     x0, of_x0, of_low, of_high, _, of_output = flow_back(c, sample_x, o, g, more, PREDICTION)
 
     # What needs the most is summed first, so that registers are free again for the rest.
@@ -122,12 +124,20 @@ def coefficient_sums_kernel(
     if seeds is not None:
         if first + TILE > std_elements:
             step = index_of(steps, steps_stride, step_value, sample)
-            z = normals(tl.load(seeds + sample), first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
-            put_sum(target + SIGMA, g * z, inside & (element >= std_elements))
+            start = first
+            if SHARD:
+                start = first + index_of(first_elements, first_elements_stride, first_element, sample)
+            DTYPE: tl.constexpr = x.dtype.element_ty
+            z = shard_normals(tl.load(seeds + sample), start, step, TILE, DTYPE, TRANSITION, SHARD, PTX).to(T)
+            put_sum(target + SIGMA, of_noise * z, inside & (element >= std_elements))
         else:  # the mixture's table gives all of these elements their std
             tl.store(target + SIGMA, 0.0)
         if offsets is not None:
             entry = tl.maximum(tl.load(entries + sample * ENTRIES + 1), 0)
-            put_sum(target + OFFSET, g * load(offsets + entry * elements, element, inside, T, False), inside)
+            put_sum(
+                target + OFFSET,
+                of_noise * load(offsets + entry * elements, element, inside, T, False),
+                inside,
+            )
         else:
             tl.store(target + OFFSET, 0.0)

@@ -10,10 +10,9 @@ import triton.language as tl
 
 from gmmkernel.backends.reference.density import HALF_LOG_2_PI
 from gmmkernel.backends.triton.arithmetic import divide, multiply_add
-from gmmkernel.backends.triton.coefficient_sums import put_sum
 from gmmkernel.backends.triton.elementary import constant, exp, log
 from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, SIGMA, kernel
-from gmmkernel.backends.triton.step import index_of, load, predict
+from gmmkernel.backends.triton.step import index_of, load, predict, put_sum
 from gmmkernel.backends.triton.sums import TILE, sum_tile
 
 HALF_LOG = tl.constexpr(HALF_LOG_2_PI)

@@ -9,11 +9,11 @@ import triton
 import triton.language as tl
 
 from gmmkernel.backends.triton.arithmetic import divide, multiply_add
-from gmmkernel.backends.triton.coefficient_sums import put_sum
+from gmmkernel.backends.triton.backward import place_of_grad
 from gmmkernel.backends.triton.density import load_std
 from gmmkernel.backends.triton.elementary import constant
 from gmmkernel.backends.triton.kernel import COLUMNS, OFFSET, SIGMA, kernel
-from gmmkernel.backends.triton.step import index_of, load, predict, store
+from gmmkernel.backends.triton.step import index_of, load, predict, put_sum, store
 from gmmkernel.backends.triton.sums import TILE
 
 
@@ -41,7 +41,7 @@ def density_backward_kernel(
     grad_prev_sample,  # to write: [B, D], the gradient of the sample
     sums,  # to write: [B, places, 16], the first of a sample's those of its tiles
     responsibilities,  # [B, K]
-    grad,  # [B]
+    grad,  # [B], or [B, tiles]
     coefficients,  # [S, 16]
     rows,  # int64 [B]
     offsets,  # [S or 1, K, D]
@@ -55,6 +55,7 @@ def density_backward_kernel(
     offset_rows: tl.int64,
     std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,
     K: tl.int64,
+    grads: tl.int64,  # for each sample: 1, or as many as it has tiles
     elements: tl.int64,
     first_sample: tl.int64,
     PTX: tl.constexpr,
@@ -78,7 +79,7 @@ def density_backward_kernel(
     a = load(prev_sample + sample * prev_sample_stride, element, inside, T, False) - mean
     store(distance + sample * elements, element, inside, a, PTX, False)
 
-    sigma, weight, g = tl.load(c + SIGMA), tl.load(c + OFFSET), tl.load(grad + sample)
+    sigma, weight, g = tl.load(c + SIGMA), tl.load(c + OFFSET), tl.load(grad + place_of_grad(sample, grads))
     std_row = tl.where(std_rows == 1, 0, row) * std_components
     zero = tl.zeros([TILE], T)
     of_mean, of_sigma, of_offset = zero, zero, zero
@@ -104,6 +105,7 @@ def density_backward_kernel(
         store(grad_prev_sample + sample * elements, element, inside, of_prev, PTX, False)
     if sums is not None:
         target = sums + (sample * places + tile) * COLUMNS
+        inside = inside & ((grads == 1) | (g != 0))
         put_sum(target + SIGMA, g * of_sigma, inside & (element >= std_elements))
         put_sum(target + OFFSET, g * of_offset, inside)
 

@@ -15,8 +15,6 @@ from torch import Tensor
 from gmmkernel.backends.compiled import by_sample
 from gmmkernel.backends.constants import MAX_HISTORY, SUM_TILE, Prediction
 from gmmkernel.backends.protocol import (
-    LogProbGradients,
-    LogProbInputs,
     NoiseInputs,
     StepGradients,
     StepInputs,
@@ -25,12 +23,7 @@ from gmmkernel.backends.protocol import (
 )
 from gmmkernel.backends.triton.backward import step_backward_kernel
 from gmmkernel.backends.triton.coefficient_sums import coefficient_sums_kernel
-from gmmkernel.backends.triton.density import density_sums_kernel, log_prob_kernel
-from gmmkernel.backends.triton.density_backward import (
-    add_density_entries_kernel,
-    add_weights_kernel,
-    density_backward_kernel,
-)
+from gmmkernel.backends.triton.density import log_prob_kernel
 from gmmkernel.backends.triton.grid import PTX, launch_grid, most, sample_index, tiles_of
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import Program
@@ -52,10 +45,7 @@ _STEP, _NOISE, _COMPONENTS = map(Program, (step_kernel, standard_normal_kernel, 
 _SUM_LEVEL, _PROJECT = map(Program, (sum_level_kernel, project_kernel))
 _STEP_BACKWARD, _COEFFICIENT_SUMS = map(Program, (step_backward_kernel, coefficient_sums_kernel))
 _ENTRIES, _ADD_ROWS, _ADD_ENTRIES = map(Program, (entries_kernel, add_rows_kernel, add_entries_kernel))
-_DENSITY_SUMS, _LOG_PROB, _DENSITY_BACKWARD = map(
-    Program, (density_sums_kernel, log_prob_kernel, density_backward_kernel)
-)
-_ADD_DENSITY_ENTRIES, _ADD_WEIGHTS = map(Program, (add_density_entries_kernel, add_weights_kernel))
+LOG_PROB = Program(log_prob_kernel)
 _ADD_NOISE, _SKIP_LOSS, _FINISH_LOSS = map(Program, (add_noise_kernel, skip_loss_kernel, finish_loss_kernel))
 _SCALE_RESIDUAL, _SKIP_LOSS_BACKWARD = map(Program, (scale_residual_kernel, skip_loss_backward_kernel))
 
@@ -82,13 +72,25 @@ def is_whole(elements: int, tile: int, tensors: Sequence[Tensor | None]) -> bool
     return True
 
 
-def _by_sample(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def by_samples(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Return tensors, or copies of them, such that each sample is contiguous."""
     return [None if tensor is None else by_sample(tensor) for tensor in tensors]
 
 
-def _stored(history: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def stored(history: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Return four tensors, the last of them absent where a history is shorter."""
     return (*history, *(None,) * (MAX_HISTORY - len(history)))
+
+
+def _is_shard(first_element: int | Tensor) -> bool:
+    return isinstance(first_element, Tensor) or first_element != 0
+
+
+def _valid(index: int | Tensor, first_element: int | Tensor) -> int | Tensor:
+    """Return an index such that it is out of range where the first element is, so that kernels look at one of them."""
+    if not isinstance(first_element, Tensor):
+        return index
+    return torch.where(first_element >= 0, index, -1)
 
 
 def gmm_step(
@@ -97,21 +99,27 @@ def gmm_step(
     prediction: Tensor | None = None,
     prediction_kind: int = Prediction.NONE,
     components: Tensor | None = None,
+    log_prob: Tensor | None = None,
 ) -> None:
-    """Write the next sample, and on request a prediction and the components drawn; see `Backend`."""
-    sample, output, coefficients, seeds, row, step, uncond, history, cdf, offsets, std, *_ = inputs
+    """Write the next sample, and on request a prediction, the components drawn and the log-density; see `Backend`."""
+    output, coefficients, seeds, uncond, history = inputs[1], inputs.coefficients, inputs.seeds, *inputs[7:9]
+    cdf, offsets, std = inputs.cdf, inputs.offsets, inputs.std
     target = by_sample(result)
     batch = target.shape[0]
     elements = target.numel() // batch if batch else 0
-    if elements == 0 and components is None:
+    if elements == 0 and components is None and log_prob is None:
         return
-    samples = _by_sample((sample, output, uncond, *_stored(history), target, prediction))
+    samples = by_samples((inputs.sample, output, uncond, *stored(history), target, prediction))
     # With more tensors, a large tile's elements do not fit into registers.
     plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
+    plain = plain and log_prob is None  # which is summed by tiles of the small size
     tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
     whole = is_whole(elements, tile, samples)
-    rows, *row_numbers = sample_index(row)
-    steps, *step_numbers = sample_index(step)
+    tiles = max(1, tiles_of(elements, tile))
+    rows, *row_numbers = sample_index(_valid(inputs.row, inputs.first_element))
+    steps, *step_numbers = sample_index(inputs.step)
+    firsts, *first_numbers = sample_index(inputs.first_element)
+    sums = None if log_prob is None else coefficients.new_empty(batch, sum(levels(tiles)), 1)
     if cdf is None or offsets is None or std is None:
         sizes, k = (1, 1, 1, 1, 0, 1), 1
     else:
@@ -121,18 +129,39 @@ def gmm_step(
         whole = whole and (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
     launch_grid(
         _STEP,
-        max(1, tiles_of(elements, tile)),
+        tiles,
         batch,
         samples,
-        (components, coefficients, rows, steps, seeds, cdf, offsets, std),
-        (coefficients.shape[0], *row_numbers, *step_numbers, *sizes, elements),
-        (tile, int(prediction_kind) if prediction is not None else 0, most(k), whole, PTX),
+        (components, sums, coefficients, rows, steps, firsts, seeds, cdf, offsets, std),
+        (
+            0 if sums is None else sums.shape[1],
+            coefficients.shape[0],
+            *row_numbers,
+            *step_numbers,
+            *first_numbers,
+            *sizes,
+            elements,
+        ),
+        (
+            tile,
+            _is_shard(inputs.first_element),
+            int(prediction_kind) if prediction is not None else 0,
+            most(k),
+            whole,
+            PTX,
+        ),
     )
+    if sums is not None and log_prob is not None:
+        sum_levels(sums, tiles)
+        numbers = (sums.shape[1], coefficients.shape[0], *row_numbers, 1, 0, 1, elements)
+        launch_grid(LOG_PROB, 1, batch, (), (log_prob, None, sums, None, None, None, rows), numbers)
     if target is not result:
         result.copy_(target)
 
 
-def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: int) -> None:
+def standard_normal(
+    result: Tensor, seeds: Tensor, step: int | Tensor, stream: int, first_element: int | Tensor = 0
+) -> None:
     """Fill `result` [B, ...] with each sample's noise."""
     target = by_sample(result)
     batch = target.shape[0]
@@ -140,15 +169,16 @@ def standard_normal(result: Tensor, seeds: Tensor, step: int | Tensor, stream: i
     if elements == 0:
         return
     tile = tile_for(batch, elements, target.get_device())
-    steps, *step_numbers = sample_index(step)
+    steps, *step_numbers = sample_index(_valid(step, first_element))
+    firsts, *first_numbers = sample_index(first_element)
     launch_grid(
         _NOISE,
         tiles_of(elements, tile),
         batch,
         [target],
-        (seeds, steps),
-        (*step_numbers, elements),
-        (int(stream), tile, is_whole(elements, tile, [target]), PTX),
+        (seeds, steps, firsts),
+        (*step_numbers, *first_numbers, elements),
+        (int(stream), _is_shard(first_element), tile, is_whole(elements, tile, [target]), PTX),
     )
     if target is not result:
         result.copy_(target)
@@ -228,14 +258,14 @@ def gmm_step_backward(
                 table.zero_()
         return
     read = [inputs.sample, inputs.model_output, inputs.model_output_uncond, grad, grad_prediction]
-    samples = _by_sample(read)
+    samples = by_samples(read)
     kind = int(prediction_kind) if grad_prediction is not None else 0
-    _of_samples(inputs, samples, kind, gradients)
+    step_gradients(inputs, samples, kind, gradients)
     if any(table is not None for table in tables):
         _of_tables(inputs, samples, kind, gradients)
 
 
-def _of_samples(
+def step_gradients(
     inputs: StepInputs,
     samples: Sequence[Tensor | None],
     kind: int,
@@ -244,12 +274,13 @@ def _of_samples(
 ) -> None:
     """Write the elementwise gradients: 0 where `of_density` [B], a loss's of log-densities, is."""
     of_outputs = gradients.model_output, gradients.model_output_uncond
-    targets = (gradients.sample, *of_outputs, *_stored(gradients.history))
+    targets = (gradients.sample, *of_outputs, *stored(gradients.history))
     if not any(target is not None for target in targets):
         return
     batch, elements = len(inputs.sample), inputs.sample[0].numel()
-    rows, *row_numbers = sample_index(inputs.row)
+    rows, *row_numbers = sample_index(_valid(inputs.row, inputs.first_element))
     steps, *step_numbers = sample_index(inputs.step)
+    grads = 1 if of_density is None else of_density.numel() // batch
     whole = is_whole(elements, SMALL_TILE, (*samples, *targets))
     launch_grid(
         _STEP_BACKWARD,
@@ -257,7 +288,7 @@ def _of_samples(
         batch,
         samples,
         (*targets, inputs.coefficients, rows, steps, of_density),
-        (inputs.coefficients.shape[0], *row_numbers, *step_numbers, elements),
+        (inputs.coefficients.shape[0], *row_numbers, *step_numbers, grads, elements),
         (SMALL_TILE, kind, whole, PTX),
     )
 
@@ -279,7 +310,7 @@ def _of_tables(
 def entries_of(inputs: StepInputs, of_density: Tensor | None = None) -> Tensor:
     """Return which entries of the tables each sample used: none where `of_density` [B] is 0."""
     entries = inputs.coefficients.new_empty(len(inputs.sample), ENTRIES.value, dtype=torch.int64)
-    rows, *row_numbers = sample_index(inputs.row)
+    rows, *row_numbers = sample_index(_valid(inputs.row, inputs.first_element))
     steps, *step_numbers = sample_index(inputs.step)
     if inputs.cdf is None or inputs.offsets is None or inputs.std is None:
         sizes, k = (1, 1, 1, 1, 1), 1
@@ -312,22 +343,27 @@ def add_coefficients(
     seeds: Tensor | None,
     sums: Tensor,
     table: Tensor,
+    of_tiles: Tensor | None = None,
 ) -> None:
-    """Write the gradients of coefficients. Without `seeds`, the tiles' sums of SIGMA and OFFSET are in `sums`."""
+    """Write the gradients of coefficients. Without `seeds`, the tiles' sums of SIGMA and OFFSET are in `sums`.
+
+    Tiles whose `of_tiles` is 0 take no part.
+    """
     batch, places, _ = sums.shape
     elements = inputs.sample[0].numel()
     tiles = tiles_of(elements, SUM_TILE)
-    read = (*samples[:3], *_by_sample(_stored(inputs.history)), *samples[3:])
+    read = (*samples[:3], *by_samples(stored(inputs.history)), *samples[3:])
     steps, *step_numbers = sample_index(inputs.step)
+    firsts, *first_numbers = sample_index(inputs.first_element)
     std_elements = 0 if inputs.std is None else inputs.std.shape[2]
     launch_grid(
         _COEFFICIENT_SUMS,
         tiles,
         batch,
         read,
-        (sums, inputs.coefficients, entries, steps, seeds, inputs.offsets),
-        (places, *step_numbers, std_elements, elements),
-        (kind, PTX),
+        (sums, inputs.coefficients, entries, steps, firsts, seeds, of_tiles, inputs.offsets),
+        (places, *step_numbers, *first_numbers, std_elements, elements),
+        (_is_shard(inputs.first_element), kind, PTX),
     )
     sum_levels(sums, tiles)
     launch_grid(_ADD_ROWS, 1, table.shape[0], (), (table, sums, entries), (places, batch))
@@ -348,151 +384,12 @@ def _add_entries(inputs: StepInputs, grad: Tensor, entries: Tensor, table: Tenso
     )
 
 
-# ---- log-densities ----
-
-
-def _samples(inputs: LogProbInputs) -> list[Tensor | None]:
-    read = (inputs.sample, inputs.model_output, inputs.model_output_uncond)
-    return _by_sample((*read, *_stored(inputs.history), inputs.prev_sample))
-
-
-def _sizes(inputs: LogProbInputs) -> tuple[int, ...]:
-    """Return rows of the offsets, and rows, components and elements of the std."""
-    if inputs.offsets is None or inputs.std is None:
-        return 1, 1, 1, 0
-    return inputs.offsets.shape[0], *inputs.std.shape
-
-
-def log_prob(
-    inputs: LogProbInputs,
-    result: Tensor,
-    responsibilities: Tensor | None = None,
-    energies: Tensor | None = None,
-    penalties: Tensor | None = None,
-) -> None:
-    """Write the log-density of each sample, [B], and each component's share of it, [B, K]; see `Backend`."""
-    batch, weights = len(inputs.sample), inputs.weights
-    elements = inputs.sample.numel() // max(batch, 1)
-    tiles = max(1, tiles_of(elements, SUM_TILE))
-    rows, *row_numbers = sample_index(inputs.row)
-    k = 0 if weights is None else weights.shape[1]
-    sums = inputs.coefficients.new_empty(batch, sum(levels(tiles)), k + 1)
-    numbers = (inputs.coefficients.shape[0], *row_numbers)
-    launch_grid(
-        _DENSITY_SUMS,
-        tiles,
-        batch,
-        _samples(inputs),
-        (sums, inputs.coefficients, rows, inputs.offsets, inputs.std),
-        (sums.shape[1], *numbers, *_sizes(inputs), k, k + 1, elements),
-        (PTX,),
-    )
-    sum_levels(sums, tiles)
-    launch_grid(
-        _LOG_PROB,
-        1,
-        batch,
-        (),
-        (result, responsibilities, sums, weights, energies, penalties, rows),
-        (sums.shape[1], *numbers, 1 if weights is None else weights.shape[0], k, k + 1, elements),
-    )
-
-
-def log_prob_backward(
-    inputs: LogProbInputs,
-    responsibilities: Tensor | None,
-    grad: Tensor,
-    gradients: LogProbGradients,
-) -> None:
-    """Write gradients of a loss, given its gradients [B] of the log-densities; see `Backend`."""
-    of_step, weights = gradients.step, inputs.weights
-    batch = len(inputs.sample)
-    rows, *row_numbers = sample_index(inputs.row)
-    numbers = (inputs.coefficients.shape[0], *row_numbers)
-    k = 0 if weights is None else weights.shape[1]
-    if gradients.weights is not None and weights is not None:
-        launch_grid(
-            _ADD_WEIGHTS,
-            1,
-            weights.shape[0],
-            (),
-            (gradients.weights, responsibilities, grad, weights, rows),
-            (*numbers, weights.shape[0], k, batch),
-        )
-    if inputs.sample.numel() == 0:
-        for table in (of_step.coefficients, of_step.offsets, of_step.std):
-            if table is not None:
-                table.zero_()
-        return
-    elements = inputs.sample[0].numel()
-    samples = _samples(inputs)
-    distance, flow = inputs.coefficients.new_empty(2, batch, elements)
-    # What draws is not looked at.
-    seeds = inputs.coefficients.new_empty(0, dtype=torch.int64)
-    step = StepInputs(
-        *inputs[:3],
-        seeds,
-        inputs.row,
-        0,
-        inputs.model_output_uncond,
-        inputs.history,
-        None,
-        inputs.offsets,
-        inputs.std,
-    )
-    sums = None if of_step.coefficients is None else new_sums(step)
-    launch_grid(
-        _DENSITY_BACKWARD,
-        tiles_of(elements, SUM_TILE),
-        batch,
-        samples,
-        (
-            distance,
-            flow,
-            gradients.prev_sample,
-            sums,
-            responsibilities,
-            grad,
-            inputs.coefficients,
-            rows,
-            inputs.offsets,
-            inputs.std,
-        ),
-        (0 if sums is None else sums.shape[1], *numbers, *_sizes(inputs), k, elements),
-        (PTX,),
-    )
-    back = (*samples[:3], flow, None)
-    _of_samples(step, back, 0, of_step, grad)
-    if sums is not None and of_step.coefficients is not None:
-        add_coefficients(step, back, 0, entries_of(step, grad), None, sums, of_step.coefficients)
-    for table in (of_step.offsets, of_step.std):
-        if table is not None and table.numel() > 0:
-            launch_grid(
-                _ADD_DENSITY_ENTRIES,
-                tiles_of(table.shape[2], SUM_TILE),
-                table.shape[0] * table.shape[1],
-                (),
-                (
-                    table,
-                    distance,
-                    responsibilities,
-                    grad,
-                    inputs.coefficients,
-                    rows,
-                    inputs.offsets,
-                    inputs.std,
-                ),
-                (*numbers, *_sizes(inputs), k, *table.shape, batch, elements),
-                (table is of_step.std, PTX),
-            )
-
-
 # ---- training ----
 
 
 def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) -> None:
     """Write the training sample x_t of the data x0, and on request the noise in it; see `Backend`."""
-    sample, coefficients, seeds, row, step = inputs
+    sample, coefficients, seeds, row, step, first_element = inputs
     if result.numel() == 0:
         return
     target, source = by_sample(result), by_sample(sample)
@@ -500,16 +397,17 @@ def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) 
     plain = noise is None and target.itemsize < 8
     tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
     whole = is_whole(elements, tile, (source, target, noise))
-    rows, *row_numbers = sample_index(row)
+    rows, *row_numbers = sample_index(_valid(row, first_element))
     steps, *step_numbers = sample_index(step)
+    firsts, *first_numbers = sample_index(first_element)
     launch_grid(
         _ADD_NOISE,
         tiles_of(elements, tile),
         batch,
         (source, target),
-        (noise, coefficients, rows, steps, seeds),
-        (coefficients.shape[0], *row_numbers, *step_numbers, elements),
-        (tile, whole, PTX),
+        (noise, coefficients, rows, steps, firsts, seeds),
+        (coefficients.shape[0], *row_numbers, *step_numbers, *first_numbers, elements),
+        (_is_shard(first_element), tile, whole, PTX),
     )
     if target is not result:
         result.copy_(target)
@@ -517,7 +415,7 @@ def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) 
 
 def skip_step_loss(inputs: TrainingInputs, result: Tensor, residual: Tensor | None = None) -> None:
     """Write the loss of each sample, [B], and on request the weighted residual of its elements; see `Backend`."""
-    samples, batch = _by_sample((inputs.model_output, inputs.sample)), len(inputs.model_output)
+    samples, batch = by_samples((inputs.model_output, inputs.sample)), len(inputs.model_output)
     elements = inputs.model_output.numel() // max(batch, 1)
     tiles = max(1, tiles_of(elements, SUM_TILE))
     sums = result.new_empty(batch, sum(levels(tiles)), 1)
@@ -561,7 +459,7 @@ def skip_step_loss_backward(inputs: TrainingInputs, grad: Tensor, gradients: Tra
     """Write gradients of a loss, given its gradients [B] of the samples' losses; see `Backend`."""
     if inputs.model_output.numel() == 0 or gradients == TrainingGradients():
         return
-    samples, batch = _by_sample((inputs.model_output, inputs.sample)), len(inputs.model_output)
+    samples, batch = by_samples((inputs.model_output, inputs.sample)), len(inputs.model_output)
     elements = inputs.model_output[0].numel()
     rows, *row_numbers = sample_index(inputs.row)
     steps, *step_numbers = sample_index(inputs.step)

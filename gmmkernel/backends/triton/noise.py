@@ -5,18 +5,20 @@ from __future__ import annotations
 import triton.language as tl
 
 from gmmkernel.backends.triton.kernel import kernel
-from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.normal import shard_normals
 from gmmkernel.backends.triton.step import choose_component, index_of, store
 
 
 @kernel
 def standard_normal_kernel(
-    result, seeds, steps,
+    result, seeds, steps, first_elements,
     result_stride: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
+    first_elements_stride: tl.int64, first_element: tl.int64,
     elements: tl.int64,
     first_sample: tl.int64,
     STREAM: tl.constexpr,
+    SHARD: tl.constexpr,  # a sample's noise may begin at any of its elements
     TILE: tl.constexpr,
     WHOLE: tl.constexpr,
     PTX: tl.constexpr,
@@ -26,7 +28,10 @@ def standard_normal_kernel(
     first = tl.program_id(0).to(tl.int64) * TILE
     element = first + tl.arange(0, TILE)
     step = index_of(steps, steps_stride, step_value, sample)
-    z = normals(tl.load(seeds + sample), first, step, TILE, result.dtype.element_ty, STREAM, PTX)
+    start = first
+    if SHARD:
+        start = first + index_of(first_elements, first_elements_stride, first_element, sample)
+    z = shard_normals(tl.load(seeds + sample), start, step, TILE, result.dtype.element_ty, STREAM, SHARD, PTX)
     z = tl.where((step >= 0) & (step <= 0xFFFFFFFF), z, float("nan"))
     store(result + sample * result_stride, element, element < elements, z, PTX, WHOLE)
 

@@ -86,3 +86,31 @@ def normals(seed, first, step, N: tl.constexpr, DTYPE: tl.constexpr, STREAM: tl.
         odd = tl.join(tl.join(a1, b1), tl.join(a3, b3))
         z = tl.reshape(tl.join(even, odd), [N])
     return z
+
+
+@triton.jit
+def normals_from(
+    seed, start, step, N: tl.constexpr, DTYPE: tl.constexpr, STREAM: tl.constexpr, PTX: tl.constexpr
+):
+    """Return the same for the elements from any `start` on, an int64 taken as unsigned."""
+    if ((start & 7) == 0) & (start >= 0):
+        z = normals(seed, start, step, N, DTYPE, STREAM, PTX)
+    else:
+        element = (start + tl.arange(0, N)).to(tl.uint64, bitcast=True)
+        z0, z1, z2, z3 = four_normals(seed, (element >> 2).to(tl.int64, bitcast=True), step, STREAM, PTX)
+        word = (element & 3).to(tl.int32)
+        z = tl.where(word < 2, tl.where(word == 0, z0, z1), tl.where(word == 2, z2, z3))
+    return z
+
+
+@triton.jit
+def shard_normals(
+    seed, start, step,
+    N: tl.constexpr, DTYPE: tl.constexpr, STREAM: tl.constexpr, SHARD: tl.constexpr, PTX: tl.constexpr,
+):  # fmt: skip
+    """Return `normals_from` where SHARD says that a sample's noise may begin anywhere, else `normals`."""
+    if SHARD:
+        z = normals_from(seed, start, step, N, DTYPE, STREAM, PTX)
+    else:
+        z = normals(seed, start, step, N, DTYPE, STREAM, PTX)
+    return z

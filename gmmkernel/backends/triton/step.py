@@ -8,7 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gmmkernel.backends.triton.arithmetic import clip, multiply_add, round_to
+from gmmkernel.backends.triton.arithmetic import clip, divide, multiply_add, round_to
+from gmmkernel.backends.triton.elementary import constant, log
 from gmmkernel.backends.triton.kernel import (
     CLIP_MAX,
     CLIP_MIN,
@@ -31,8 +32,9 @@ from gmmkernel.backends.triton.kernel import (
     X0_SAMPLE,
     kernel,
 )
-from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.normal import shard_normals
 from gmmkernel.backends.triton.philox import random_words
+from gmmkernel.backends.triton.sums import sum_tile
 
 
 @triton.jit
@@ -129,23 +131,32 @@ def predict(
     return sample_x, o, x0, y
 
 
+@triton.jit
+def put_sum(target, terms, inside):
+    """Write the sum of a tile's terms; what is read beyond the last element takes no part."""
+    tl.store(target, sum_tile(tl.where(inside, terms, 0.0)))
+
+
 @kernel
 def step_kernel(
     x, output, uncond,  # [B, D]: elements contiguous, any stride from sample to sample
     history0, history1, history2, history3,
     result, prediction,
     components,  # int64 [B]
+    sums,  # [B, places], the first of a sample's those of its tiles, which its log-density is made of
     coefficients,  # [S, 16]
-    rows, steps, seeds,  # int64 [B]
+    rows, steps, first_elements, seeds,  # int64 [B]
     cdf,  # int64 [S or 1, K - 1]
     offsets,  # [S or 1, K, D]
     std,  # [S or 1, 1 or K, R]
     x_stride: tl.int64, output_stride: tl.int64, uncond_stride: tl.int64,
     history0_stride: tl.int64, history1_stride: tl.int64, history2_stride: tl.int64, history3_stride: tl.int64,
     result_stride: tl.int64, prediction_stride: tl.int64,
+    places: tl.int64,
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
+    first_elements_stride: tl.int64, first_element: tl.int64,
     cdf_rows: tl.int64,
     offset_rows: tl.int64,
     std_rows: tl.int64, std_components: tl.int64, std_elements: tl.int64,
@@ -153,7 +164,8 @@ def step_kernel(
     elements: tl.int64,
     first_sample: tl.int64,
     TILE: tl.constexpr,
-    PREDICTION: tl.constexpr,  # 0 none, 1 x0, 2 epsilon, 3 model output
+    SHARD: tl.constexpr,  # a sample's noise may begin at any of its elements
+    PREDICTION: tl.constexpr,  # 0 none, 1 x0, 2 epsilon, 3 model output, 4 mean
     MOST: tl.constexpr,  # values of the cdf are read this many at once
     WHOLE: tl.constexpr,  # full tiles, everything aligned
     PTX: tl.constexpr,
@@ -184,6 +196,7 @@ def step_kernel(
         c, valid, sample, element, inside, T, WHOLE, PTX,
     )  # fmt: skip
 
+    mean = y
     sigma = tl.load(c + SIGMA)
     noisy = sigma != 0
     if offsets is not None:
@@ -200,9 +213,14 @@ def step_kernel(
             )
         if PREDICTION == 3:
             made = tl.where(valid, o, float("nan"))
+        if PREDICTION == 4:
+            made = mean
         store(prediction + sample * prediction_stride, element, inside, made, PTX, WHOLE)
     if noisy:
-        z = normals(seed, first, step, TILE, x.dtype.element_ty, TRANSITION, PTX).to(T)
+        start = first
+        if SHARD:
+            start = first + index_of(first_elements, first_elements_stride, first_element, sample)
+        z = shard_normals(seed, start, step, TILE, x.dtype.element_ty, TRANSITION, SHARD, PTX).to(T)
         spread = tl.broadcast_to(sigma, [TILE])
         if offsets is not None:
             std_row = tl.where(std_rows == 1, 0, row) * std_components + tl.where(
@@ -216,6 +234,15 @@ def step_kernel(
                 spread = tl.where(reduced, from_table, spread)
         y = multiply_add(spread, z, y)
     store(result + sample * result_stride, element, inside, y, PTX, WHOLE)
+    if sums is not None:
+        spread = tl.zeros([1], T) + sigma
+        inverse, of_spread = divide(constant(spread, 1.0), spread), log(spread)
+        b = (round_to(y, result.dtype.element_ty, PTX).to(T) - mean) * inverse
+        put_sum(
+            sums + sample * places + tl.program_id(0),
+            multiply_add(b * 0.5, b, tl.broadcast_to(of_spread, [TILE])),
+            inside,
+        )
     if components is not None:
         if first == 0:
             tl.store(components + sample, tl.where(valid, component, -1))

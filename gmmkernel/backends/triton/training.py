@@ -11,7 +11,7 @@ import triton.language as tl
 from gmmkernel.backends.constants import TrainingColumn
 from gmmkernel.backends.triton.arithmetic import divide, multiply_add
 from gmmkernel.backends.triton.kernel import TRAINING, TRAINING_SKIP, kernel
-from gmmkernel.backends.triton.normal import normals
+from gmmkernel.backends.triton.normal import normals, shard_normals
 from gmmkernel.backends.triton.step import index_of, load, store
 from gmmkernel.backends.triton.sums import TILE as SUM_TILE
 from gmmkernel.backends.triton.sums import sum_tile
@@ -33,13 +33,15 @@ def add_noise_kernel(
     x, result,  # [B, D]: elements contiguous, any stride from sample to sample
     noise,  # contiguous
     coefficients,  # [S, 9]
-    rows, steps, seeds,  # int64 [B]
+    rows, steps, first_elements, seeds,  # int64 [B]
     x_stride: tl.int64, result_stride: tl.int64,
     coefficient_rows: tl.int64,
     rows_stride: tl.int64, row_value: tl.int64,
     steps_stride: tl.int64, step_value: tl.int64,
+    first_elements_stride: tl.int64, first_element: tl.int64,
     elements: tl.int64,
     first_sample: tl.int64,
+    SHARD: tl.constexpr,  # a sample's noise may begin at any of its elements
     TILE: tl.constexpr,
     WHOLE: tl.constexpr,  # full tiles, everything aligned
     PTX: tl.constexpr,
@@ -54,7 +56,11 @@ def add_noise_kernel(
     step = index_of(steps, steps_stride, step_value, sample)
     valid = is_valid(row, coefficient_rows, step)
     c = coefficients + tl.where(valid, row, 0) * COLUMNS
-    e1 = normals(tl.load(seeds + sample), first, step, TILE, result.dtype.element_ty, TRAINING, PTX).to(T)
+    start = first
+    if SHARD:
+        start = first + index_of(first_elements, first_elements_stride, first_element, sample)
+    DTYPE: tl.constexpr = result.dtype.element_ty
+    e1 = shard_normals(tl.load(seeds + sample), start, step, TILE, DTYPE, TRAINING, SHARD, PTX).to(T)
     e1 = tl.where(valid, e1, float("nan"))  # which makes all of the sample NaN
     x0 = load(x + sample * x_stride, element, inside, T, WHOLE)
     y = multiply_add(tl.load(c + NOISE), e1, tl.load(c + SIGNAL) * x0)
