@@ -61,7 +61,7 @@ format: $(VENV)/ready
 bench: $(VENV)/ready
 	$(PY) -m benchmarks --output benchmarks/out
 
-# Train the digits model, its classifier and the reference statistics again (about a quarter of an hour on one core).
+# Train the digits models, their classifier and the reference statistics again (less than half an hour on one core).
 train: $(VENV)/ready
 	$(PY) tools/train_digits.py
 

@@ -1,4 +1,4 @@
-"""Train the digits model: classifier, reference statistics and U-Net, one safetensors file each, and measure them.
+"""Train the digits models: classifier, reference statistics, U-Net and flow U-Net, a file each, and measure them.
 
 The same seed, options, thread count, torch version and machine give the same weights. Needs scikit-learn.
 """
@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,18 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from gmmkernel import DDIMSampler, FlowSampler, Sampler, TrainingColumn, add_noise, noise_schedule
 from gmmkernel._files import write_whole
 from gmmkernel.digits.classifier import DigitsClassifier
 from gmmkernel.digits.data import load_digits
 from gmmkernel.digits.distance import feature_statistics, frechet_distance
-from gmmkernel.digits.loading import CLASSIFIER_FILE, STATISTICS_FILE, UNET_FILE
-from gmmkernel.digits.training import denoising_loss, digits_trainer
-from gmmkernel.digits.unet import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet
-from gmmkernel.samplers import DDIMSampler
-from gmmkernel.schedules import noise_schedule
+from gmmkernel.digits.loading import CLASSIFIER_FILE, FLOW_UNET_FILE, STATISTICS_FILE, UNET_FILE
+from gmmkernel.digits.training import denoising_loss, digits_trainer, new_unet, velocity_loss
+from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
+from gmmkernel.training.average import start_average, update_average
+from gmmkernel.training.choices import DataOrder, dropped, noise_seeds
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "gmmkernel" / "digits" / "weights"
-CLASSIFIER_BATCH = 128
+BATCH = 128
 HELD_OUT_EVERY = 1000
 SAMPLING_STEPS = (50, 20, 10, 5)
 CLASS_SAMPLES = 500
@@ -41,8 +44,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for the three files")
-    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps of the U-Net")
+    parser.add_argument("--output", type=Path, default=WEIGHTS, help="folder for the four files")
+    parser.add_argument("--steps", type=int, default=6000, help="optimiser steps of each U-Net")
     parser.add_argument(
         "--classifier-steps", type=int, default=2000, help="optimiser steps of the classifier"
     )
@@ -55,6 +58,9 @@ def parse_arguments() -> argparse.Namespace:
         "--keep-unet",
         action="store_true",
         help="do not train it: read it from the output folder, and measure",
+    )
+    parser.add_argument(
+        "--keep-flow-unet", action="store_true", help="the same for the U-Net of the rectified flow"
     )
     parser.add_argument(
         "--samples", type=int, default=5000, help="images drawn to measure the digit-FID, in 5 groups"
@@ -98,7 +104,7 @@ def train_classifier(steps: int, device: str, generator: torch.Generator) -> Dig
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-2, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in tqdm(range(steps), desc="classifier", mininterval=1.0):
-        index = torch.randint(0, len(images), (CLASSIFIER_BATCH,), generator=generator)
+        index = torch.randint(0, len(images), (BATCH,), generator=generator)
         batch = shift(images[index], generator)
         batch = batch + 0.1 * torch.randn(batch.shape, generator=generator)
         optimise(model, F.cross_entropy(model(batch.to(device)), labels[index].to(device)), optimiser)
@@ -118,14 +124,83 @@ def train_unet(steps: int, seed: int, device: str) -> DigitsUNet:
     for done in [*range(HELD_OUT_EVERY, steps, HELD_OUT_EVERY), steps]:
         trainer.fit(load_digits("train"), done)
         print(f"step {done}: held-out loss {denoising_loss(unet):.4f}", flush=True)
-    return unet.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
+    return unet
 
 
-def sample_ddim(
-    unet: DigitsUNet, steps: int, count: int, device: str, labels: Tensor | None = None
-) -> Tensor:
-    """Draw digits with deterministic DDIM steps, of any class or of those given, clamped to [-1, 1] at the end."""
-    sampler = DDIMSampler(noise_schedule("linear"), steps, device=device)
+def train_flow_unet(steps: int, seed: int, device: str) -> DigitsUNet:
+    """Train on the velocity e - x0 of x_t = (1 - t) x0 + t e, t uniform, with the settings of `digits_trainer`.
+
+    Returns:
+        The exponential moving average of the weights.
+    """
+    images, labels = (tensor.to(device) for tensor in load_digits("train"))
+    model = new_unet(seed, device)
+    average = start_average(model)
+    assert isinstance(average, DigitsUNet)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=1e-4, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    generator = torch.Generator().manual_seed(seed)
+    order, seeds = DataOrder(len(images), BATCH, seed), noise_seeds(seed, BATCH).to(device)
+    places = torch.arange(BATCH, device=device)
+    for step in tqdm(range(steps), desc="flow U-Net", mininterval=1.0):
+        index = order.batch(step).to(device)
+        drawn = torch.rand(BATCH // 2, generator=generator)
+        times = torch.cat([drawn, 1 - drawn]).to(device)  # antithetic
+        rows = torch.zeros(BATCH, len(TrainingColumn), device=device)  # of `add_noise`, one for each sample
+        rows[:, TrainingColumn.SIGNAL], rows[:, TrainingColumn.NOISE] = 1 - times, times
+        noisy, noise = add_noise(images[index], rows, row=places, seeds=seeds, step=step, return_noise=True)
+        known = labels[index].masked_fill(dropped(seed, step, BATCH, 0.5).to(device), NULL_CLASS)
+        loss = F.mse_loss(model(noisy, 1000 * times, known), noise - images[index])
+        optimise(model, loss, optimiser)
+        schedule.step()
+        update_average(average, model, step, 0.999)
+        if (step + 1) % HELD_OUT_EVERY == 0 or step + 1 == steps:
+            print(f"step {step + 1}: held-out loss {velocity_loss(average):.4f}", flush=True)
+    return average
+
+
+class Network(NamedTuple):
+    """A U-Net to train and to measure.
+
+    Attributes:
+        name: what its lines begin with.
+        file: its file's name.
+        train: trains it, given the steps, the seed and the device.
+        loss: its loss on real images.
+        method: the name of the sampler.
+        sampler: makes the deterministic sampler of a number of steps, on a device.
+    """
+
+    name: str
+    file: str
+    train: Callable[[int, int, str], DigitsUNet]
+    loss: Callable[..., float]
+    method: str
+    sampler: Callable[[int, str], Sampler]
+
+
+NETWORKS = (
+    Network(
+        "U-Net",
+        UNET_FILE,
+        train_unet,
+        denoising_loss,
+        "DDIM",
+        lambda steps, device: DDIMSampler(noise_schedule("linear"), steps, device=device),
+    ),
+    Network(
+        "flow U-Net",
+        FLOW_UNET_FILE,
+        train_flow_unet,
+        velocity_loss,
+        "flow",
+        lambda steps, device: FlowSampler(steps, device=device),
+    ),
+)
+
+
+def sample_digits(sampler: Sampler, unet: DigitsUNet, count: int, labels: Tensor | None = None) -> Tensor:
+    """Draw digits of any class or of those given, clamped to [-1, 1] at the end."""
     conditioning = () if labels is None else (labels,)
     drawn = sampler.sample(
         unet, torch.arange(count), IMAGE_SHAPE, conditioning=conditioning, batch_size=min(CHUNK, count)
@@ -160,25 +235,38 @@ def nearest(images: Tensor, split: str) -> float:
 
 
 def evaluate(
+    unets: list[DigitsUNet],
+    classifier: DigitsClassifier,
+    reference: tuple[Tensor, Tensor],
+    count: int,
+    device: str,
+) -> None:
+    """Print the noise floor, and of each of NETWORKS the losses and the digit-FID of `count` samples in 5 groups."""
+    print(f"noise floor, two halves of the real digits: {mean_and_error(noise_floor(classifier, device))}")
+    for network, unet in zip(NETWORKS, unets, strict=True):
+        evaluate_unet(network, unet, classifier, reference, count, device)
+
+
+def evaluate_unet(
+    network: Network,
     unet: DigitsUNet,
     classifier: DigitsClassifier,
     reference: tuple[Tensor, Tensor],
     count: int,
     device: str,
 ) -> None:
-    """Print the losses, the noise floor and the digit-FID of `count` samples in 5 groups."""
+    """Print what `evaluate` does of one network."""
     for split in ("train", "test"):
         for conditional in (False, True):
-            loss = denoising_loss(unet, split, conditional=conditional)
-            print(f"U-Net: {split} loss {loss:.4f} ({'with' if conditional else 'without'} class)")
-    print(f"noise floor, two halves of the real digits: {mean_and_error(noise_floor(classifier, device))}")
+            loss = network.loss(unet, split, conditional=conditional)
+            print(f"{network.name}: {split} loss {loss:.4f} ({'with' if conditional else 'without'} class)")
     for steps in SAMPLING_STEPS:
-        samples = sample_ddim(unet, steps, count, device)
+        samples = sample_digits(network.sampler(steps, device), unet, count)
         distances = [
             frechet_distance(*feature_statistics(group, classifier), *reference) for group in samples.chunk(5)
         ]
         print(
-            f"digit-FID of {steps}-step DDIM, 5 groups of {count // 5}: {mean_and_error(distances)}",
+            f"digit-FID of {steps}-step {network.method}, 5 groups of {count // 5}: {mean_and_error(distances)}",
             flush=True,
         )
         if steps == SAMPLING_STEPS[0]:
@@ -189,9 +277,11 @@ def evaluate(
                 f"{nearest(samples, 'test'):.3f} (held out)"
             )
     labels = torch.arange(min(count, CLASS_SAMPLES), device=device) % NUM_CLASSES
-    drawn = sample_ddim(unet, SAMPLING_STEPS[0], len(labels), device, labels)
+    drawn = sample_digits(network.sampler(SAMPLING_STEPS[0], device), unet, len(labels), labels)
     right = (classifier(drawn).argmax(dim=1) == labels).double().mean().item()
-    print(f"class asked for, {len(labels)} samples of {SAMPLING_STEPS[0]} steps: {right:.3f} right")
+    print(
+        f"class asked for, {len(labels)} samples of {SAMPLING_STEPS[0]}-step {network.method}: {right:.3f} right"
+    )
 
 
 def write(path: Path, tensors: dict[str, Tensor], training: dict[str, object]) -> None:
@@ -234,16 +324,17 @@ def main() -> None:
         accuracy = (classifier(images.to(device)).argmax(dim=1).cpu() == labels).double().mean().item()
     print(f"classifier: held-out accuracy {accuracy:.4f}", flush=True)
 
-    if arguments.keep_unet:
+    unets = []
+    for network, keep in zip(NETWORKS, (arguments.keep_unet, arguments.keep_flow_unet), strict=True):
+        if not keep:
+            trained = network.train(arguments.steps, arguments.seed, device)
+            write(output / network.file, trained.state_dict(), training)
         unet = DigitsUNet()
-        unet.load_state_dict(load_file(output / UNET_FILE))
-        unet = unet.to(device).eval()
-    else:
-        unet = train_unet(arguments.steps, arguments.seed, device)
-        write(output / UNET_FILE, unet.state_dict(), training)
+        unet.load_state_dict(load_file(output / network.file))
+        unets.append(unet.to(device).eval())
     print(f"trained in {time.process_time() - start:.0f} s of processor time")
     with torch.no_grad():
-        evaluate(unet, classifier, reference, arguments.samples, device)
+        evaluate(unets, classifier, reference, arguments.samples, device)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from gmmkernel.digits.distance import (
     feature_statistics,
     frechet_distance,
 )
-from gmmkernel.digits.loading import load_classifier, load_statistics, load_unet
-from gmmkernel.digits.training import denoising_loss, digits_trainer
+from gmmkernel.digits.loading import load_classifier, load_flow_unet, load_statistics, load_unet
+from gmmkernel.digits.training import denoising_loss, digits_trainer, velocity_loss
 from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "frechet_distance",
     "load_classifier",
     "load_digits",
+    "load_flow_unet",
     "load_statistics",
     "load_unet",
+    "velocity_loss",
 ]

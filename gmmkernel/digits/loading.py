@@ -12,6 +12,7 @@ from gmmkernel.digits.classifier import DigitsClassifier
 from gmmkernel.digits.unet import DigitsUNet
 
 UNET_FILE = "unet.safetensors"
+FLOW_UNET_FILE = "flow_unet.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"
 STATISTICS_FILE = "statistics.safetensors"
 
@@ -25,9 +26,19 @@ def load_unet(device: torch.device | str = "cpu") -> DigitsUNet:
     Returns:
         A new `DigitsUNet` in eval mode, float32.
     """
-    model = DigitsUNet()
-    model.load_state_dict(_tensors(UNET_FILE))
-    return model.to(device).eval()
+    return _unet(UNET_FILE, device)
+
+
+def load_flow_unet(device: torch.device | str = "cpu") -> DigitsUNet:
+    """Load the trained velocity predictor of a rectified flow: a model for `FlowSampler`.
+
+    Args:
+        device: where to put the weights (about 0.9 MB).
+
+    Returns:
+        A new `DigitsUNet` in eval mode, float32.
+    """
+    return _unet(FLOW_UNET_FILE, device)
 
 
 def load_classifier(device: torch.device | str = "cpu") -> DigitsClassifier:
@@ -53,6 +64,12 @@ def load_statistics() -> tuple[Tensor, Tensor]:
     """
     tensors = _tensors(STATISTICS_FILE)
     return tensors["mean"], tensors["cov"]
+
+
+def _unet(name: str, device: torch.device | str) -> DigitsUNet:
+    model = DigitsUNet()
+    model.load_state_dict(_tensors(name))
+    return model.to(device).eval()
 
 
 def _tensors(name: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The small U-Net that predicts the noise in a diffused 8x8 digit."""
+"""The small U-Net that predicts the noise in a diffused 8x8 digit, or the velocity of a rectified flow."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def timestep_embedding(timesteps: Tensor, frequencies: Tensor) -> Tensor:
     """Sines and cosines of the timestep (Vaswani et al. 2017, arXiv 1706.03762).
 
     Args:
-        timesteps: int64 [B].
+        timesteps: int64 or floating point [B].
         frequencies: [N], radians per timestep.
 
     Returns:
@@ -126,7 +126,7 @@ class SmallUNet(nn.Module):
         _set_to_zero(self.conv_out)
 
     def predict(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        """Predict the noise in `sample` [B, channels, 8, 8] at `timestep`, [] or [B], given labels [B]."""
+        """Map `sample` [B, channels, 8, 8] at `timestep`, [] or [B], with labels [B], to a prediction of its shape."""
         timesteps = timestep.expand(sample.shape[0])
         embedding = F.silu(self.time_in(timestep_embedding(timesteps, self.frequencies)))
         embedding = F.silu(self.time_out(embedding) + self.class_embedding(class_labels))
@@ -135,36 +135,40 @@ class SmallUNet(nn.Module):
         low = self.middle_in(self.downsample(high), embedding)
         low = self.middle_out(self.attention(low), embedding)
         out = self.up(torch.cat([F.interpolate(low, scale_factor=2.0), high], dim=1), embedding)
-        noise: Tensor = self.conv_out(F.silu(self.norm_out(out)))
-        return noise
+        prediction: Tensor = self.conv_out(F.silu(self.norm_out(out)))
+        return prediction
 
 
 class DigitsUNet(SmallUNet):
-    """Noise prediction for scikit-learn's digits, with and without a class.
+    """Prediction of the noise or the velocity for scikit-learn's digits, with and without a class.
 
-    Trained for T = 1000 steps of diffusers' "linear" schedule (betas from 1e-4 to 0.02): with
-    x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, where x0 is in [-1, 1] and a_t = `alphas_cumprod[t]`, the output
+    With the weights of `load_unet`, trained for T = 1000 steps of diffusers' "linear" schedule (betas from 1e-4 to
+    0.02): with x_t = sqrt(a_t) x0 + sqrt(1 - a_t) e, where x0 is in [-1, 1] and a_t = `alphas_cumprod[t]`, the output
     estimates e (Ho et al. 2020, arXiv 2006.11239; class dropout as in Ho & Salimans 2022, arXiv 2207.12598).
+
+    With those of `load_flow_unet`, a rectified flow (Liu et al. 2022, arXiv 2209.03003): with
+    x_t = (1 - t) x0 + t e at the timestep 1000 t, t in [0, 1], the output estimates the velocity e - x0.
 
     A network's own bits may depend on the batch size it is run at, on the device and on the torch version.
     """
 
     def __init__(self) -> None:
-        """Create the layers with random weights; `gmmkernel.digits.load_unet` gives the trained ones."""
+        """Create the layers with random weights; `load_unet` and `load_flow_unet` give trained ones."""
         super().__init__(1, NUM_CLASSES)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """Predict the noise in `sample`.
+        """Predict the noise in `sample`, or its velocity: what the weights were trained for.
 
         Args:
             sample: [B, 1, 8, 8], of the weights' type (float32 as shipped).
-            timestep: int64, [] for one step of the whole batch or [B] for one each, 0 to 999. The values are
-                not read, so that nothing waits for the device; outside the range the output means nothing.
+            timestep: int64, float32 or float64, [] for one step of the whole batch or [B] for one each, 0 to 999,
+                of a flow 0 to 1000. The values are not read, so that nothing waits for the device; outside the
+                range the output means nothing.
             class_labels: int64 [B], 0 to 9, or `NULL_CLASS` for samples without a class. None: no sample has
                 one.
 
         Returns:
-            The predicted noise, with the shape and type of `sample`.
+            The prediction, with the shape and type of `sample`.
 
         Raises:
             ValueError: a shape is not one of the above.
@@ -183,8 +187,10 @@ class DigitsUNet(SmallUNet):
         if sample.dtype != weights:
             raise TypeError(f"sample: expected {weights}, the weights' type, got {sample.dtype}")
         batch = sample.shape[0]
-        if timestep.dtype != torch.int64:
-            raise TypeError(f"timestep: expected torch.int64, got {timestep.dtype}")
+        if timestep.dtype not in (torch.int64, torch.float32, torch.float64):
+            raise TypeError(
+                f"timestep: expected torch.int64, torch.float32 or torch.float64, got {timestep.dtype}"
+            )
         if tuple(timestep.shape) not in {(), (batch,)}:
             raise ValueError(f"timestep: expected shape [] or [{batch}], got {list(timestep.shape)}")
         if class_labels is None:

@@ -1,4 +1,4 @@
-"""The shipped U-Net and classifier: interface, determinism, and that they were trained."""
+"""The shipped U-Nets and classifier: interface, determinism, and that they were trained."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from gmmkernel import digits
+from gmmkernel import FlowSampler, digits
 from gmmkernel.schedules import noise_schedule
 
 Digits = tuple[torch.Tensor, torch.Tensor]
@@ -55,6 +55,17 @@ def test_one_timestep_is_that_step_for_each(unet: digits.DigitsUNet) -> None:
     assert not torch.equal(unet(sample, torch.tensor(7)), unet(sample, torch.tensor(8)))
 
 
+@torch.no_grad()
+def test_floating_point_timesteps(unet: digits.DigitsUNet) -> None:
+    sample = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    timestep = torch.tensor([0, 7, 500, 999])
+    assert torch.equal(unet(sample, timestep), unet(sample, timestep.float()))
+    assert torch.equal(unet(sample, timestep), unet(sample, timestep.double()))
+    between = [unet(sample, timestep + offset) for offset in (0.0, 0.25, 0.26)]
+    far, near = (between[1] - between[0]).abs().amax(), (between[2] - between[1]).abs().amax()
+    assert 0 < near < far / 5
+
+
 def test_gradients_reach_every_weight() -> None:
     torch.manual_seed(0)
     model = digits.load_unet()
@@ -90,8 +101,16 @@ STEP = torch.tensor(5)
             TypeError,
             "sample: expected torch.float32, the weights' type, got torch.float64",
         ),
-        ((SAMPLE, torch.tensor(5.0)), TypeError, "timestep: expected torch.int64, got torch.float32"),
-        ((SAMPLE, STEP.int()), TypeError, "timestep: expected torch.int64, got torch.int32"),
+        (
+            (SAMPLE, STEP.half()),
+            TypeError,
+            "timestep: expected torch.int64, torch.float32 or torch.float64, got torch.float16",
+        ),
+        (
+            (SAMPLE, STEP.int()),
+            TypeError,
+            "timestep: expected torch.int64, torch.float32 or torch.float64, got torch.int32",
+        ),
         (
             (SAMPLE, torch.zeros(3, dtype=torch.int64)),
             ValueError,
@@ -121,7 +140,7 @@ def test_classifier_refuses() -> None:
         classifier.features(SAMPLE.double())
 
 
-@pytest.mark.parametrize("load", [digits.load_unet, digits.load_classifier])
+@pytest.mark.parametrize("load", [digits.load_unet, digits.load_flow_unet, digits.load_classifier])
 def test_loading_twice_gives_equal_and_separate_weights(load: object) -> None:
     first, second = load(), load()  # type: ignore[operator]
     assert not first.training
@@ -182,3 +201,28 @@ def test_unet_denoises_better_than_any_linear_filter(
 def test_class_labels_help(unet: digits.DigitsUNet, held_out: Digits) -> None:
     right, none, wrong = losses(unet, held_out, 500, held_out[1], None, (held_out[1] + 1) % 10)
     assert right < none < wrong
+
+
+def test_flow_unet_knows_the_velocity_better_than_any_linear_filter() -> None:
+    """The best affine estimate of e - x0 from x_t leaves l / ((1 - t)^2 l + t^2), l the variances of the images."""
+    variances = torch.linalg.eigvalsh(digits.load_digits()[0].flatten(1).double().T.cov())
+    times = torch.arange(0.05, 1, 0.1, dtype=torch.float64)[:, None]
+    linear = float((variances / ((1 - times) ** 2 * variances + times**2)).mean())
+    unet = digits.load_flow_unet()
+    alone, told = (digits.velocity_loss(unet, conditional=conditional) for conditional in (False, True))
+    assert told < alone < 0.75 * linear
+
+
+@torch.no_grad()
+def test_a_flow_draws_the_digits_asked_for() -> None:
+    labels = torch.arange(100) % 10
+    drawn = FlowSampler(20).sample(
+        digits.load_flow_unet(),
+        torch.arange(100),
+        digits.IMAGE_SHAPE,
+        conditioning=(labels,),
+        progress=False,
+    )
+    images = drawn.sample.clamp(-1, 1)
+    assert (digits.load_classifier()(images).argmax(dim=1) == labels).double().mean() > 0.9
+    assert digits.digit_fid(images) < 12  # of as much white noise it is above 400

@@ -23,6 +23,7 @@ def train(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., str]]:
     """Run the script in this process and restore torch's settings; returns what it printed."""
+    monkeypatch.setattr("gmmkernel.digits.training._COMPARED", 20)  # images in the mean losses, for speed
     spec = importlib.util.spec_from_file_location("train_digits", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -54,13 +55,15 @@ def test_five_steps_twice(train: Callable[..., str], tmp_path: Path) -> None:
     printed = train("--output", str(tmp_path / "first"), *SHORT)
     assert "held-out accuracy" in printed
     assert "digit-FID" in printed
-    again = train("--output", str(tmp_path / "first"), *SHORT, "--keep-classifier", "--keep-unet")
+    again = train(
+        "--output", str(tmp_path / "first"), *SHORT, "--keep-classifier", "--keep-unet", "--keep-flow-unet"
+    )
     assert measured(again) == measured(printed)
     torch.manual_seed(123)  # The script's own seed decides, not the state it finds.
     train("--output", str(tmp_path / "second"), *SHORT, evaluate=False)
     train("--output", str(tmp_path / "other"), *SHORT, "--seed", "1", evaluate=False)
     names = sorted(file.name for file in (tmp_path / "first").iterdir())
-    assert names == ["classifier.safetensors", "statistics.safetensors", "unet.safetensors"]
+    assert names == [f"{name}.safetensors" for name in ("classifier", "flow_unet", "statistics", "unet")]
     for name in names:
         first = (tmp_path / "first" / name).read_bytes()
         assert first == (tmp_path / "second" / name).read_bytes()
@@ -69,17 +72,18 @@ def test_five_steps_twice(train: Callable[..., str], tmp_path: Path) -> None:
     kept = {name: (tmp_path / "second" / name).stat().st_mtime_ns for name in names}
     train("--output", str(tmp_path / "second"), *SHORT, "--keep-classifier", "--seed", "1", evaluate=False)
     second = {name: (tmp_path / "second" / name).stat().st_mtime_ns for name in names}
-    assert [name for name in names if second[name] != kept[name]] == ["unet.safetensors"]
-    assert (tmp_path / "second" / names[2]).read_bytes() == (tmp_path / "other" / names[2]).read_bytes()
-
-    unet = digits.DigitsUNet()
-    unet.load_state_dict(load_file(tmp_path / "first" / "unet.safetensors"))
-    assert bool(unet.conv_out.weight.any())
-    with safe_open(tmp_path / "first" / "unet.safetensors", "pt") as file:
-        training = json.loads(file.metadata()["training"])
-    assert training["seed"] == 0
-    assert training["torch"] == torch.__version__
-    assert "--steps 5 " in training["command"]
+    unets = ["flow_unet.safetensors", "unet.safetensors"]
+    assert [name for name in names if second[name] != kept[name]] == unets
+    for name in unets:
+        assert (tmp_path / "second" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+        unet = digits.DigitsUNet()
+        unet.load_state_dict(load_file(tmp_path / "first" / name))
+        assert bool(unet.conv_out.weight.any())
+        with safe_open(tmp_path / "first" / name, "pt") as file:
+            training = json.loads(file.metadata()["training"])
+        assert training["seed"] == 0
+        assert training["torch"] == torch.__version__
+        assert "--steps 5 " in training["command"]
 
 
 @pytest.mark.parametrize("options", [("--steps", "0"), ("--samples", "12"), ("--threads", "-1")])
@@ -92,7 +96,7 @@ def test_bad_options(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["unet", "classifier", "statistics"])
+@pytest.mark.parametrize("name", ["unet", "flow_unet", "classifier", "statistics"])
 def test_shipped_files_say_how_they_were_made(name: str) -> None:
     file = Path(digits.__file__).parent / "weights" / f"{name}.safetensors"
     with safe_open(file, "pt") as opened:

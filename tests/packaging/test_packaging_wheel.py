@@ -88,10 +88,11 @@ def test_the_wheel_has_what_a_user_needs(distributions: tuple[Path, Path]) -> No
     expected = {path.as_posix() for path in files() if path.parts[0] == "gmmkernel"}
     with_cuda = {f"gmmkernel/_cuda{suffix}"} if shutil.which("nvcc") else set()
     assert installed == expected | {f"gmmkernel/_core{suffix}"} | with_cuda
-    data = [f"digits/weights/{name}.safetensors" for name in ("unet", "classifier", "statistics")]
+    networks = ("unet", "flow_unet", "classifier", "statistics")
+    data = [f"digits/weights/{name}.safetensors" for name in networks]
     assert {f"gmmkernel/{name}" for name in ("golden.json", "py.typed", "_core.pyi", *data)} <= installed
     assert [name for name in names if name.endswith("LICENSE")]
-    assert distributions[1].stat().st_size < 4_000_000
+    assert distributions[1].stat().st_size < 5_000_000
 
 
 def test_the_installed_package_is_the_one_used(python: Path, tmp_path: Path) -> None:
