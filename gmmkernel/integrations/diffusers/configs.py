@@ -100,6 +100,9 @@ FLOW = Rules(
 _OWN = frozenset({"timestep_spacing", "set_alpha_to_one"})
 """Options whose default is each class's own: where a solver's run begins and ends."""
 
+_HOMONYMS = frozenset({"sigma_max"})
+"""Options that mean something else in another class: not taken from its config."""
+
 _SIGMAS = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule"})
 _FLOW = frozenset({"flow_shift", "use_flow_sigmas", "prediction_type", "beta_schedule"})
 
@@ -142,7 +145,7 @@ def follow(
     made["_use_default_values"] = [
         name for name in unchosen if name not in shared or made[name] == known.get(name)
     ]
-    followed = set(known) | rules.harmless
+    followed = (set(known) | rules.harmless) - (_HOMONYMS & theirs.keys() - given.keys())
     if "shift" in known:
         followed |= _follow_flow(scheduler, made, given, theirs)
     merged = {**made, **given}
