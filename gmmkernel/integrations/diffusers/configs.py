@@ -100,9 +100,6 @@ FLOW = Rules(
 _OWN = frozenset({"timestep_spacing", "set_alpha_to_one"})
 """Options whose default is each class's own: where a solver's run begins and ends."""
 
-_HOMONYMS = frozenset({"sigma_max"})
-"""Options that mean something else in another class: not taken from its config."""
-
 _SIGMAS = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule"})
 _FLOW = frozenset({"flow_shift", "use_flow_sigmas", "prediction_type", "beta_schedule"})
 
@@ -145,7 +142,9 @@ def follow(
     made["_use_default_values"] = [
         name for name in unchosen if name not in shared or made[name] == known.get(name)
     ]
-    followed = (set(known) | rules.harmless) - (_HOMONYMS & theirs.keys() - given.keys())
+    followed = set(known) | rules.harmless
+    if config.get("dynamics") is None and "sigma_max" not in given:
+        followed.discard("sigma_max")  # that of another class, the largest sigma of its schedule
     if "shift" in known:
         followed |= _follow_flow(scheduler, made, given, theirs)
     merged = {**made, **given}
