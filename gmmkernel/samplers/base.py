@@ -183,8 +183,7 @@ class Sampler:
             progress: show a progress bar.
             callback: called after every step of every batch with a `StepState`.
             return_trajectory: also return the samples after, and the data predicted in, every step.
-            return_log_prob: also return the log-density of every step, or of those kept alone. A second pass, but for
-                its result it needs no memory.
+            return_log_prob: also return the log-density of every step, or of those kept alone: a second pass.
             keep_steps: indices of steps to keep for a trainer, ascending, of those that are done: what each started
                 from, what it gave and what the model predicted, copied as the run goes, three or (guided) four tensors
                 of a sample's size for each. Of a multistep method the history is not kept. None: keep nothing.
@@ -207,16 +206,17 @@ class Sampler:
         progress = check_flag("progress", progress)
         size = seeds.shape[0] if batch_size is None else check_integer("batch_size", batch_size, 1)
         return_log_prob = check_flag("return_log_prob", return_log_prob)
-        steps: Sequence[int] = range(first, sampler.coefficients.shape[0])
+        end = sampler.coefficients.shape[0]
+        steps: Sequence[int] = range(first, end) if return_log_prob else ()
         if keep_steps is not None:
-            steps = check_keep_steps(keep_steps, first, steps[-1])
+            steps = check_keep_steps(keep_steps, first, end - 1)
         recorder = StepRecorder(
             steps, seeds.shape[0], samples=keep_steps is not None, log_probs=return_log_prob
         )
 
         finished = []
         parts = list(chunks(seeds, initial, conditioning, size))
-        total = len(parts) * (sampler.coefficients.shape[0] - first)
+        total = len(parts) * (end - first)
         with tqdm(total=total, unit="step") if progress else nullcontext() as bar:
             for chunk in parts:
                 start = chunk.initial
@@ -358,7 +358,8 @@ class Sampler:
                 return_x0=watched,
                 return_log_prob=recorder.scores(index),
             )
-            recorder.record(index, chunk, sample, self._split(output, sample), made)
+            if index in recorder:
+                recorder.record(index, chunk, sample, self._split(output, sample), made)
             sample, x0, history, _ = made
             if bar is not None:
                 bar.update()

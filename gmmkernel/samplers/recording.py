@@ -48,9 +48,12 @@ class StepRecorder:
         self._samples, self._log_probs = samples, log_probs
         self._tensors: dict[str, Tensor] = {}
 
+    def __contains__(self, step: int) -> bool:
+        return step in self._places
+
     def scores(self, step: int) -> bool:
         """Return whether the log-density of a step is wanted."""
-        return self._log_probs and step in self._places
+        return self._log_probs and step in self
 
     def record(
         self,
@@ -60,7 +63,7 @@ class StepRecorder:
         outputs: tuple[Tensor | None, Tensor],
         made: SamplerStep,
     ) -> None:
-        """Copy what is wanted of a step: the samples that a chunk started it from, and what came of them.
+        """Copy what is wanted of one of the steps: the samples that a chunk started it from, and what came of them.
 
         Args:
             step: index of the step.
@@ -72,8 +75,6 @@ class StepRecorder:
         Raises:
             TypeError: the model's output has another dtype than in steps before, where copying would round it.
         """
-        if step not in self._places:
-            return
         if made.log_prob is not None:
             self._copy("log_probs", step, chunk, made.log_prob)
         if self._samples:

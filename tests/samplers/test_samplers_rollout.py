@@ -135,7 +135,7 @@ def rescored(sampler: Sampler, kept: KeptSteps) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("batch_size", [None, 3])
 def test_what_is_kept_scores_to_the_bit(name: str, batch_size: int | None) -> None:
     """Of the steps asked for, whole or in chunks, the last one filled up; ratios of a trainer begin at 1."""
     sampler, model = SAMPLERS[name]
