@@ -268,8 +268,8 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         """Draw the transitions of a rollout, or score those that a trainer has stored; the run is where it was.
 
         Each sample may be at a timestep of its own. The noise drawn is that of `step` for the same seeds, and the
-        log-density of what was drawn has the same bits when it is scored. Gradients reach `model_output` and `sample`
-        from `mean` and, where a `prev_sample` was given, `log_prob`; a sample drawn is held fixed in its own.
+        log-density of what was drawn has the same bits when it is scored. Gradients of `mean` and `log_prob` reach
+        `model_output`, `sample` and a `prev_sample` given; one that is drawn is held fixed in its log-density.
 
         Args:
             model_output: [B, ...], the velocity predicted, of the types that `step` takes.
