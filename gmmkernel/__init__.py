@@ -10,7 +10,8 @@ What most people need:
 For loops of one's own: `Column`, the columns of a step's coefficients, which `ddim_coefficients`, `deis_coefficients`,
 `dpm_solver_coefficients`, `pndm_coefficients`, `flow_coefficients` and `sigma_coefficients` make of a `NoiseSchedule`
 and `timesteps`, or of `flow_times`; `MixtureTables`, a mixture bound to them; `draw_components`, `Stream`;
-`MAX_COMPONENTS`, `MAX_HISTORY`.
+`MAX_COMPONENTS`, `MAX_HISTORY`. For reinforcement learning of a flow: `flow_sde_coefficients`, and `window_rows` where
+each sample draws noise in steps of its own.
 
 More samplers: `DEISSampler`, `PNDMSampler`, all of them a `Sampler`; `stack_samplers`: requests of several in one call;
 `dynamic_thresholding`; `seeds_from_generator`, `seeds_from_ids`. Many samples in files, over ranks: `sample_shards`,
@@ -22,9 +23,9 @@ over ranks: `shard_view`, `join_log_prob`.
 Training and mixtures of one's own: `add_noise`, `training_coefficients`, `TrainingColumn`; `Mixture`, `orthonormalize`,
 `moment_report`, `mixture_moments`.
 
-What functions return is described where they are: `gmmkernel.ops`, `gmmkernel.samplers`, `gmmkernel.moments`,
-`gmmkernel.sharding`. `gmmkernel.backends` chooses between backends; `gmmkernel.integrations` has schedulers and
-samplers for other people's libraries.
+What functions return is described where they are: `gmmkernel.ops`, `gmmkernel.samplers`, `gmmkernel.schedules`,
+`gmmkernel.moments`, `gmmkernel.sharding`. `gmmkernel.backends` chooses between backends; `gmmkernel.integrations` has
+schedulers and samplers for other people's libraries.
 """
 
 from importlib.metadata import version as _version
@@ -64,12 +65,14 @@ from gmmkernel.schedules import (
     deis_coefficients,
     dpm_solver_coefficients,
     flow_coefficients,
+    flow_sde_coefficients,
     flow_times,
     noise_schedule,
     pndm_coefficients,
     sigma_coefficients,
     timesteps,
     training_coefficients,
+    window_rows,
 )
 from gmmkernel.sharding import load_shards, sample_shards
 from gmmkernel.training import Trainer
@@ -99,6 +102,7 @@ __all__ = [
     "draw_components",
     "dynamic_thresholding",
     "flow_coefficients",
+    "flow_sde_coefficients",
     "flow_times",
     "gaussian_mixture",
     "gmm_step",
@@ -121,4 +125,5 @@ __all__ = [
     "standard_normal",
     "timesteps",
     "training_coefficients",
+    "window_rows",
 ]

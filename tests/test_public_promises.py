@@ -31,6 +31,7 @@ from gmmkernel import (
     deis_coefficients,
     dpm_solver_coefficients,
     flow_coefficients,
+    flow_sde_coefficients,
     flow_times,
     gaussian_mixture,
     gmm_step,
@@ -51,7 +52,7 @@ from gmmkernel import (
     timesteps,
     training_coefficients,
 )
-from gmmkernel.schedules import SPACINGS
+from gmmkernel.schedules import FLOW_DYNAMICS, SPACINGS
 from gmmkernel.sharding import ShardedSamples, ShardReport
 
 SEEDS = [3, -4]
@@ -104,7 +105,14 @@ def examples() -> dict[str, Any]:
     seeds = torch.tensor(SEEDS, device="cpu")
     states: list[Any] = []
     result = sampler.sample(
-        model, seeds, SHAPE, progress=False, callback=states.append, return_trajectory=True
+        model,
+        seeds,
+        SHAPE,
+        progress=False,
+        callback=states.append,
+        return_trajectory=True,
+        return_log_prob=True,
+        keep_steps=[1, 2],
     )
     step = sampler.step(result.sample, 1, result.sample, seeds, return_x0=True)
     out = gmm_step(
@@ -126,6 +134,7 @@ def examples() -> dict[str, Any]:
         **tables,
         "Sampler": sampler,
         "SampleResult": result,
+        "KeptSteps": result.kept,
         "SamplerStep": step,
         "StepState": states[0],
         "GMMStepOutput": out,
@@ -207,6 +216,10 @@ def made_by_everything() -> dict[str, Any]:
             pndm_coefficients(schedule, visited, skip_prk_steps=skip) for skip in (False, True)
         ],
         "flow_coefficients": flow_coefficients(flow_times(4), eta=0.5),
+        "flow_sde_coefficients": [
+            flow_sde_coefficients(flow_times(4), dynamics=dynamics, noise_level=[0.7, 0.3, 0, 1])
+            for dynamics in FLOW_DYNAMICS
+        ],
         "sigma_coefficients": sigma_coefficients(flow_times(4) * 10),
         "training_coefficients": training_coefficients(schedule, target="consistent"),
         "gaussian_mixture": mixtures(),
@@ -277,6 +290,9 @@ def with_numbers(
         schedule, i(5), eta=x(0.5), mixture=mixture, steps_offset=i(1), clip_sample_range=x(2.0), **common
     )
     plain = FlowSampler(i(3), shift=x(2.0), eta=x(0.5), num_train_timesteps=i(1000))
+    noisy = flow_sde_coefficients(
+        flow_times(3), noise_level=x(0.5), sde_steps=[i(0), i(2)], sigma_max=x(0.75), guidance_scale=x(1.5)
+    )
     sample = plain.sample(
         model,
         seeds,
@@ -314,6 +330,7 @@ def with_numbers(
         "PNDM": PNDMSampler(schedule, i(5), skip_prk_steps=b(True)).starting_at(i(1)),
         "exact": gaussian_mixture("exact", elements=i(4), n_components=i(2), rho=x(0.5)),
         "flow": plain,
+        "noisy flow": noisy,
         "sample": sample,
         "step": step,
         "noise": standard_normal(seeds, (i(2), i(3)), step=i(5)),

@@ -7,7 +7,7 @@ from gmmkernel.samplers.dpm_solver import DPMSolverSampler
 from gmmkernel.samplers.flow import FlowSampler
 from gmmkernel.samplers.pndm import PNDMSampler
 from gmmkernel.samplers.requests import StackedSamplers, stack_samplers
-from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
+from gmmkernel.samplers.result import KeptSteps, SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.seeds import seeds_from_generator, seeds_from_ids
 from gmmkernel.samplers.thresholding import dynamic_thresholding
 
@@ -16,6 +16,7 @@ __all__ = [
     "DEISSampler",
     "DPMSolverSampler",
     "FlowSampler",
+    "KeptSteps",
     "Model",
     "PNDMSampler",
     "SampleResult",

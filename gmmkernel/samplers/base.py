@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from gmmkernel.mixtures import Mixture
 from gmmkernel.ops import MixtureTables, gmm_step, standard_normal
 from gmmkernel.ops.checks import SAMPLE_DTYPES, check_batch_of_seeds, check_seeds
 from gmmkernel.ops.step import PredictionName
+from gmmkernel.samplers.chunks import Chunk, check_conditioning, chunks
+from gmmkernel.samplers.recording import StepRecorder, check_keep_steps
 from gmmkernel.samplers.result import SampleResult, SamplerStep, StepState
 from gmmkernel.samplers.thresholding import Thresholding
 
@@ -157,6 +159,8 @@ class Sampler:
         progress: bool = True,
         callback: Callable[[StepState], None] | None = None,
         return_trajectory: bool = False,
+        return_log_prob: bool = False,
+        keep_steps: Sequence[int] | None = None,
     ) -> SampleResult:
         """Draw one sample for each seed.
 
@@ -179,6 +183,10 @@ class Sampler:
             progress: show a progress bar.
             callback: called after every step of every batch with a `StepState`.
             return_trajectory: also return the samples after, and the data predicted in, every step.
+            return_log_prob: also return the log-density of every step, or of those kept alone: a second pass.
+            keep_steps: indices of steps to keep for a trainer, ascending, of those that are done: what each started
+                from, what it gave and what the model predicted, copied as the run goes, three or (guided) four tensors
+                of a sample's size for each. Of a multistep method the history is not kept. None: keep nothing.
 
         Returns:
             SampleResult, on the sampler's device.
@@ -197,25 +205,42 @@ class Sampler:
             raise ValueError(f"initial: needed to start at step {first_step}, got None")
         progress = check_flag("progress", progress)
         size = seeds.shape[0] if batch_size is None else check_integer("batch_size", batch_size, 1)
+        return_log_prob = check_flag("return_log_prob", return_log_prob)
+        end = sampler.coefficients.shape[0]
+        steps: Sequence[int] = range(first, end) if return_log_prob else ()
+        if keep_steps is not None:
+            steps = check_keep_steps(keep_steps, first, end - 1)
+        recorder = StepRecorder(
+            steps, seeds.shape[0], samples=keep_steps is not None, log_probs=return_log_prob
+        )
 
         finished = []
-        chunks = list(_chunks(seeds, initial, conditioning, size))
-        total = len(chunks) * (sampler.coefficients.shape[0] - first)
+        parts = list(chunks(seeds, initial, conditioning, size))
+        total = len(parts) * (end - first)
         with tqdm(total=total, unit="step") if progress else nullcontext() as bar:
-            for chunk in chunks:
+            for chunk in parts:
                 start = chunk.initial
                 if start is None:
                     start = standard_normal(
                         chunk.seeds, shape, stream=Stream.INITIAL, dtype=self.dtype, backend=self.backend
                     )
-                finished.append(sampler._run(model, chunk, start, first, bar, callback, return_trajectory))
-        sample = torch.cat([result.sample for result in finished])
+                finished.append(
+                    sampler._run(model, chunk, start, first, bar, callback, return_trajectory, recorder)
+                )
+        made = SampleResult(
+            torch.cat([result.sample for result in finished]),
+            None,
+            None,
+            recorder.log_probs(),
+            recorder.kept(),
+        )
         if not return_trajectory:
-            return SampleResult(sample, None, None)
-        return SampleResult(
-            sample,
-            torch.cat([result.trajectory for result in finished if result.trajectory is not None], dim=1),
-            torch.cat([result.x0 for result in finished if result.x0 is not None], dim=1),
+            return made
+        return made._replace(
+            trajectory=torch.cat(
+                [result.trajectory for result in finished if result.trajectory is not None], dim=1
+            ),
+            x0=torch.cat([result.x0 for result in finished if result.x0 is not None], dim=1),
         )
 
     def step(
@@ -227,6 +252,7 @@ class Sampler:
         *,
         history: tuple[Tensor, ...] = (),
         return_x0: bool = False,
+        return_log_prob: bool = False,
     ) -> SamplerStep:
         """Do one step: the loop's body, for loops of one's own. One launch, after the quantile of dynamic thresholding.
 
@@ -237,6 +263,7 @@ class Sampler:
             seeds: int64 [B].
             history: what the step before returned as `history`; nothing at the first.
             return_x0: also return the data predicted; a second launch where the method stores the noise.
+            return_log_prob: also return the log-density of the step, a second pass.
 
         Returns:
             SamplerStep.
@@ -266,6 +293,7 @@ class Sampler:
             model_output_uncond=uncond,
             history=read,
             prediction=stored,
+            return_log_prob=return_log_prob,
             backend=self.backend,
         )
         x0 = made.prediction if return_x0 else None
@@ -273,7 +301,7 @@ class Sampler:
             x0 = self._predict_x0(index, sample, output, uncond, seeds)
         if self.stored_prediction is not None and made.prediction is not None:
             history = self._write(index, history, sample, made.prediction)
-        return SamplerStep(made.prev_sample, x0, history)
+        return SamplerStep(made.prev_sample, x0, history, made.log_prob)
 
     def _read(self, index: int, history: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the op reads of the history at this step."""
@@ -306,12 +334,13 @@ class Sampler:
     def _run(
         self,
         model: Model,
-        chunk: _Chunk,
+        chunk: Chunk,
         sample: Tensor,
         first: int,
         bar: tqdm[None] | None,
         callback: Callable[[StepState], None] | None,
         keep: bool,
+        recorder: StepRecorder,
     ) -> SampleResult:
         wanted, seeds = chunk.wanted, chunk.seeds
         trajectory, predicted = [sample[:wanted]], []
@@ -320,7 +349,18 @@ class Sampler:
         for index in range(first, self.coefficients.shape[0]):
             timestep = self.timesteps[index]
             output = model(sample, timestep.repeat(sample.shape[0]), *chunk.conditioning)
-            sample, x0, history = self.step(output, index, sample, seeds, history=history, return_x0=watched)
+            made = self.step(
+                output,
+                index,
+                sample,
+                seeds,
+                history=history,
+                return_x0=watched,
+                return_log_prob=recorder.scores(index),
+            )
+            if index in recorder:
+                recorder.record(index, chunk, sample, self._split(output, sample), made)
+            sample, x0, history, _ = made
             if bar is not None:
                 bar.update()
             if x0 is not None:
@@ -389,66 +429,6 @@ class Sampler:
             raise ValueError(
                 f"{name}: expected a tensor on {self.coefficients.device}, got one on {initial.device}"
             )
-
-
-class _Chunk(NamedTuple):
-    """Samples that the model is called with together.
-
-    Attributes:
-        wanted: how many there are; those behind are copies of the last one.
-        seeds: int64 [B].
-        initial: [B, ...], or None.
-        conditioning: [B, ...] each.
-    """
-
-    wanted: int
-    seeds: Tensor
-    initial: Tensor | None
-    conditioning: tuple[Tensor, ...]
-
-
-def _chunks(
-    seeds: Tensor, initial: Tensor | None, conditioning: Sequence[Tensor], size: int
-) -> Iterator[_Chunk]:
-    """Give the samples in chunks of `size`, the last one filled up; one without samples where there are none."""
-    total = seeds.shape[0]
-    for start in range(0, max(total, 1), max(size, 1)):
-        wanted = min(size, total - start)
-        yield _Chunk(
-            wanted,
-            _filled(seeds[start : start + wanted], size),
-            None if initial is None else _filled(initial[start : start + wanted], size),
-            tuple(_filled(entries[start : start + wanted], size) for entries in conditioning),
-        )
-
-
-def _filled(entries: Tensor, size: int) -> Tensor:
-    """Return entries with copies of the last one behind them, `size` in all; none where there are none."""
-    count = entries.shape[0]
-    if count in (0, size):
-        return entries
-    return torch.cat([entries, entries[-1:].expand(size - count, *entries.shape[1:])])
-
-
-def check_conditioning(conditioning: Sequence[Tensor], count: int) -> tuple[Tensor, ...]:
-    """Return what samples are conditioned on as a tuple.
-
-    Raises:
-        TypeError: it is no sequence of tensors.
-        ValueError: a tensor has not one entry for each of `count` samples.
-    """
-    if isinstance(conditioning, Tensor) or not isinstance(conditioning, Sequence):
-        got = "one tensor" if isinstance(conditioning, Tensor) else type(conditioning).__name__
-        raise TypeError(f"conditioning: expected a sequence of tensors, got {got}")
-    for place, entries in enumerate(conditioning):
-        if not isinstance(entries, Tensor):
-            raise TypeError(f"conditioning[{place}]: expected a torch.Tensor, got {type(entries).__name__}")
-        if entries.dim() < 1 or entries.shape[0] != count:
-            raise ValueError(
-                f"conditioning[{place}]: expected shape [{count}, ...], one entry for each sample, "
-                f"got {list(entries.shape)}"
-            )
-    return tuple(conditioning)
 
 
 def bound(mixture: Mixture | None, coefficients: Tensor) -> tuple[Tensor, MixtureTables | None]:

@@ -1,13 +1,18 @@
-"""Rectified flow: the Euler ODE sampler, its stochastic family, and mixtures on top."""
+"""Rectified flow: the Euler ODE sampler, its stochastic families, and mixtures on top."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from gmmkernel._checks import check_integer
 from gmmkernel.mixtures import Mixture
 from gmmkernel.samplers.base import Sampler, row_dtype
-from gmmkernel.schedules import flow_coefficients, flow_times
+from gmmkernel.schedules import flow_coefficients, flow_sde_coefficients, flow_times
+from gmmkernel.schedules.flow_sde import dynamics_options
 
 
 class FlowSampler(Sampler):
@@ -19,6 +24,11 @@ class FlowSampler(Sampler):
         num_inference_steps: number of steps S.
         shift: spends more of the steps near the noise where it is above 1.
         eta: share of the noise that each step draws anew: 0 is the Euler step of the ODE, 1 draws all of it.
+        dynamics: noise for reinforcement learning in place of that of `eta`: "flow-sde", "dance-sde", "cps", "ddim" or
+            "ode", which `flow_sde_coefficients` describes, and the next three.
+        noise_level: with `dynamics`, how much noise: a number, or one for each step; None: 0.7.
+        sde_steps: with `dynamics`, the steps that draw noise; None: all.
+        sigma_max: with "flow-sde", what stands for a time of 1; None: the second time.
         mixture: a mixture for the transition (arXiv 2311.04938), shared by all steps or made for S steps.
         num_train_timesteps: the model is called with t, from 1 to above 0, times this.
         clip_sample_range: clip the predicted data to [-range, range]; None: do not clip.
@@ -39,6 +49,10 @@ class FlowSampler(Sampler):
         *,
         shift: float = 1.0,
         eta: float = 0.0,
+        dynamics: str | None = None,
+        noise_level: float | Sequence[float] | Tensor | None = None,
+        sde_steps: Sequence[int] | None = None,
+        sigma_max: float | None = None,
         mixture: Mixture | None = None,
         num_train_timesteps: int = 1000,
         clip_sample_range: float | None = None,
@@ -51,13 +65,18 @@ class FlowSampler(Sampler):
         columns = row_dtype(dtype)
         num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
         times = flow_times(num_inference_steps, shift=shift)
-        rows = flow_coefficients(
-            times,
-            eta=eta,
-            clip_sample_range=clip_sample_range,
-            guidance_scale=1.0 if guidance_scale is None else guidance_scale,
-            dtype=columns,
+        options: dict[str, Any] = {
+            "clip_sample_range": clip_sample_range,
+            "guidance_scale": 1.0 if guidance_scale is None else guidance_scale,
+            "dtype": columns,
+        }
+        noisy = dynamics_options(
+            dynamics, eta=eta, noise_level=noise_level, sde_steps=sde_steps, sigma_max=sigma_max
         )
+        if noisy is None:
+            rows = flow_coefficients(times, eta=eta, **options)
+        else:
+            rows = flow_sde_coefficients(times, **noisy, **options).coefficients
         super().__init__(
             (times[:-1] * num_train_timesteps).to(columns),
             rows,

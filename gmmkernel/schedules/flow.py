@@ -72,13 +72,35 @@ def flow_coefficients(
     """
     check_levels("times", times, high=1)
     eta = check_share("eta", eta)
+    shares = torch.full_like(times[1:], eta)
+    return rounded(
+        rows_of_shares(times, shares, clip_sample_range=clip_sample_range, guidance_scale=guidance_scale),
+        dtype,
+    )
+
+
+def rows_of_shares(
+    times: Tensor, shares: Tensor, *, clip_sample_range: float | None, guidance_scale: float
+) -> Tensor:
+    """Return float64 rows [S, 16] of steps that draw a share of their noise anew, as `flow_coefficients` has them.
+
+    Args:
+        times: float64 [S + 1], which have been checked.
+        shares: float64 [S], eta of each step, 0 to 1.
+        clip_sample_range: as `flow_coefficients` has it.
+        guidance_scale: the same.
+
+    Raises:
+        TypeError: `clip_sample_range` or `guidance_scale` is not a number.
+        ValueError: one of them is out of range.
+    """
     t, s = times[:-1], times[1:]
-    kept = s * square_root(torch.full_like(s, 1 - eta * eta))
+    kept = s * square_root(1 - shares * shares)
     rows = empty_rows(len(t), clip_sample_range=clip_sample_range, guidance_scale=guidance_scale)
     rows[:, Column.X0_SAMPLE], rows[:, Column.X0_OUTPUT] = 1, -t
     rows[:, Column.EPS_SAMPLE], rows[:, Column.EPS_OUTPUT] = 1, 1 - t
     rows[:, Column.SAMPLE], rows[:, Column.OUTPUT] = kept, kept * (1 - t)
     rows[:, Column.X0] = 1 - s
-    rows[:, Column.SIGMA] = eta * s
+    rows[:, Column.SIGMA] = shares * s
     rows[:-1, Column.OFFSET] = 1
-    return rounded(rows, dtype)
+    return rows

@@ -146,16 +146,20 @@ def _cosine_betas(count: int) -> list[float]:
 
 
 def _squared_cosine(u: float) -> float:
-    """Return cos^2(pi/2 (u + 0.008)/1.008) for u in [0, 1], by series within an eighth of a turn.
+    """Return cos^2(pi/2 (u + 0.008)/1.008) for u in [0, 1]."""
+    angle = math.pi / 2 * ((u + _COSINE_OFFSET) / (1 + _COSINE_OFFSET))
+    cosine = quarter_cosine(angle, math.pi / 2 * ((1 - u) / (1 + _COSINE_OFFSET)))
+    return cosine * cosine
+
+
+def quarter_cosine(angle: float, to_quarter: float) -> float:
+    """Return cos(angle) = sin(to_quarter) of two angles >= 0 that add up to pi/2, by series within an eighth of a turn.
 
     Libraries' cosines differ in their last bit; this one needs only products and sums.
     """
-    angle = math.pi / 2 * ((u + _COSINE_OFFSET) / (1 + _COSINE_OFFSET))
-    to_quarter = math.pi / 2 * ((1 - u) / (1 + _COSINE_OFFSET))
-    cosine = _series(angle * angle, 0)
     if to_quarter < angle:
-        cosine = to_quarter * _series(to_quarter * to_quarter, 1)
-    return cosine * cosine
+        return to_quarter * _series(to_quarter * to_quarter, 1)
+    return _series(angle * angle, 0)
 
 
 def _series(square: float, odd: int) -> float:

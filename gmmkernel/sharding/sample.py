@@ -14,7 +14,7 @@ from gmmkernel._checks import check_integer
 from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.checks import check_seeds
 from gmmkernel.samplers import Model, Sampler
-from gmmkernel.samplers.base import check_conditioning
+from gmmkernel.samplers.chunks import check_conditioning
 from gmmkernel.sharding.files import check_shard, shards_in, write_shard
 from gmmkernel.sharding.manifest import (
     Manifest,

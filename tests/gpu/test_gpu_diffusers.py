@@ -113,3 +113,26 @@ def test_a_step_in_a_cuda_graph() -> None:
         wanted = scheduler.step(x, timestep, x, eta=1.0).prev_sample
         graph.replay()
         assert_same_bits(made, wanted)
+
+
+def test_transitions_read_nothing_back_and_have_the_bits_of_the_cpu() -> None:
+    """Each sample at a timestep of its own, drawn and scored; one that is not in the schedule gives NaN."""
+    made = []
+    for device in (DEVICE, torch.device("cpu")):
+        scheduler = GMMFlowMatchScheduler(shift=3.0, dynamics="flow-sde")
+        scheduler.set_timesteps(5, device)
+        x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
+        at, seeds = scheduler.timesteps[[3, 0, 1]], torch.arange(3).to(device)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            drawn = scheduler.transition(x * 0.75, at, x, seeds=seeds)
+            scored = scheduler.transition(x * 0.75, at, x, drawn.prev_sample)
+            outside = scheduler.transition(x, at + 1, x, seeds=seeds) if device == DEVICE else None
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert_same_bits(scored.log_prob, drawn.log_prob)
+        assert outside is None or all(bool(part.isnan().all()) for part in outside)
+        made.append(drawn)
+    for found, expected in zip(*made, strict=True):
+        assert_same_bits(found.cpu(), expected)

@@ -163,7 +163,7 @@ def test_the_loop_is_its_steps() -> None:
     for index, timestep in enumerate(sampler.timesteps):
         made = sampler.step(elementwise_pair(x, timestep), index, x, SEEDS)
         x = made.prev_sample
-        assert made[1:] == (None, ())
+        assert made[1:] == (None, (), None)
     assert_same_bits(x, sampler.sample(elementwise_pair, SEEDS, SHAPE, progress=False).sample)
 
 

@@ -50,7 +50,7 @@ def test_sampling_is_the_loop_over_step() -> None:
             x, history = initial, ()
             for call in range(index, len(late.timesteps)):
                 output = model_of(late)(x, late.timesteps[call].expand(len(x)))
-                x, _, history = late.step(output, call, x, SEEDS, history=history)
+                x, _, history, _ = late.step(output, call, x, SEEDS, history=history)
             rest = 0 if isinstance(sampler, PNDMSampler) else first_step
             for way, by, first in (("whole", sampler, first_step), ("rest", late, rest)):
                 found = by.sample(

@@ -91,7 +91,7 @@ def test_the_loop_is_its_steps(name: str) -> None:
     x = standard_normal(SEEDS, SHAPE)
     history: tuple[Tensor, ...] = ()
     for index, timestep in enumerate(sampler.timesteps):
-        x, x0, history = sampler.step(elementwise(x, timestep), index, x, SEEDS, history=history)
+        x, x0, history, _ = sampler.step(elementwise(x, timestep), index, x, SEEDS, history=history)
         assert x0 is None
     assert_same_bits(x, run(sampler).sample)
 
@@ -232,7 +232,7 @@ def test_dynamic_thresholding(name: str, guided: bool) -> None:
         torch.testing.assert_close(made.x0, expected, rtol=1e-12, atol=1e-12)
         moved = raw.prev_sample + sampler.coefficients[index, Column.X0] * (expected - raw.x0)
         torch.testing.assert_close(made.prev_sample, moved, rtol=1e-11, atol=1e-11)
-        x, _, history = made
+        x, history = made.prev_sample, made.history
     between = torch.cat(limits)
     assert bool((between > 1).any())
     assert bool((between == 1.7).any())
@@ -272,7 +272,7 @@ def test_a_late_start_is_a_run_of_the_steps_that_are_left(name: str, first: int)
     x, history = start, ()
     for call in range(index, len(late.timesteps)):
         timestep = late.timesteps[call]
-        x, _, history = late.step(elementwise(x, timestep), call, x, SEEDS, history=history)
+        x, _, history, _ = late.step(elementwise(x, timestep), call, x, SEEDS, history=history)
     assert_same_bits(made, x)
     visited = DDIMSampler(SCHEDULE, STEPS).timesteps if "flow" not in name else whole.timesteps
     assert late.timesteps[index] == visited[first]
@@ -440,7 +440,7 @@ def test_a_loop_of_steps_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch
         history: tuple[Tensor, ...] = ()
         for index in range(3):
             outputs = torch.cat([torch.tanh(x), x * 0.5])
-            x, _, history = sampler.step(outputs, index, x, SEEDS, history=history)
+            x, _, history, _ = sampler.step(outputs, index, x, SEEDS, history=history)
         return x
 
     start = standard_normal(SEEDS, SHAPE)

@@ -143,6 +143,8 @@ def follow(
         name for name in unchosen if name not in shared or made[name] == known.get(name)
     ]
     followed = set(known) | rules.harmless
+    if config.get("dynamics") is None and "sigma_max" not in given:
+        followed.discard("sigma_max")  # that of another class, the largest sigma of its schedule
     if "shift" in known:
         followed |= _follow_flow(scheduler, made, given, theirs)
     merged = {**made, **given}

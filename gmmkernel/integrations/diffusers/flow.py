@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -13,14 +13,17 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from gmmkernel._checks import check_integer, check_share
+from gmmkernel._checks import check_integer, check_share, plain
+from gmmkernel.backends.constants import Column
 from gmmkernel.integrations.diffusers.configs import FLOW
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
 from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
-from gmmkernel.ops import gmm_step
-from gmmkernel.schedules import flow_coefficients
+from gmmkernel.ops import gmm_step, gmm_step_log_prob
+from gmmkernel.ops.checks import check_sample, check_seeds
+from gmmkernel.schedules import flow_coefficients, flow_sde_coefficients
+from gmmkernel.schedules.flow_sde import dynamics_options
 
 
 class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
@@ -50,6 +53,11 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         time_shift_type: the same.
         stochastic_sampling: draw all of the noise anew in each step: `eta=1`.
         eta: share of the noise that each step draws anew, 0 to 1; None: 1 with `stochastic_sampling`, else 0.
+        dynamics: noise for reinforcement learning in place of that of `eta`: "flow-sde", "dance-sde", "cps", "ddim" or
+            "ode", which `flow_sde_coefficients` describes, and the next three.
+        noise_level: with `dynamics`, how much noise: a number, or one for each step; None: 0.7.
+        sde_steps: with `dynamics`, the steps that draw noise; None: all.
+        sigma_max: with "flow-sde", what stands for a sigma of 1; None: the second sigma. Not that of UniPC and Euler.
         n_components: K, components of the mixture; 1 is the Gaussian step.
         offset_scale: length of the offsets in units of the sample, >= 0; 0 is the Gaussian step, unless there is a rho.
         variant: kind of mixture, one of `gmmkernel.mixtures.VARIANTS`.
@@ -89,6 +97,10 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         time_shift_type: str = "exponential",
         stochastic_sampling: bool = False,
         eta: float | None = None,
+        dynamics: str | None = None,
+        noise_level: float | Sequence[float] | None = None,
+        sde_steps: Sequence[int] | None = None,
+        sigma_max: float | None = None,
         n_components: int = 8,
         offset_scale: float = 0.0,
         variant: str = "ortho",
@@ -99,7 +111,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
     ) -> None:
         if invert_sigmas:
             raise ValueError("invert_sigmas: expected False, steps from noise to data, got True")
-        _eta(eta, stochastic_sampling)
+        _noise(self.config)
         with torch.device("cpu"):  # whatever the default device is
             super().__init__(  # type: ignore[no-untyped-call]
                 num_train_timesteps=num_train_timesteps,
@@ -119,6 +131,10 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             )
         self._chosen = None
         self._prepare()
+        for name in ("noise_level", "sde_steps"):
+            if isinstance(self.config[name], Sequence):  # of a form that can be saved
+                entries = [plain(entry) for entry in self.config[name]]
+                self.register_to_config(**{name: entries})  # type: ignore[attr-defined]
 
     def set_timesteps(
         self,
@@ -138,7 +154,8 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             timesteps: [S] what the model is told, or None: `sigmas` T.
 
         Raises:
-            ValueError: the arguments do not go together, or the sigmas they give do not descend from at most 1.
+            ValueError: the arguments do not go together, or the sigmas they give do not descend from at most 1; or
+                `noise_level`, `sde_steps` or `sigma_max` is not for these steps.
         """
         if num_inference_steps is not None:
             num_inference_steps = check_integer("num_inference_steps", num_inference_steps, 1)
@@ -149,13 +166,14 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
                 f"sigmas: expected strictly descending numbers in (0, 1], got {times[:-1].tolist()} after shifting"
             )
         config = self.config
-        visited = Timesteps(self.timesteps, device)
-        run = Run(
-            MixtureOptions.of(config), visited, partial(flow_coefficients, times), tuple(times.tolist())
-        )
-        self._chosen = _Chosen(
-            visited, self._transition.begin(run), _eta(config.eta, config.stochastic_sampling)
-        )
+        visited, signature = Timesteps(self.timesteps, device), tuple(times.tolist())
+        eta, noisy = _noise(config)
+        rows = partial(flow_coefficients, times)
+        if noisy is not None:
+            rows = partial(_rows_of_dynamics, times, noisy)
+            signature += tuple(rows(eta=eta, dtype=torch.float64).flatten().tolist())
+        run = Run(MixtureOptions.of(config), visited, rows, signature)
+        self._chosen = _Chosen(visited, self._transition.begin(run), eta)
         self.timesteps = visited.timesteps
         self.sigmas = self.sigmas.to(device, torch.float32)  # also where another dtype is the default
 
@@ -239,6 +257,90 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             return (made,)
         return FlowMatchEulerDiscreteSchedulerOutput(made)  # type: ignore[arg-type]
 
+    def transition(
+        self,
+        model_output: Tensor,
+        timesteps: Tensor,
+        sample: Tensor,
+        prev_sample: Tensor | None = None,
+        seeds: Tensor | None = None,
+    ) -> FlowTransition:
+        """Draw the transitions of a rollout, or score those that a trainer has stored; the run is where it was.
+
+        Each sample may be at a timestep of its own. The noise drawn is that of `step` for the same seeds, and the
+        log-density of what was drawn has the same bits when it is scored. Gradients of `mean` and `log_prob` reach
+        `model_output`, `sample` and a `prev_sample` given; one that is drawn is held fixed in its log-density.
+
+        Args:
+            model_output: [B, ...], the velocity predicted, of the types that `step` takes.
+            timesteps: values of `scheduler.timesteps`, a float tensor [], [1] or [B] on the CPU or beside the samples;
+                on a device their rows are found there and nothing is read back.
+            sample: [B, ...] float32, bfloat16, float16 or float64.
+            prev_sample: [B, ...] like `sample`, what to score; None: draw it.
+            seeds: int64 [B], on any device, where samples are drawn; None: score.
+
+        Returns:
+            FlowTransition.
+
+        Raises:
+            TypeError: an argument is of a type or dtype that is not allowed.
+            ValueError: an argument does not fit; there are both `prev_sample` and `seeds`, or neither; a timestep on
+                the CPU is not one of `scheduler.timesteps` (elsewhere the sample's results are NaN); the scheduler has
+                a mixture; or `set_timesteps` was not called.
+        """
+        if self._chosen is None:
+            raise ValueError("set_timesteps: expected a call before the first transition, got none")
+        if (prev_sample is None) == (seeds is None):
+            got = "neither" if seeds is None else "both"
+            raise ValueError(
+                f"prev_sample, seeds: expected one to score, or the other to draw with, got {got}"
+            )
+        visited, run, eta = self._chosen
+        if not self._transition.is_gaussian(run):
+            raise ValueError(
+                "transition: expected a scheduler without a mixture (offset_scale=0), got one with it"
+            )
+        check_sample(sample)
+        batch, device = sample.shape[0], sample.device
+        row = visited.rows(timesteps, batch, device)
+        rows = self._transition.plan(run, sample, eta).coefficients
+        if prev_sample is None:
+            assert seeds is not None
+            seeds = check_seeds(seeds).to(device, non_blocking=True)
+            drawn = gmm_step(sample, model_output, rows, row=row, seeds=seeds, return_log_prob=True)
+            prev_sample, log_prob = drawn.prev_sample, drawn.log_prob
+            assert log_prob is not None
+        else:
+            log_prob = gmm_step_log_prob(prev_sample, sample, model_output, rows, row=row)
+        quiet = rows.clone()
+        quiet[:, Column.SIGMA] = 0
+        mean = gmm_step(
+            sample.to(rows.dtype),
+            model_output,
+            quiet,
+            row=row,
+            seeds=self._transition.seeds.nothing(batch, device),
+        ).prev_sample
+        std = torch.where(row < 0, math.nan, rows[:, Column.SIGMA][row.clamp(min=0)]).expand(batch)
+        return FlowTransition(prev_sample, log_prob, mean, std)
+
+
+class FlowTransition(NamedTuple):
+    """The transitions of a batch, N(mean, std^2) each.
+
+    Attributes:
+        prev_sample: [B, ...] of the sample's dtype, what was drawn or scored.
+        log_prob: [B], its log-density, the sum over the elements, in nats; NaN where std is 0. float32, float64 for
+            float64 samples, as the next two.
+        mean: [B, ...], not rounded to a sample's 16 bits.
+        std: [B], standard deviations of the transitions.
+    """
+
+    prev_sample: Tensor
+    log_prob: Tensor
+    mean: Tensor
+    std: Tensor
+
 
 class _Chosen(NamedTuple):
     """What `set_timesteps` has decided on for the steps to come."""
@@ -246,6 +348,22 @@ class _Chosen(NamedTuple):
     timesteps: Timesteps
     run: Run
     eta: float
+
+
+def _noise(config: Any) -> tuple[float, dict[str, Any] | None]:
+    """Return the share of fresh noise that a config asks for, and the arguments of its dynamics or None."""
+    names = ("dynamics", "noise_level", "sde_steps", "sigma_max")
+    if config["dynamics"] is not None and config["stochastic_sampling"]:
+        raise ValueError(
+            f"stochastic_sampling: expected False beside dynamics={config['dynamics']!r}, got True"
+        )
+    eta = _eta(config["eta"], config["stochastic_sampling"])
+    return eta, dynamics_options(eta=eta, **{name: config[name] for name in names})
+
+
+def _rows_of_dynamics(times: Tensor, options: dict[str, Any], *, eta: float, dtype: torch.dtype) -> Tensor:
+    """Return the rows of `flow_sde_coefficients`; eta is 0, which `dynamics_options` sees to."""
+    return flow_sde_coefficients(times, **options, dtype=dtype).coefficients
 
 
 def _eta(eta: float | None, stochastic_sampling: bool) -> float:

@@ -122,11 +122,41 @@ class Timesteps:
             self._lookups[device] = table.to(device, non_blocking=True)
         return self._lookups[device]
 
-    def read(self, timestep: object) -> int:
+    def rows(self, timesteps: Tensor, batch: int, device: torch.device) -> Tensor:
+        """Return the rows of float timesteps, int64 [1] or [B] on `device`.
+
+        Args:
+            timesteps: [], [1] or [B], on the CPU or on `device`, where they are compared with those visited and not
+                read: one that is not among them gets the row -1, for which an op fills the sample with NaN.
+            batch: B.
+            device: where the samples are.
+
+        Raises:
+            TypeError: they are no float tensor.
+            ValueError: one is not visited, where that can be known; or the shape or device does not fit.
+        """
+        if not isinstance(timesteps, Tensor) or not timesteps.is_floating_point():
+            got = timesteps.dtype if isinstance(timesteps, Tensor) else type(timesteps).__name__
+            raise TypeError(f"timesteps: expected a float tensor of values of scheduler.timesteps, got {got}")
+        if timesteps.dim() > 1 or timesteps.numel() not in (1, batch):
+            raise ValueError(f"timesteps: expected shape [], [1] or [{batch}], got {list(timesteps.shape)}")
+        place = timesteps.device
+        if place.type == "cpu" and not torch.compiler.is_compiling():
+            found = [self.read(value, "timesteps") for value in timesteps.reshape(-1).tolist()]
+            return torch.tensor(found, dtype=torch.int64, device="cpu").to(device, non_blocking=True)
+        if place.type != "cpu" and place != device:
+            raise ValueError(f"timesteps: expected them on the CPU or on {device} like sample, got {place}")
+        if place not in self._lookups:
+            visited = torch.tensor(list(self._rows), dtype=self.timesteps.dtype, device="cpu")
+            self._lookups[place] = visited.to(place, non_blocking=True)
+        same = timesteps.reshape(-1, 1) == self._lookups[place]
+        return torch.where(same.any(1), same.int().argmax(1), -1).to(device, non_blocking=True)
+
+    def read(self, timestep: object, name: str = "timestep") -> int:
         """Return the row of a number, or of a tensor [] or [1], which is read wherever it is.
 
         Raises:
-            ValueError: it is not visited.
+            ValueError: it is not visited; the error speaks of the argument `name`.
         """
         value = timestep.item() if isinstance(timestep, Tensor) else timestep
         if value not in self._rows:
@@ -134,7 +164,7 @@ class Timesteps:
             if len(shown) > 6:
                 shown[3:-1] = ["..."]
             raise ValueError(
-                f"timestep: expected one that set_timesteps chose ({', '.join(shown)}), got {value}"
+                f"{name}: expected one that set_timesteps chose ({', '.join(shown)}), got {value}"
             )
         return self._rows[value]
 

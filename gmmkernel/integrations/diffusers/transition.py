@@ -196,6 +196,10 @@ class Transition:
                 return run
             return last
 
+    def is_gaussian(self, run: Run) -> bool:
+        """Return whether the steps of a run have no mixture."""
+        return self._own is None and run.options.gaussian
+
     def plan(
         self,
         run: Run,
@@ -257,7 +261,7 @@ class Transition:
             rows[:, Column.HISTORY_0], rows[:, Column.SIGMA] = rows[:, Column.SIGMA], 0
         rows = rows if mixture is None else mixture.scaled(rows)
         tables = None if mixture is None else self._bind(mixture, rows)
-        draws = tables is not None or (eta > 0 and not given_noise)
+        draws = tables is not None or bool((rows[:, Column.SIGMA] != 0).any())
         if tables is not None:
             tables = MixtureTables(*(_to(table, device) for table in tables))  # type: ignore[arg-type]
         rows[refused] = math.nan
