@@ -23,6 +23,7 @@ from gmmkernel.ops import (
     draw_components,
     gmm_step,
     gmm_step_log_prob,
+    gmm_step_log_ratio,
     skip_step_loss,
     standard_normal,
 )
@@ -30,6 +31,8 @@ from gmmkernel.schedules import (
     TARGETS,
     NoiseSchedule,
     ddim_coefficients,
+    flow_sde_coefficients,
+    flow_times,
     noise_schedule,
     timesteps,
     training_coefficients,
@@ -98,6 +101,8 @@ def cases() -> Iterator[tuple[str, Case]]:
         yield f"gradients/exact-step-{name}", _gradients(dtype, variant="exact")
         yield f"gradients/exact-log-prob-{name}", _gradients(dtype, variant="exact", density=True)
         yield f"training/{name}", _training(dtype)
+        yield f"shard/{name}", _shard(dtype)
+        yield f"gradients/log-ratio-{name}", _log_ratio(dtype)
     yield "step/ddim-float32", _step(torch.float32, variant=None, eta=0.0)
     yield "step/vub-float32", _step(torch.float32, variant="ortho-vub")
     yield "step/k1024-float32", _step(torch.float32, variant="rand", n_components=1024)
@@ -283,6 +288,70 @@ def _gradients(dtype: torch.dtype, *, variant: str = "rand", density: bool = Fal
                 backend=backend,
             ).prev_sample
             return list(torch.autograd.grad(made, leaves, other))
+
+    return run
+
+
+def _flow_rows(dtype: torch.dtype, device: str) -> Tensor:
+    """Return rows of steps that all draw noise."""
+    columns = torch.float64 if dtype == torch.float64 else torch.float32
+    return flow_sde_coefficients(flow_times(STEPS, shift=3.0), dtype=columns).coefficients.to(device)
+
+
+def _shard(dtype: torch.dtype) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        sample, output = _inputs(dtype, device, 2)
+        data = training_coefficients(noise_schedule("linear"), dtype=_flow_rows(dtype, device).dtype).to(
+            device
+        )
+        given: dict[str, Any] = {
+            "row": torch.tensor([0, 1, 3, 4], device=device),
+            "seeds": torch.tensor(SEEDS, device=device),
+            "backend": backend,
+        }
+        made = []
+        for first in (8, torch.tensor([1, 62, 2**34 - 5, 2**63 - 1], device=device)):
+            drawn = gmm_step(
+                sample,
+                output,
+                _flow_rows(dtype, device),
+                prediction="mean",
+                return_log_prob=True,
+                first_element=first,
+                **given,
+            )
+            assert drawn.prediction is not None
+            assert drawn.log_prob is not None
+            noised = add_noise(sample, data, step=3, first_element=first, **given)
+            noise = standard_normal(given["seeds"], (7,), first_element=first, dtype=dtype, backend=backend)
+            made += [drawn.prev_sample, drawn.prediction, drawn.log_prob, noised, noise]
+        return made
+
+    return run
+
+
+def _log_ratio(dtype: torch.dtype) -> Case:
+    def run(backend: str, device: str) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in _inputs(dtype, device, 7)]
+        prev_sample, sample, output, old_output, uncond, old_uncond, stored = leaves
+        rows = _flow_rows(dtype, device)
+        rows[:, Column.HISTORY_0], rows[:, Column.GUIDANCE] = 0.25, 2
+        rows[1, Column.X0], rows[1, Column.CLIP_MIN], rows[1, Column.CLIP_MAX] = 0.5, -1, 1
+        with torch.enable_grad():
+            made = gmm_step_log_ratio(
+                prev_sample,
+                sample,
+                output,
+                old_output,
+                rows,
+                row=torch.tensor([0, 1, 3, 4], device=device),
+                model_output_uncond=uncond,
+                old_model_output_uncond=old_uncond,
+                history=[stored],
+                backend=backend,
+            )
+            grads = [torch.ones_like(made.log_ratio), torch.full_like(made.divergence, 0.5)]
+            return [*made, *torch.autograd.grad(list(made), leaves, grads)]
 
     return run
 

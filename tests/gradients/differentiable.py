@@ -230,6 +230,15 @@ def of_density(
     return gmm_step_log_prob(x * 0.5, x, output, coefficients, row=row, mixture=mixture)
 
 
+def of_ratio(
+    x: Tensor, output: Tensor, coefficients: Tensor, offsets: Tensor, seeds: Tensor, row: Any
+) -> Tensor:
+    """Return log-ratios and divergences as a function of the same tensors, of which the last two take no part."""
+    del seeds
+    made = gmm_step_log_ratio(x * 0.5, x, output, x * 0.25, coefficients.detach(), row=row)
+    return made.log_ratio + made.divergence + 0 * (coefficients.sum() + offsets.sum())
+
+
 def direct(function: Callable[..., Tensor], row: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of one of them."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in tensors]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from differentiable import ARGUMENTS, CASE, direct, of_density, of_sample
+from differentiable import ARGUMENTS, CASE, direct, of_density, of_ratio, of_sample
 from helpers import assert_same_bits
 from torch import Tensor
 
@@ -24,7 +24,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("function", [of_sample, of_density])
+@pytest.mark.parametrize("function", [of_sample, of_density, of_ratio])
 @pytest.mark.parametrize("row", [1, torch.tensor([2, 0, 1])], ids=["int", "each"])
 def test_compiled_forward_and_backward_give_the_same_bits(function: Callable[..., Tensor], row: Any) -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
