@@ -304,23 +304,28 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         batch, device = sample.shape[0], sample.device
         row = visited.rows(timesteps, batch, device)
         rows = self._transition.plan(run, sample, eta).coefficients
+        mean = None
         if prev_sample is None:
             assert seeds is not None
-            seeds = check_seeds(seeds).to(device, non_blocking=True)
-            drawn = gmm_step(sample, model_output, rows, row=row, seeds=seeds, return_log_prob=True)
-            prev_sample, log_prob = drawn.prev_sample, drawn.log_prob
+            drawn = gmm_step(
+                sample,
+                model_output,
+                rows,
+                row=row,
+                seeds=check_seeds(seeds).to(device, non_blocking=True),
+                prediction="mean" if sample.dtype == rows.dtype else None,
+                return_log_prob=True,
+            )
+            prev_sample, mean, log_prob = drawn.prev_sample, drawn.prediction, drawn.log_prob
             assert log_prob is not None
         else:
             log_prob = gmm_step_log_prob(prev_sample, sample, model_output, rows, row=row)
-        quiet = rows.clone()
-        quiet[:, Column.SIGMA] = 0
-        mean = gmm_step(
-            sample.to(rows.dtype),
-            model_output,
-            quiet,
-            row=row,
-            seeds=self._transition.seeds.nothing(batch, device),
-        ).prev_sample
+        if mean is None:
+            quiet = rows.clone()
+            quiet[:, Column.SIGMA] = 0
+            nothing = self._transition.seeds.nothing(batch, device)
+            whole = sample.to(rows.dtype)  # whose mean is not rounded to 16 bits
+            mean = gmm_step(whole, model_output, quiet, row=row, seeds=nothing).prev_sample
         std = torch.where(row < 0, math.nan, rows[:, Column.SIGMA][row.clamp(min=0)]).expand(batch)
         return FlowTransition(prev_sample, log_prob, mean, std)
 
