@@ -27,6 +27,7 @@ def moved(case: StepCase, device: torch.device = DEVICE) -> StepCase:
         coefficients=move(case.coefficients),
         row=move(case.row),
         step=move(case.step),
+        first_element=move(case.first_element),
         seeds=move(case.seeds),
         mixture=None
         if case.mixture is None

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from differentiable import random_density, step_gradients
+from differentiable import random_density, random_ratio, step_gradients
 from helpers import bits, random_case
 from losses import random_case as random_training
 
+from gmmkernel import Column
 from gmmkernel.backends import cpu
 from gmmkernel.backends.reference import elementary, normal
 from gmmkernel.backends.reference.density import HALF_LOG_2_PI
@@ -137,19 +138,30 @@ def index_faults(backend: Any) -> list[str]:
             }  # fmt: skip
             case = random_case(seed, prediction=None, **options)
             case = dataclasses.replace(case, step=torch.tensor([0, 2**32 - 1, 2]))
-            runs = [case.run]
+            shard = random_case(seed, prediction="mean", **(options | {"components": 0}))
+            shard.coefficients[:, Column.SIGMA] = 0.5
+            shard = dataclasses.replace(shard, first_element=torch.tensor([0, 3, 64]))
+            runs = [case.run, partial(shard.run, return_log_prob=True, return_components=False)]
             if seed == 0:
                 runs.append(dataclasses.replace(case, prediction="x0").run)
                 runs.append(random_density(seed, **options).log_prob)
                 training = random_training(seed, shape=(size,), dtype=dtype, per_sample=True)
+                ratio = random_ratio(seed, shape=(size,), dtype=dtype, output_dtype=dtype, per_sample=True)
                 runs += [
                     training.loss,
+                    partial(training.noised, first_element=torch.tensor([0, 3, 64])),
+                    partial(
+                        step_gradients, dataclasses.replace(shard, prediction=None), without=("coefficients",)
+                    ),
+                    ratio.run,
                     partial(step_gradients, case, without=("coefficients", "offsets", "std")),
                 ]
             for sound in (call for run in runs for call in recorded(run)):
                 for name, index in (
                     *(("row", bad) for bad in BAD_ROWS),
                     *(("step", bad) for bad in BAD_STEPS),
+                    ("first_element", -1),
+                    ("first_element", -(2**63)),
                 ):
                     if isinstance(getattr(sound.arguments[0][0], name, None), torch.Tensor):
                         faults += at_fault(backend, sound, name, index)
