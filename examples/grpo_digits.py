@@ -45,6 +45,8 @@ INNER_STEPS = 2
 CLIP = 0.003
 """PPO's clip range. Log-ratios are means over elements, as in Flow-GRPO: of 64 elements, 0.2 nats in their sum."""
 
+MAX_NORM = 0.01  # of a gradient
+
 HELD_OUT_SEEDS = 10**6
 """Where the seeds begin by which networks are measured; those of rollouts are hashes."""
 
@@ -62,7 +64,7 @@ class Rollout(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What an iteration did; all but `deviation` as of its last optimiser step.
+    """What an iteration did; all but the first as of its last optimiser step.
 
     Attributes:
         deviation: largest |log-ratio| before its first optimiser step.
@@ -109,7 +111,7 @@ def judge(classifier: DigitsClassifier, images: Tensor, digits: Sequence[int]) -
 def draw(
     network: DigitsUNet, classifier: DigitsClassifier, digits: Sequence[int], base: str, iteration: int
 ) -> Rollout:
-    """Sample a group; each sample has noise of its own in each iteration, whatever batch or rank it is in."""
+    """Sample a group; each sample has noise of its own in each iteration, whatever the batch or rank."""
     first = iteration % (N_STEPS - WINDOW)  # the last step, which ends in the image, draws nothing
     steps = list(range(first, first + WINDOW))
     sampler = FlowSampler(N_STEPS, dynamics="flow-sde", noise_level=NOISE_LEVEL, sde_steps=steps)
@@ -150,6 +152,7 @@ def improve(
                 deviation = max(deviation, float(log_ratio.detach().abs().max()))
             clipped = (ratio.detach() - 1).abs() > CLIP
             last += torch.stack([divergence.detach(), to_reference.detach(), clipped.float()]).mean(1) / n
+        torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_NORM)
         optimiser.step()
     return Progress(deviation, *last.tolist())
 
@@ -164,7 +167,7 @@ def tune(
     learning_rate: float = 1e-4,
     penalty: float = 0.1,
 ) -> list[tuple[float, ...]]:
-    """Fine-tune a network in place; return mean reward, `digits` and `spread` of each iteration's rollout."""
+    """Fine-tune a network in place; return mean reward, `digits` and `spread` of each rollout."""
     reference = load_flow_unet().requires_grad_(False)
     optimiser = torch.optim.Adam(network.parameters(), lr=learning_rate)
     curve = []
@@ -213,7 +216,7 @@ def log_ratios(network: DigitsUNet, rollout: Rollout, batch: int, *, again: bool
         network: what drew the rollout.
         rollout: its steps.
         batch: batch size to recompute at.
-        again: run the network again too, instead of taking the outputs that were kept.
+        again: run the network again too, not only the density.
     """
     found = []
     for j, step in enumerate(rollout.steps):
@@ -248,7 +251,7 @@ def draw_picture(path: Path, curves: dict[int, list[tuple[float, ...]]], grids: 
     for key, (title, images) in zip("01", grids.items(), strict=True):
         lines = torch.nn.functional.pad(images[:40, 0], (0, 1, 0, 1), value=1.0).split(10)
         picture = torch.cat([torch.cat(list(line), 1) for line in lines])
-        axes[key].imshow(picture, cmap="gray", vmin=-1, vmax=1)
+        axes[key].imshow(picture.numpy(), cmap="gray", vmin=-1, vmax=1)
         axes[key].set_title(title)
         axes[key].set_axis_off()
     figure.savefig(path, dpi=100)
@@ -273,7 +276,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Compare ratios, tune from each seed, measure, and write what came out."""
+    """Compare ratios, tune from each seed, measure."""
     arguments = parse_arguments(words)
     torch.set_num_threads(arguments.threads)
     arguments.output.mkdir(parents=True, exist_ok=True)
