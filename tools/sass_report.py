@@ -92,6 +92,11 @@ OTHER_KERNELS = (
     "density_offsets",
     "density_std",
     "add_shares",
+    "step_density",
+    "step_log_prob",
+    "ratio_sums",
+    "log_ratio",
+    "ratio_backward",
     "project_sums",
     "project",
 )

@@ -54,6 +54,7 @@ from gmmkernel.backends.triton.density_backward import (
 from gmmkernel.backends.triton.noise import draw_components_kernel, standard_normal_kernel
 from gmmkernel.backends.triton.program import WARPS
 from gmmkernel.backends.triton.project import project_kernel
+from gmmkernel.backends.triton.ratio import ratio_backward_kernel, ratio_sums_kernel
 from gmmkernel.backends.triton.step import step_kernel
 from gmmkernel.backends.triton.sums import sum_level_kernel
 from gmmkernel.backends.triton.tables import add_entries_kernel, add_rows_kernel, entries_kernel
@@ -99,11 +100,14 @@ class Kernel:
 
 
 def step(dtype: str, variant: str) -> Kernel:
-    """Return a step: `mixture` and `gaussian` on large full tiles, or `everything` on small ones."""
+    """Return a step: `mixture` and `gaussian` on large full tiles, `everything` and `scored` shards on small ones."""
     table_type = "fp64" if dtype == "fp64" else "fp32"
     tensors = dict.fromkeys(("x", "output", "result"), dtype) | {"coefficients": table_type, "seeds": "i64"}
     constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "MOST": 64, "WHOLE": True}
-    if variant != "gaussian":
+    if variant == "scored":
+        tensors |= {"sums": table_type, "first_elements": "i64"}
+        constants |= {"TILE": launch.SMALL_TILE, "SHARD": True, "WHOLE": False}
+    elif variant != "gaussian":
         tensors |= {"cdf": "i64", "offsets": table_type, "std": table_type}
     if variant == "everything":
         tensors |= dict.fromkeys(("uncond", *(f"history{j}" for j in range(4)), "prediction"), dtype)
@@ -183,6 +187,19 @@ def log_prob(dtype: str) -> Kernel:
     return Kernel(log_prob_kernel, tensors, {})
 
 
+def ratio(dtype: str, *, backward: bool) -> Kernel:
+    """Return the sums that log-ratios are made of, or their gradients, with everything that a step can have."""
+    table_type = "fp64" if dtype == "fp64" else "fp32"
+    stored = tuple(f"history{j}" for j in range(4))
+    samples = ("x", "output", "uncond", *stored, "prev_sample", "old_output", "old_uncond")
+    of = ("x", "output", "old_output", "prev_sample", "uncond", "old_uncond", *stored)
+    tensors = dict.fromkeys(samples, dtype) | {"rows": "i64", "coefficients": table_type}
+    if backward:
+        tensors |= dict.fromkeys((f"grad_{name}" for name in of), dtype) | {"grad": table_type}
+        return Kernel(ratio_backward_kernel, tensors, {})
+    return Kernel(ratio_sums_kernel, tensors | {"sums": table_type}, {})
+
+
 def add_noise(dtype: str) -> Kernel:
     """Return noise added to samples, on large full tiles."""
     tensors = {"x": dtype, "result": dtype, "coefficients": "fp32", "rows": "i64", "seeds": "i64"}
@@ -214,10 +231,11 @@ def skip_loss_backward(dtype: str) -> Kernel:
     return Kernel(skip_loss_backward_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
 
 
-STEPS = ("mixture", "gaussian", "everything")
+STEPS = ("mixture", "gaussian", "everything", "scored")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
     "everything float64": step("fp64", "everything"),
+    "scored float64": step("fp64", "scored"),
     **{f"noise {name}": noise(dtype) for name, dtype in TYPES.items()},
     "components": Kernel(
         draw_components_kernel,
@@ -252,6 +270,8 @@ KERNELS = {
         for name, dtype in TABLE_TYPES.items()
     },
     **{f"add-weights {name}": add_weights(dtype) for name, dtype in TABLE_TYPES.items()},
+    **{f"ratio-sums {name}": ratio(dtype, backward=False) for name, dtype in WITH_FLOAT64.items()},
+    **{f"ratio-backward {name}": ratio(dtype, backward=True) for name, dtype in WITH_FLOAT64.items()},
     **{f"add-noise {name}": add_noise(dtype) for name, dtype in TYPES.items()},
     **{f"skip-loss {name}": skip_loss(dtype) for name, dtype in WITH_FLOAT64.items()},
     **{

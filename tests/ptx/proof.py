@@ -140,7 +140,8 @@ def index_faults(backend: Any) -> list[str]:
             case = dataclasses.replace(case, step=torch.tensor([0, 2**32 - 1, 2]))
             shard = random_case(seed, prediction="mean", **(options | {"components": 0}))
             shard.coefficients[:, Column.SIGMA] = 0.5
-            shard = dataclasses.replace(shard, first_element=torch.tensor([0, 3, 64]))
+            of_samples = {"first_element": torch.tensor([0, 3, 64]), "step": torch.tensor([5, 6, 7])}
+            shard = dataclasses.replace(shard, **of_samples)
             runs = [case.run, partial(shard.run, return_log_prob=True, return_components=False)]
             if seed == 0:
                 runs.append(dataclasses.replace(case, prediction="x0").run)

@@ -250,8 +250,8 @@ def test_seeds_steps_sizes_and_addresses_compile_nothing_anew(monkeypatch: pytes
     def warm_up(elements: int, step: int, first: int, offset: int = 0, whole: bool = True) -> int:
         out = memory[offset : offset + 3 * elements].view(3, elements)
         kernel.warmup(
-            out, seeds, None, out.stride(0), 0, step, elements, first,
-            STREAM=0, TILE=launch.SMALL_TILE, WHOLE=whole, PTX=True,
+            out, seeds, None, None, out.stride(0), 0, step, 0, 0, elements, first,
+            STREAM=0, SHARD=False, TILE=launch.SMALL_TILE, WHOLE=whole, PTX=True,
             num_warps=WARPS, enable_fp_fusion=False, grid=(1,),
         )  # fmt: skip
         return len(kernel.device_caches[0][0])

@@ -97,8 +97,8 @@ def inputs_of(**options: Any) -> StepInputs:
     case = random_case(1, **(few | {"dtype": torch.float32, "output_dtype": torch.float32} | options))
     step = case.row if case.step is None else case.step
     return StepInputs(
-        case.sample, case.model_output, case.coefficients, case.seeds, case.row, step, case.model_output_uncond,
-        case.history, *(case.mixture or (None, None, None))[:3],
+        case.sample, case.model_output, case.coefficients, case.seeds, case.row, step, 0,
+        case.model_output_uncond, case.history, *(case.mixture or (None, None, None))[:3],
     )  # fmt: skip
 
 
