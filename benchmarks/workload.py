@@ -66,7 +66,7 @@ class Workload:
     def sets(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
         """Return sample, model output and a result to write, as many sets of them as calls take turns with: one."""
         sample, model_output = self.inputs(dtype)
-        return [(sample, model_output, torch.empty_like(sample))]
+        return [(sample, model_output, sample.clone())]  # written once, so that its memory is there
 
     def mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO with uniform weights: offsets [1, K, D], std [1, 1, D].
