@@ -24,6 +24,8 @@ from benchmarks.targets import (
     HOST_SHAPE,
     LARGE_SHAPE,
     MEDIUM_SHAPE,
+    ROLLOUT_SHAPE,
+    SMALL_ROLLOUT_SHAPE,
     SMALL_SHAPE,
     TRAINING_SHAPE,
     judge,
@@ -32,7 +34,15 @@ from gmmkernel.cli.outputs import check_folder, lasting_output
 
 _OUTPUT = Path(__file__).parent / "out"
 _BUSY = 0.5
-_SIZES = (HOST_SHAPE, SMALL_SHAPE, MEDIUM_SHAPE, TRAINING_SHAPE, LARGE_SHAPE)
+_SIZES = (
+    HOST_SHAPE,
+    SMALL_SHAPE,
+    SMALL_ROLLOUT_SHAPE,
+    MEDIUM_SHAPE,
+    TRAINING_SHAPE,
+    ROLLOUT_SHAPE,
+    LARGE_SHAPE,
+)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

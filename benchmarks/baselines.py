@@ -76,14 +76,93 @@ def eager_log_prob(
     return torch.logsumexp(levels, dim=1) - math.log(offsets.shape[0])
 
 
-def compiled_eager_step() -> StepFunction:
-    """Return `eager_step` under torch.compile; it is compiled at the first call, for torch's threads of then.
+def eager_transition(
+    model_output: Tensor,
+    sample: Tensor,
+    t: Tensor,
+    s: Tensor,
+    *,
+    sigma_max: float,
+    noise_level: float,
+    prev_sample: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return a step of Flow-GRPO's SDE (arXiv 2505.05470) and its log-density, written plainly in float32.
+
+    Args:
+        model_output: [B, ...] the velocity, of any type.
+        sample: like it, of any type.
+        t: float32 [B, 1, ...], time of the sample.
+        s: the same of the sample that the step leads to.
+        sigma_max: what stands for a time of 1 in the diffusion.
+        noise_level: a.
+        prev_sample: the sample that the step led to; None: drawn.
+        noise: like `sample`; None: drawn with torch.randn.
+
+    Returns:
+        The sample it leads to, its log-density [B] averaged over elements, the mean, and the diffusion, like `t`.
+    """
+    velocity, sample = model_output.float(), sample.float()
+    dt = s - t
+    diffusion = noise_level * torch.sqrt(t / (1 - torch.where(t == 1, sigma_max, t)))
+    drift = diffusion.square() / (2 * t)
+    mean = sample * (1 + drift * dt) + velocity * (1 + drift * (1 - t)) * dt
+    std = diffusion * torch.sqrt(-dt)
+    if prev_sample is None:
+        noise = torch.randn(mean.shape, device=mean.device) if noise is None else noise
+        prev_sample = mean + std * noise
+    prev_sample = prev_sample.float()
+    squares = (prev_sample.detach() - mean).square()
+    density = -squares / (2 * std.square()) - torch.log(std) - math.log(math.sqrt(2 * math.pi))
+    return prev_sample, density.flatten(1).mean(1), mean, diffusion
+
+
+def eager_flow_step(
+    model_output: Tensor,
+    timestep: Tensor,
+    sample: Tensor,
+    *,
+    timesteps: Tensor,
+    sigmas: Tensor,
+    noise_level: float,
+    prev_sample: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return `eager_transition` with each sample's times looked up as Flow-GRPO does, one host read a sample.
+
+    Args:
+        model_output: [B, ...].
+        timestep: [B], entries of `timesteps`.
+        sample: like `model_output`.
+        timesteps: [S].
+        sigmas: float32 [S + 1], the times.
+        noise_level: a.
+        prev_sample: as in `eager_transition`.
+        noise: the same.
+    """
+    found = [int((timesteps == one).nonzero().item()) for one in timestep]
+    shape = (-1, *[1] * (sample.dim() - 1))
+    t, s = sigmas[found].view(shape), sigmas[[index + 1 for index in found]].view(shape)
+    sigma_max = sigmas[1].item()
+    return eager_transition(
+        *(model_output, sample, t, s),
+        sigma_max=sigma_max,
+        noise_level=noise_level,
+        prev_sample=prev_sample,
+        noise=noise,
+    )
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function under torch.compile; it is compiled at the first call, for torch's threads of then.
 
     What was compiled before is forgotten and the graph cache is off: it may be code for another number of threads.
     """
     torch.compiler.reset()
-    compiled = torch.compile(eager_step, fullgraph=True, dynamic=False, options={"fx_graph_cache": False})
-    return cast(StepFunction, compiled)
+    made: Callable[..., Any] = torch.compile(
+        function, fullgraph=True, dynamic=False, options={"fx_graph_cache": False}
+    )
+    return made
 
 
 def diffusers_step(workload: Workload, dtype: torch.dtype) -> StepFunction:

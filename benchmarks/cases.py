@@ -16,11 +16,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import gradient_cases, sampler_cases, training_cases
+from benchmarks import gradient_cases, rl_cases, sampler_cases, training_cases
 from benchmarks.baselines import (
     StepFunction,
     Unavailable,
-    compiled_eager_step,
+    compiled,
     diffusers_step,
     eager_step,
 )
@@ -62,7 +62,7 @@ class Case:
     Attributes:
         name: its name, unique.
         measures: what it measures, in a sentence.
-        dtype: type of the samples.
+        dtype: type of the samples; in the cases of `rl_cases` of the model outputs, beside float32 samples.
         build: build(workload, dtype) makes it ready; raises `Unavailable` where it cannot be had.
         largest: elements of the batch above which it is left out, or None.
     """
@@ -138,13 +138,15 @@ def _definitions() -> Iterator[tuple[str, str, Callable[[Workload, torch.dtype],
         yield name, measures, partial(_forward_backward, function=function, options=options)
     for name, (measures, make, tau) in training_cases.FUNCTIONS.items():
         yield name, measures, partial(_training, make=make, tau=tau)
+    for name, definition in {**rl_cases.OWN, **rl_cases.baselines(compiled)}.items():
+        yield name, definition.measures, partial(rl_case, definition=definition)
     yield "standard_normal/out", "the package's noise alone", _standard_normal
     yield (
         "eager/K8/new",
         "the mixture step, 8 components, written in PyTorch",
         partial(_eager, make=lambda: eager_step),
     )
-    yield "compile/K8/new", "the same under torch.compile", partial(_eager, make=compiled_eager_step)
+    yield "compile/K8/new", "the same under torch.compile", partial(_eager, make=lambda: compiled(eager_step))
     yield "diffusers/K1/new", "diffusers' DDIMScheduler.step, eta = 1, no mixture", _diffusers
     yield (
         "diffusers/K1-after-torch/new",
@@ -227,6 +229,13 @@ def _training(
 ) -> Prepared:
     # Data and model output are read, the training sample and the gradient written.
     return Prepared(make(workload, dtype, tau), 4 * workload.inputs(dtype)[0].nbytes, torch.enable_grad)
+
+
+def rl_case(workload: Workload, dtype: torch.dtype, *, definition: rl_cases.Definition) -> Prepared:
+    """Make a case of `rl_cases` ready."""
+    call = definition.make(workload, dtype)
+    context = torch.enable_grad if definition.gradient else nullcontext
+    return Prepared(call, definition.bytes(workload, dtype), context)
 
 
 def _torch_operation(workload: Workload) -> Callable[[], Tensor]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from benchmarks import rl_cases
 from benchmarks.baselines import StepFunction, Unavailable, diffusers_step, eager_step
-from benchmarks.cases import Case, Prepared
+from benchmarks.cases import Case, Prepared, rl_case
 from benchmarks.device_workload import RotatingWorkload
 from benchmarks.timers import HostClock
 from benchmarks.workload import Workload
@@ -79,12 +80,22 @@ def _own(device_type: str) -> Iterator[tuple[str, str, Build, int | None]]:
         )
         noise = partial(_standard_normal, backend=backend)
         yield f"standard_normal/{backend}/out", "the package's noise alone", noise, None
+        for name, definition in rl_cases.OWN.items():
+            function, variant, where = name.split("/")
+            own = definition._replace(make=partial(definition.make, backend=backend))
+            build = partial(rl_case, definition=own)
+            yield f"{function}/{variant}-{backend}/{where}", definition.measures, build, None
 
 
 def _baselines() -> Iterator[tuple[str, str, Build, int | None]]:
-    eager, compiled = partial(_eager, make=lambda: eager_step), partial(_eager, make=_compiled_step)
+    eager, compiled = (
+        partial(_eager, make=lambda: eager_step),
+        partial(_eager, make=lambda: _compiled(eager_step)),
+    )
     yield "eager/K8/new", "the mixture step, 8 components, written in PyTorch", eager, None
     yield "compile/K8/new", "the same under torch.compile", compiled, None
+    for name, definition in rl_cases.baselines(_compiled).items():
+        yield name, definition.measures, partial(rl_case, definition=definition), None
     yield "diffusers/K1/new", "diffusers' DDIMScheduler.step, eta = 1, no mixture", _diffusers, None
     yield "randn/out", "torch.randn into a preallocated tensor", _randn, None
     yield "copy/out", "Tensor.copy_ into a preallocated tensor", _copy, None
@@ -94,7 +105,8 @@ def _guarded(build: Build, workload: Workload, dtype: torch.dtype) -> Prepared:
     """Make a case ready and call it once: what fails here is a case that is not measured, not the end of the run."""
     try:
         prepared = build(cast(RotatingWorkload, workload), dtype)
-        prepared.call(0)
+        with prepared.context():
+            prepared.call(0)
         if workload.device.type == "cuda":
             torch.cuda.synchronize(workload.device)
     except Unavailable:
@@ -192,8 +204,9 @@ def _standard_normal(workload: RotatingWorkload, dtype: torch.dtype, *, backend:
     return Prepared(call, sets[0][2].nbytes)
 
 
-def _compiled_step() -> StepFunction:
-    return cast(StepFunction, torch.compile(eager_step, fullgraph=True, dynamic=False))
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    made: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False)
+    return made
 
 
 def _eager(workload: RotatingWorkload, dtype: torch.dtype, *, make: Callable[[], StepFunction]) -> Prepared:

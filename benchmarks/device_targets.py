@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from benchmarks.targets import LARGE_SHAPE, MEDIUM_SHAPE, SMALL_SHAPE, Target
+from benchmarks.targets import LARGE_SHAPE, MEDIUM_SHAPE, ROLLOUT_SHAPE, SMALL_SHAPE, Target
 
 BIG_SHAPE = (64, 4, 512, 512)
 """2^26 elements."""
 HUGE_SHAPE = (256, 4, 512, 512)
 """2^28 elements."""
-SHAPES = (BIG_SHAPE, SMALL_SHAPE, HUGE_SHAPE, LARGE_SHAPE, MEDIUM_SHAPE)
+SHAPES = (BIG_SHAPE, SMALL_SHAPE, ROLLOUT_SHAPE, HUGE_SHAPE, LARGE_SHAPE, MEDIUM_SHAPE)
 """What matters most comes first: a run that is cut off has measured it."""
 THREADS = 1
 """One pass: the host's threads have no part in it."""
@@ -47,6 +47,7 @@ def _targets(backend: str) -> Iterator[Target]:
     label = f"{backend}: step K=1024 / K=8, float32"
     eight = step("K8-*/out", "float32")
     yield Target(label, BIG_SHAPE, step("K1024-*/out", "float32"), eight)
+    yield from _rl_targets(backend, bound)
     for label, variant, most in (
         ("the host's time of a call, us", "K8-*-host/out", 10),
         ("a step as a graph, us", "K8-*-graph/out", 4),
@@ -54,3 +55,35 @@ def _targets(backend: str) -> Iterator[Target]:
     ):
         most_here = None if most is None else bound(most)
         yield Target(f"{backend}: {label}", SMALL_SHAPE, step(variant, "float32"), None, at_most=most_here)
+
+
+def _rl_targets(backend: str, bound: Callable[[float], float | None]) -> Iterator[Target]:
+    def own(variant: str, type_name: str) -> str:
+        function, where = variant.split("/")
+        return f"rl/{function}-{backend}/{where}/{type_name}"
+
+    for type_name in ("float32", "bfloat16"):
+        label = f"{backend}: bandwidth of rollout / copy, {type_name} outputs"
+        yield Target(
+            label,
+            BIG_SHAPE,
+            own("rollout/out", type_name),
+            "copy/out/float32",
+            at_least=bound(1 / 1.15),
+            rates=True,
+        )
+    for shape in (BIG_SHAPE, ROLLOUT_SHAPE):
+        pairs = (
+            ("rollout / step without log-density", "rollout/out", "step/out", 1.15),
+            ("log-ratio / log-density, and gradient", "log_ratio/new", "log_prob/new", 1.3),
+            ("shard of 2 / rollout", "rollout-shard2/new", "rollout/new", None),
+            ("shard of 4 / rollout", "rollout-shard4/new", "rollout/new", None),
+        )
+        for label, top, bottom, most in pairs:
+            most_here = None if most is None else bound(most)
+            names = own(top, "bfloat16"), own(bottom, "bfloat16")
+            yield Target(f"{backend}: {label}", shape, *names, at_most=most_here)
+        for name in ("rollout", "log_prob"):
+            ours = own(f"{name}/new", "float32")
+            yield Target(f"{backend}: Flow-GRPO / {name}", shape, f"eager/rl-{name}/new/float32", ours)
+            yield Target(f"{backend}: torch.compile / {name}", shape, f"compile/rl-{name}/new/float32", ours)

@@ -1,4 +1,4 @@
-"""Peak memory of forward and backward passes: python -m benchmarks.memory (Linux).
+"""Peak memory of forward and backward passes, and of rollouts: python -m benchmarks.memory (Linux).
 
 The most that a call adds to the resident memory of a process of its own, results and gradients included.
 """
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import gradient_cases, training_cases
+from benchmarks import gradient_cases, rl_cases, training_cases
 from benchmarks.targets import LARGE_SHAPE
 from benchmarks.workload import Workload
 
+_RL = {**rl_cases.OWN, **rl_cases.baselines(None)}
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -32,6 +33,8 @@ def _make(name: str, workload: Workload) -> Callable[[int], torch.Tensor]:
     if name in training_cases.FUNCTIONS:
         _, make, tau = training_cases.FUNCTIONS[name]
         return make(workload, torch.float32, tau)
+    if name in _RL:
+        return _RL[name].make(workload, torch.float32)
     _, function, options = gradient_cases.FUNCTIONS[name]
     return gradient_cases.forward_backward(workload, torch.float32, function(workload), **options)
 
@@ -60,7 +63,7 @@ def main() -> None:
     print(f"{size} float32: a batch is {batch / 2**20:.1f} MiB")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**20)  # so that freed tensors do not stay resident
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as processes:
-        for name, (measures, _, _) in {**gradient_cases.FUNCTIONS, **training_cases.FUNCTIONS}.items():
+        for name, (measures, *_) in {**gradient_cases.FUNCTIONS, **training_cases.FUNCTIONS, **_RL}.items():
             peak = processes.apply(_peak_of, (name, shape))
             print(f"{name:34} {peak / 2**20:8.1f} MiB {peak / batch:6.2f} batches  {measures}")
 

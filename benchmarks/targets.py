@@ -16,6 +16,9 @@ SMALL_SHAPE = (1, 4, 64, 64)
 MEDIUM_SHAPE = (16, 4, 64, 64)
 LARGE_SHAPE = (16, 3, 256, 256)
 TRAINING_SHAPE = (64, 3, 64, 64)
+ROLLOUT_SHAPE = (4, 16, 128, 128)
+"""Latents of four images of 1024 by 1024, as training by rewards draws them."""
+SMALL_ROLLOUT_SHAPE = (1, 16, 64, 64)
 THREADS = 2
 
 
@@ -100,6 +103,56 @@ TARGETS = (
     Target(
         "PyTorch / noise, DDPM's loss, gradient", TRAINING_SHAPE, "eager/training-ddpm/new/float32",
         "training/ddpm/new/float32",
+    ),
+    Target(
+        "Flow-GRPO / rollout, bfloat16 outputs", ROLLOUT_SHAPE, "eager/rl-rollout/new/bfloat16",
+        "rl/rollout/new/bfloat16", at_least=12,
+    ),
+    Target(
+        "the same, preallocated", ROLLOUT_SHAPE, "eager/rl-rollout/new/bfloat16", "rl/rollout/out/bfloat16",
+    ),
+    Target(
+        "the same, with the mean", ROLLOUT_SHAPE, "eager/rl-rollout/new/bfloat16", "rl/rollout-mean/new/bfloat16",
+    ),
+    Target(
+        "torch.compile / rollout, bfloat16 outputs", ROLLOUT_SHAPE, "compile/rl-rollout/new/bfloat16",
+        "rl/rollout/new/bfloat16", at_least=4,
+    ),
+    Target(
+        "rollout / step without log-density", ROLLOUT_SHAPE, "rl/rollout/out/bfloat16", "rl/step/out/bfloat16",
+        at_most=1.15,
+    ),
+    Target(
+        "Flow-GRPO / log-density and gradient", ROLLOUT_SHAPE, "eager/rl-log_prob/new/bfloat16",
+        "rl/log_prob/new/bfloat16", at_least=8,
+    ),
+    Target(
+        "torch.compile / log-density and gradient", ROLLOUT_SHAPE, "compile/rl-log_prob/new/bfloat16",
+        "rl/log_prob/new/bfloat16", at_least=2,
+    ),
+    Target(
+        "Flow-GRPO / log-density and gradient", SMALL_ROLLOUT_SHAPE, "eager/rl-log_prob/new/bfloat16",
+        "rl/log_prob/new/bfloat16", at_least=3,
+    ),
+    Target(
+        "log-ratio / log-density, and gradient", ROLLOUT_SHAPE, "rl/log_ratio/new/bfloat16",
+        "rl/log_prob/new/bfloat16", at_most=1.3,
+    ),
+    Target(
+        "shard of 2 / rollout", ROLLOUT_SHAPE, "rl/rollout-shard2/new/bfloat16", "rl/rollout/new/bfloat16",
+        at_most=1 / 2,
+    ),
+    Target(
+        "shard of 4 / rollout", ROLLOUT_SHAPE, "rl/rollout-shard4/new/bfloat16", "rl/rollout/new/bfloat16",
+        at_most=1 / 4,
+    ),
+    Target(
+        "whole noise cut / shard of 2", ROLLOUT_SHAPE, "eager/rl-rollout-shard2/new/bfloat16",
+        "rl/rollout-shard2/new/bfloat16",
+    ),
+    Target(
+        "whole noise cut / shard of 4", ROLLOUT_SHAPE, "eager/rl-rollout-shard4/new/bfloat16",
+        "rl/rollout-shard4/new/bfloat16",
     ),
     Target("one call on 4 elements, us", HOST_SHAPE, "gmm_step/K8/new/float32", None, at_most=10),
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +62,11 @@ class Workload:
             sample, model_output = self._inputs[torch.float32]
             self._inputs[dtype] = (sample.to(dtype), model_output.to(dtype))
         return self._inputs[dtype]
+
+    def sets(self, dtype: torch.dtype) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
+        """Return sample, model output and a result to write, as many sets of them as calls take turns with: one."""
+        sample, model_output = self.inputs(dtype)
+        return [(sample, model_output, sample.clone())]  # written once, so that its memory is there
 
     def mixture(self, components: int) -> MixtureTables:
         """Return a mixture shaped like ORTHO with uniform weights: offsets [1, K, D], std [1, 1, D].

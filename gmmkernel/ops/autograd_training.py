@@ -70,9 +70,9 @@ class _AddNoise(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Optional]) -> None:
-        options, _, coefficients, _, rows, steps, _ = inputs
+        options, _, coefficients, _, rows, steps, firsts = inputs
         ctx.numbers = options.numbers
-        ctx.save_for_backward(coefficients, rows, steps)
+        ctx.save_for_backward(coefficients, rows, steps, firsts)
         ctx.set_materialize_grads(False)
         if output[1] is not None:
             ctx.mark_non_differentiable(output[1])
@@ -88,9 +88,9 @@ class _AddNoise(torch.autograd.Function):
 
 
 def _times_signal(
-    grad: Tensor, numbers: Numbers, coefficients: Tensor, rows: Optional, steps: Optional
+    grad: Tensor, numbers: Numbers, coefficients: Tensor, rows: Optional, steps: Optional, firsts: Optional
 ) -> Tensor:
-    """Return SIGNAL times the gradient, rounded once; NaN where row or step is out of range, as x_t is."""
+    """Return SIGNAL times the gradient, rounded once; NaN where an index is out of range, as x_t is."""
     signal = coefficients[:, TrainingColumn.SIGNAL]
     if rows is None:
         signal = signal[numbers[0] : numbers[0] + 1]
@@ -99,6 +99,8 @@ def _times_signal(
         signal = torch.where(inside, signal[rows.clamp(0, coefficients.shape[0] - 1)], math.nan)
     if steps is not None:
         signal = torch.where((steps >= 0) & (steps <= MAX_STEP), signal, math.nan)
+    if firsts is not None:
+        signal = torch.where(firsts >= 0, signal, math.nan)
     return (grad * signal.reshape(-1, *[1] * (grad.dim() - 1))).to(grad.dtype)
 
 

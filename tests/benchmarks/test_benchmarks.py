@@ -17,12 +17,12 @@ from gmmkernel.backends import cpu
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in all_cases()}
-ELSEWHERE = ("backward", "solver", "training")
-"""Cases of test_benchmarks_gradients.py, test_benchmarks_samplers.py and test_benchmarks_training.py."""
+ELSEWHERE = ("backward", "solver", "training", "rl/", "rl-")
+"""Cases of test_benchmarks_gradients.py, _samplers.py, _training.py and _rl.py."""
 FORWARD = [name for name in CASES if not any(word in name for word in ELSEWHERE)]
 OWN_STEPS = [name for name in FORWARD if name.startswith("gmm_step/")]
 RANDOM_STEPS = [name for name in FORWARD if name.startswith(("eager/", "diffusers/"))]
-COMPILED_STEPS = [name for name in CASES if name.startswith("compile/")]
+COMPILED_STEPS = [name for name in FORWARD if name.startswith("compile/")]
 
 
 @pytest.fixture(scope="module")

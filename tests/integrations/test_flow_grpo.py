@@ -154,6 +154,19 @@ def test_gradients_are_those_of_the_equations(sde_type: str) -> None:
         assert torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sde_type", TYPES)
+def test_a_sample_that_is_drawn_is_held_fixed_in_its_density(sde_type: str) -> None:
+    """The estimator of REINFORCE: its gradient is that of scoring it."""
+    x, v, _ = tensors()
+    found = []
+    drawn = sde_step_with_logprob(FLOW, v, FLOW.timesteps[1], x, sde_type=sde_type, seeds=torch.arange(3))[0]
+    for given in ({"seeds": torch.arange(3)}, {"prev_sample": drawn}):
+        output = v.clone().requires_grad_()
+        made = sde_step_with_logprob(FLOW, output, FLOW.timesteps[1], x, sde_type=sde_type, **given)
+        found.append(torch.autograd.grad(made[1].sum(), output)[0])
+    assert_same_bits(*found)
+
+
 def test_noise_levels_of_samples_are_those_of_each_alone() -> None:
     x, v, _ = tensors()
     levels, seeds = torch.tensor([0.7, 0.0, 0.3]).view(3, 1, 1, 1), torch.arange(3)

@@ -200,6 +200,22 @@ def test_without_noise_there_is_no_density(backend: str) -> None:
             assert grad[[0, 2]].isfinite().all()
 
 
+def test_second_derivatives_leave_out_what_has_no_part() -> None:
+    made = random_ratio(9, batch=2, shape=(4,), dtype=torch.float64, output_dtype=torch.float64)
+    rows = made.case.coefficients.clone()
+    rows[1, Column.SIGMA] = 0
+    made = replace(made, case=replace(made.case, coefficients=rows, row=torch.tensor([0, 1])))
+    output = made.case.model_output.clone().requires_grad_()
+    found = made.with_leaves({"model_output": output}).run()
+    (grad,) = torch.autograd.grad(
+        torch.where(found.log_ratio.isnan(), 0, found.log_ratio).sum(), output, create_graph=True
+    )
+    (again,) = torch.autograd.grad(grad.square().sum(), output)
+    assert (again[1] == 0).all()
+    assert again[0].isfinite().all()
+    assert (again[0] != 0).any()
+
+
 def test_reductions_are_of_the_same_sum() -> None:
     made = random_ratio(4, batch=2, shape=(2100,), dtype=torch.float32)
     of_sum, of_mean, of_tiles = (made.run(reduction=name) for name in ("sum", "mean", "tiles"))

@@ -208,9 +208,10 @@ def check_scored(seed: int, **options: Any) -> None:
     for name in cpu.instruction_sets():
         with cpu.use_instruction_set(name):
             assert_same_output(case.run(return_log_prob=True), expected)
-    in_place = case.map_samples(torch.clone)
-    made = in_place.run(return_log_prob=True, out=in_place.sample)
-    assert_same_output(made, expected)
+    for backend in ("cpu", "reference"):  # at once, and after Python's checks
+        in_place = case.map_samples(torch.clone)
+        made = in_place.run(return_log_prob=True, out=in_place.sample, backend=backend)
+        assert_same_output(made, expected)
 
 
 def test_a_step_scores_what_it_draws_with_the_bits_of_a_call_of_its_own() -> None:

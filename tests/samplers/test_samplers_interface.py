@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from denoisers import ELEMENTS, SHAPE, elementwise, elementwise_pair
@@ -18,6 +19,7 @@ from gmmkernel import (
     gaussian_mixture,
     noise_schedule,
     seeds_from_generator,
+    seeds_from_ids,
     standard_normal,
 )
 from gmmkernel.samplers import StepState
@@ -349,3 +351,32 @@ def test_noise_levels_that_are_none(sigma: Any, error: type[Exception], message:
 def test_steps_out_of_range(index: int) -> None:
     with pytest.raises(IndexError, match=f"row: expected 0 to 3, got {index}"):
         make().step(START, index, START, SEEDS)
+
+
+def test_seeds_of_ids_are_each_one_s_own() -> None:
+    """Of the base and the id alone: not of the batch; of what they say, not of how they are written down."""
+    seeds = seeds_from_ids("run 1", ["a", 2, np.int64(3)])
+    assert seeds.dtype == torch.int64
+    assert seeds.tolist() == [seeds_from_ids("run 1", [one])[0].item() for one in ("a", 2, 3)]
+    others = [seeds_from_ids(base, ["a"])[0].item() for base in ("run 2", 1, "1", "run 1")]
+    assert len({*others, seeds_from_ids("run 1", ["1"])[0].item(), *seeds.tolist()[1:]}) == 7
+    assert others[-1] == seeds[0]
+    # Known once, so that a run that is resumed by a later version draws what it drew.
+    assert seeds_from_ids("run", ["a", "b"]).tolist() == [1593825409664264206, -5030316595425489759]
+    assert seeds_from_ids(1, [5, 5], shared=True).unique().numel() == 1
+    assert seeds_from_ids(1, []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("base", "ids", "error", "message"),
+    [
+        (1, [3, 4, 3], ValueError, "ids: expected no two alike without shared=True, got 3 at 0 and at 2"),
+        (1, "abc", TypeError, "ids: expected a sequence"),
+        (1, [1.5], TypeError, r"ids\[0\]: expected an int or a str"),
+        (1, [1, None], TypeError, r"ids\[1\]: expected an int or a str"),
+        (True, [1], TypeError, "base: expected an int or a str"),
+    ],
+)
+def test_ids_that_are_none_are_refused(base: Any, ids: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^" + message):
+        seeds_from_ids(base, ids)
