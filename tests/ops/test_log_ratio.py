@@ -97,7 +97,7 @@ def check_truth(seed: int, **options: Any) -> None:
     ):
         half = tensor.dtype in (torch.bfloat16, torch.float16)
         bound = 1e-12 if tensor.dtype == torch.float64 else 1e-2 if half else 2e-5
-        scale = float(truth.abs().max()) + 1e-3
+        scale = float(truth.detach().abs().max()) + 1e-3
         assert float((tensor.double() - truth).abs().max()) <= bound * scale, name
 
 
