@@ -208,7 +208,7 @@ def backward() -> Iterator[Callable[[], object]]:
     # More samples than a block of CUDA's looks through at once for those that used an entry; of three, one has its
     # warps late.
     for seed in (460, 461, 462):
-        many = random_case(seed, batch=700, shape=(5,), rows=2, per_sample=True, **plain)
+        many = random_case(seed, batch=300, shape=(5,), rows=2, per_sample=True, **plain)
         yield partial(step_gradients, many)
     for shape in ((0,), (8, 0)):
         yield partial(step_gradients, random_case(443, shape=shape, **plain))
@@ -232,7 +232,7 @@ def density() -> Iterator[Callable[[], object]]:
     plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32}
     for seed in (560, 561, 562):  # as for steps
         yield random_density(
-            seed, batch=700, shape=(5,), components=2, rows=2, per_sample=True, **plain
+            seed, batch=300, shape=(5,), components=2, rows=2, per_sample=True, **plain
         ).gradients
     undefined = random_density(540, shape=(5,), components=200, **plain)
     undefined.case.mixture.weights[:, 77] = math.nan
