@@ -179,8 +179,9 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
   constexpr int unroll = (guided ? 8 : 16) / n;
   const Row<float> row = tile.row;
   const PhiloxKeys keys = tile.keys;
-  const uint32_t block_high = tile.block_high, step = tile.step, count = tile.count;
-  uint32_t i = n * thread, block = tile.block_low + i / 4;
+  const uint32_t block_high = tile.block_high, step = tile.step, i = n * thread;
+  uint32_t block = tile.block_low + i / 4;
+  int32_t left = static_cast<int32_t>(tile.count - i);
   using Storage = typename Format<dtype>::storage;
   const Storage* x = static_cast<const Storage*>(tile.x) + i;
   const Storage* output = static_cast<const Storage*>(tile.output) + i;
@@ -205,7 +206,7 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
-    i += by;
+    left -= by;
     block += by / 4;
     x += by;
     output += by;
@@ -214,11 +215,13 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
     if constexpr (shifted) offset += by;
     if constexpr (table) std += by;
   };
-  for (; i + (unroll - 1) * stride < count; go_on(unroll * stride)) {
-    GMM_UNROLL(4)
-    for (int u = 0; u < unroll; ++u) one(u * stride);
+  if constexpr (unroll > 1) {
+    for (; left > static_cast<int32_t>((unroll - 1) * stride); go_on(unroll * stride)) {
+      GMM_UNROLL(4)
+      for (int u = 0; u < unroll; ++u) one(u * stride);
+    }
   }
-  for (; i < count; go_on(stride)) one(0);
+  for (; left > 0; go_on(stride)) one(0);
 }
 
 // All vectors of a tile of kind `mixed`.

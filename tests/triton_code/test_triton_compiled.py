@@ -30,16 +30,19 @@ LARGE = [name for name in KERNELS if name.split()[0] in ("mixture", "gaussian", 
 
 # What draws noise takes roots; the others fuse only what the contract asks for, and nothing in float64.
 DRAWING = {
-    *("mixture", "gaussian", "everything", "noise", "coefficient-sums", "add-std"),
+    *("mixture", "gaussian", "everything", "scored", "noise", "coefficient-sums", "add-std"),
     *("add-noise", "skip-loss", "skip-loss-backward"),
 }
 TWICE = {"skip-loss"}  # e1 and e2
 # What the assembler makes of a division starts from an estimate.
 DIVIDING = {
     *(
+        "scored",
         "density-sums",
         "log-prob",
+        "ratio-sums",
         "density-backward",
+        "ratio-backward",
         "add-density-offsets",
         "add-density-std",
         "add-weights",
