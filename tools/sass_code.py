@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 
-DTYPES = {"0": "float32", "1": "bfloat16", "2": "float16"}  # template arguments of step_common_kernel
+DTYPES = {"0": "float32", "1": "bfloat16", "2": "float16"}  # template arguments of step_plain_kernel
 INSTRUCTION = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*?)\s*;")
 TEMPLATE_TYPES = {"f": "float32", "d": "float64"}
 
@@ -15,7 +15,7 @@ TEMPLATE_TYPES = {"f": "float32", "d": "float64"}
 def kernel_name(mangled: str) -> str:
     """Return a kernel's name and template arguments from its symbol, as in `KERNELS`.
 
-    `_ZN9gmmkernel...18step_common_kernelILi1ELb0EEEv...` gives "step_common bfloat16".
+    `_ZN9gmmkernel...17step_plain_kernelILi1EEEv...` gives "step_plain bfloat16".
     """
     nested = mangled.startswith("_ZN")
     rest = mangled.removeprefix("_ZN" if nested else "_Z")

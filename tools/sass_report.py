@@ -15,26 +15,26 @@ must be put together again, is counted as not taken. BSYNC is taken to go on wit
 **Loops.** A loop is what lies on the cycles through a backward branch. A *hot* loop is one that stores results,
 draws noise, has no branch inside but its own and loads nothing but by LDG. A turn's elements are the bits that it
 stores over the bits of an element. What a step's hot loop loads besides the tensors tells its kind: `mixture` two
-tables, `shifted` one, `gaussian` none. Each kind has an unrolled loop and a remainder loop, one vector a turn: the
-unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with branches, is given by its
+tables, `shifted` one, `gaussian` none; `free` ones do not clip. Each kind has an unrolled loop and
+a remainder loop, one vector a turn: the unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with branches, is given by its
 size alone: every side of every branch is counted. The kernels of noise have one hot loop, `noise`. Those of
 gradients draw none; their hot loops, unrolled and remainder, are `free`, which reads the result's gradient alone, and
 `clipped`, which reads the step's inputs too. All stores count, also those of gradients that are not wanted.
 
-**Instructions per element**, prologue included, of a thread that has a full tile's 32 elements:
+**Instructions per element**, prologue included, of a thread that has a full tile's 64 elements:
 
-    (all + gather / 8 + turns * loop + exit) / 32
+    (all + gather / 8 + turns * loop + exit) / 64
 
     all     the shortest path from the entry to the barrier, which leaves out warp 0's gathering, and from there
             to the unrolled loop
     gather  what warp 0, one of eight, executes besides before the barrier: the longest path there less the
             shortest
-    loop    instructions of the unrolled loop, for turns = 32 / elements of a turn
+    loop    instructions of the unrolled loop, for turns = 64 / elements of a turn
     exit    the shortest path from the loop to the end
 
 Every instruction is one, whatever it costs, a predicated one also where its predicate is false. `gather` takes
 each of its loops once, which is more than happens with few components and less than with very many: the loop over
-cdf adds a turn per 128 components from about 160 on, some 0.17 instructions per element each. Of a branch
+cdf adds a turn per 128 components from about 160 on, some 0.08 instructions per element each. Of a branch
 with two sides one is counted, the longer, although the lanes of a warp may take both.
 """
 
@@ -68,12 +68,17 @@ from sass_code import (
 BUDGET = ROOT / "csrc" / "cuda" / "budget.json"
 ARCHITECTURES = ("80", "90", "100")
 
-ELEMENTS_PER_THREAD = 32  # of a full tile
+ELEMENTS_PER_THREAD = 64  # of a full tile
 WARPS = 8  # of a block, one of which gathers
 ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 TABLE_BITS = 32  # of an element of the offsets and of the standard deviations
 
-STEP_KERNELS = tuple(f"step_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided"))
+STEP_KERNELS = tuple(f"step_plain {dtype}" for dtype in DTYPES.values())
+TYPED_KERNELS = (
+    *(f"step_typed {dtype} {dtype}" for dtype in DTYPES.values()),
+    *(f"step_typed float32 {dtype}" for dtype in ("bfloat16", "float16")),
+    *(f"step_typed {dtype} float32" for dtype in ("bfloat16", "float16")),
+)
 NOISE_KERNELS = tuple(f"standard_normal_common {dtype}" for dtype in DTYPES.values())
 BACKWARD_KERNELS = tuple(
     f"backward_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
@@ -112,6 +117,7 @@ TRAINING_KERNELS = (
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (
     *STEP_KERNELS,
+    *TYPED_KERNELS,
     "step_any float32",
     "step_any float64",
     *NOISE_KERNELS,
@@ -122,15 +128,16 @@ KERNELS = (
     *TRAINING_KERNELS,
 )
 KINDS = ("gaussian", "shifted", "mixture")  # by the number of tables that a step's loop reads
+STEP_LOOPS = (*KINDS, *(f"{kind} free" for kind in KINDS))  # the latter where the row clips nothing
 FLOWS = ("free", "clipped")  # of gradients: whether the loop reads sample and model output
 
 Required = Mapping[tuple[str, str], float]  # by architecture and kernel
 
 # What the mixture step may cost on sm_90, whatever the budget file says: instructions per element, prologue included.
 REQUIRED: Required = {
-    ("sm_90", "step_common float32"): 44.0,
-    ("sm_90", "step_common bfloat16"): 47.0,
-    ("sm_90", "step_common float16"): 47.0,
+    ("sm_90", "step_plain float32"): 42.5,
+    ("sm_90", "step_plain bfloat16"): 45.0,
+    ("sm_90", "step_plain float16"): 45.0,
 }
 
 NEVER = ("stack", "spill_stores", "spill_loads")  # no kernel may have any
@@ -251,28 +258,19 @@ def _is_hot(code: Sequence[Instruction], after: Sequence[Sequence[int]], loop: L
 
 def _kinds(name: str) -> tuple[str, ...]:
     """Return the kinds of hot loops of a common kernel."""
-    return FLOWS if name in BACKWARD_KERNELS else ("noise",) if name in NOISE_KERNELS else KINDS
-
-
-def has_remainders(name: str) -> bool:
-    """Whether beside each loop over several vectors a common kernel has one over a single vector.
-
-    Noise has single loops; a guided step of a 16-bit type takes one vector at a time everywhere.
-    """
-    return name not in NOISE_KERNELS and not (
-        name in STEP_KERNELS and name.endswith("guided") and ELEMENT_BITS[name.split()[1]] == 16
-    )
+    return FLOWS if name in BACKWARD_KERNELS else ("noise",) if name in NOISE_KERNELS else STEP_LOOPS
 
 
 def _kind(name: str, hot: HotLoop) -> str:
-    """Return the kind of a hot loop, by what it loads for each element."""
+    """Return the kind of a hot loop, by what it loads for each element and whether it clips."""
     bits = ELEMENT_BITS[name.split()[1]]
     inputs = 3 if name.endswith("guided") else 2
     expected = {"noise": 0}
     if name in BACKWARD_KERNELS:
         expected = {"free": bits, "clipped": (1 + inputs) * bits}
     elif name in STEP_KERNELS:
-        expected = {kind: inputs * bits + tables * TABLE_BITS for tables, kind in enumerate(KINDS)}
+        free = "" if any(opcode.startswith("FMNMX") for opcode in hot.opcodes) else " free"
+        expected = {f"{kind}{free}": 2 * bits + tables * TABLE_BITS for tables, kind in enumerate(KINDS)}
     for kind, loaded in expected.items():
         if hot.loaded_bits == hot.elements * loaded:
             return kind
@@ -298,7 +296,7 @@ def _named_loops(
             branching.append(loop)
 
     counts = {kind: len(found) for kind, found in places.items()}
-    expected = dict.fromkeys(_kinds(name), 2 if has_remainders(name) else 1)
+    expected = dict.fromkeys(_kinds(name), 1 if name in NOISE_KERNELS else 2)
     if counts != expected:
         raise ValueError(f"{name}: expected hot loops {expected}, found {counts}")
     named: dict[str, Loop] = {}

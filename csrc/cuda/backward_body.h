@@ -88,7 +88,7 @@ GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tilin
 template <int32_t dtype, bool guided, bool clipped, int vectors>
 GMM_INLINE void backward_vectors(const BackwardTile<float>& tile, const Row<float>& row, uint32_t first) {
   constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
-  Bits128 grad[vectors], x[vectors], output[vectors], uncond[vectors];
+  typename Format<dtype>::bits grad[vectors], x[vectors], output[vectors], uncond[vectors];
   for (int v = 0; v < vectors; ++v) {
     const uint32_t i = first + v * stride;
     grad[v] = load128<dtype>(tile.grad, i);

@@ -10,6 +10,10 @@ struct alignas(16) Bits128 {
   uint32_t word[4];
 };
 
+struct alignas(16) Floats128 {
+  float value[4];
+};
+
 struct alignas(8) Bits64 {
   uint32_t word[2];
 };
@@ -57,18 +61,18 @@ struct Format;
 template <>
 struct Format<GMM_FLOAT32> {
   using storage = float;
+  using bits = Floats128;
   static constexpr int count = 4;
-  GMM_INLINE void unpack(const Bits128& bits, float* values) {
-    for (int i = 0; i < 4; ++i) values[i] = bits_float(bits.word[i]);
+  GMM_INLINE void unpack(const Floats128& bits, float* values) {
+    for (int i = 0; i < 4; ++i) values[i] = bits.value[i];
   }
-  GMM_INLINE Bits128 pack(const float* values) {
-    return {{float_bits(values[0]), float_bits(values[1]), float_bits(values[2]), float_bits(values[3])}};
-  }
+  GMM_INLINE Floats128 pack(const float* values) { return {{values[0], values[1], values[2], values[3]}}; }
 };
 
 template <>
 struct Format<GMM_BFLOAT16> {
   using storage = uint16_t;
+  using bits = Bits128;
   static constexpr int count = 8;
   GMM_INLINE void unpack(const Bits128& bits, float* values) {
     for (int i = 0; i < 4; ++i) {
@@ -96,6 +100,7 @@ struct Format<GMM_BFLOAT16> {
 template <>
 struct Format<GMM_FLOAT16> {
   using storage = uint16_t;
+  using bits = Bits128;
   static constexpr int count = 8;
   GMM_INLINE void unpack(const Bits128& bits, float* values) {
     for (int i = 0; i < 4; ++i) {

@@ -36,20 +36,22 @@ GMM_INLINE auto present_at(const Tensor& tensor, int64_t sample, int64_t first) 
 // ---- of a type known when compiling, aligned to 16 bytes ----
 
 template <int32_t dtype>
-GMM_INLINE Bits128 load128(const void* data, uint32_t i) {
-  return read_bits<Bits128>(static_cast<const typename Format<dtype>::storage*>(data) + i);
+GMM_INLINE typename Format<dtype>::bits load128(const void* data, uint32_t i) {
+  return read_bits<typename Format<dtype>::bits>(static_cast<const typename Format<dtype>::storage*>(data) + i);
 }
 
 template <int32_t dtype>
-GMM_INLINE void store128(void* data, uint32_t i, const Bits128& bits) {
+GMM_INLINE void store128(void* data, uint32_t i, const typename Format<dtype>::bits& bits) {
   write_bits(static_cast<typename Format<dtype>::storage*>(data) + i, bits);
 }
 
 // The same where `data` is not nullptr, without a branch: the compiler would make a loop for each set of what is
 // wanted.
 template <int32_t dtype>
-GMM_INLINE void store128_if_wanted(void* data, uint32_t i, const Bits128& bits) {
+GMM_INLINE void store128_if_wanted(void* data, uint32_t i, const typename Format<dtype>::bits& vector) {
 #if defined(__CUDA_ARCH__)
+  Bits128 bits;
+  __builtin_memcpy(&bits, &vector, sizeof bits);
   const uint32_t wanted = data != nullptr;
   const size_t at = __cvta_generic_to_global(static_cast<typename Format<dtype>::storage*>(data) + i);
   asm volatile(
@@ -62,7 +64,7 @@ GMM_INLINE void store128_if_wanted(void* data, uint32_t i, const Bits128& bits) 
       : "r"(wanted), "l"(at), "r"(bits.word[0]), "r"(bits.word[1]), "r"(bits.word[2]), "r"(bits.word[3])
       : "memory");
 #else
-  if (data != nullptr) store128<dtype>(data, i, bits);
+  if (data != nullptr) store128<dtype>(data, i, vector);
 #endif
 }
 
@@ -86,8 +88,8 @@ GMM_INLINE T load_element(const void* data, int32_t dtype, uint32_t i) {
 template <class T>
 GMM_INLINE void load_four(const void* data, int32_t dtype, uint32_t i, uint32_t count, T (&values)[4]) {
   if (i + 4 <= count && dtype == GMM_FLOAT32 && is_aligned(data, 16)) {
-    const Bits128 bits = load128<GMM_FLOAT32>(data, i);
-    for (int j = 0; j < 4; ++j) values[j] = bits_float(bits.word[j]);
+    const Floats128 bits = load128<GMM_FLOAT32>(data, i);
+    for (int j = 0; j < 4; ++j) values[j] = bits.value[j];
   } else if (i + 4 <= count && dtype == GMM_FLOAT64 && is_aligned(data, 16)) {
     for (int j = 0; j < 4; j += 2) {
       const Bits128 bits = read_bits<Bits128>(static_cast<const double*>(data) + i + j);

@@ -8,28 +8,35 @@ namespace gmmkernel {
 namespace {
 
 // The first warp gathers what the tile needs.
-template <int32_t dtype, class T>
+template <bool more, int32_t sample_dtype, int32_t output_dtype, class T>
 __device__ __forceinline__ void prepare(const gmm_step_arguments& a, const Tiling& tiling, StepTile<T>& tile) {
-  if (threadIdx.x < gathering_lanes) gather<dtype>(a, tiling, here(), tile);
+  if (threadIdx.x < gathering_lanes) gather<more, sample_dtype, output_dtype>(a, tiling, here(), tile);
   __syncthreads();
 }
 
-// Blocks that share a multiprocessor: as many as the registers of loops without spills allow on every architecture.
-constexpr int resident_blocks = 3;
-
-template <int32_t dtype, bool guided>
-__global__ void __launch_bounds__(block_threads, guided ? 2 : resident_blocks)
-    step_common_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
+// The second number of the bounds: blocks that share a multiprocessor, as many as the registers of loops without spills
+// allow on every architecture.
+template <int32_t dtype>
+__global__ void __launch_bounds__(block_threads, 3)
+    step_plain_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<float> tile;
-  prepare<dtype>(a, tiling, tile);
-  step_common<dtype, guided>(a, tile, threadIdx.x);
+  prepare<false, dtype, dtype>(a, tiling, tile);
+  step_plain<dtype>(a, tile, threadIdx.x);
+}
+
+template <int32_t sample_dtype, int32_t output_dtype>
+__global__ void __launch_bounds__(block_threads, 2)
+    step_typed_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
+  __shared__ StepTile<float> tile;
+  prepare<true, sample_dtype, output_dtype>(a, tiling, tile);
+  step_typed<sample_dtype, output_dtype>(a, tile, threadIdx.x);
 }
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 2)
     step_any_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<T> tile;
-  prepare<any_dtype>(a, tiling, tile);
+  prepare<true, any_dtype, any_dtype>(a, tiling, tile);
   step_any(a, tile, threadIdx.x);
 }
 
@@ -38,7 +45,7 @@ __global__ void __launch_bounds__(block_threads, 2)
     step_density_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ SumRows rows) {
   __shared__ StepTile<T> tile;
   __shared__ DensitySum<T> sum;
-  prepare<any_dtype>(a, {a.elements, sum_tile}, tile);
+  prepare<true, any_dtype, any_dtype>(a, {a.elements, sum_tile}, tile);
   if (tile.kind == TileKind::nothing) return;
   step_scored(a, tile, threadIdx.x, sum);
   __syncthreads();
@@ -71,22 +78,20 @@ cudaError_t launch_scored(const gmm_step_arguments& a, cudaStream_t stream) {
 }
 
 template <int32_t dtype>
-const void* common_kernel(bool guided) {
-  return guided ? reinterpret_cast<const void*>(step_common_kernel<dtype, true>)
-                : reinterpret_cast<const void*>(step_common_kernel<dtype, false>);
+const void* plain_or_typed(bool plain, Types<dtype, dtype>) {
+  return plain ? reinterpret_cast<const void*>(step_plain_kernel<dtype>)
+               : reinterpret_cast<const void*>(step_typed_kernel<dtype, dtype>);
+}
+
+template <int32_t sample_dtype, int32_t output_dtype>
+const void* plain_or_typed(bool, Types<sample_dtype, output_dtype>) {
+  return reinterpret_cast<const void*>(step_typed_kernel<sample_dtype, output_dtype>);
 }
 
 const void* kernel_for(const gmm_step_arguments& a) {
-  const bool guided = a.model_output_uncond.data != nullptr;
-  if (is_common(a)) {
-    switch (a.sample.dtype) {
-      case GMM_BFLOAT16:
-        return common_kernel<GMM_BFLOAT16>(guided);
-      case GMM_FLOAT16:
-        return common_kernel<GMM_FLOAT16>(guided);
-      default:
-        return common_kernel<GMM_FLOAT32>(guided);
-    }
+  if (is_typed(a)) {
+    return with_types(a.sample.dtype, a.model_output.dtype,
+                      [&](auto types) { return plain_or_typed(is_plain(a), types); });
   }
   return a.sample.dtype == GMM_FLOAT64 ? reinterpret_cast<const void*>(step_any_kernel<double>)
                                        : reinterpret_cast<const void*>(step_any_kernel<float>);
@@ -98,8 +103,7 @@ cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaSt
   if (a.log_prob != nullptr) {
     return a.sample.dtype == GMM_FLOAT64 ? launch_scored<double>(a, stream) : launch_scored<float>(a, stream);
   }
-  const uint32_t per_pass = elements_per_pass(a, a.sample.dtype);
-  const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors);
   return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);
 }
 

@@ -3,8 +3,9 @@
 // barrier every thread goes over elements of the tile.
 #pragma once
 
-#include "cuda/draws.h"
-#include "cuda/operands.h"
+#include <type_traits>
+
+#include "cuda/elements.h"
 #include "cuda/sums_body.h"
 #include "gmmkernel/density.h"
 
@@ -20,12 +21,23 @@ enum class TileKind : uint32_t {
   mixed,     // anything else
 };
 
+enum class Clip : uint32_t {
+  none,   // both bounds are infinite
+  plain,  // neither is zero or NaN
+  exact,  // where comparisons and max.NaN differ
+};
+
+// For rows that clip nothing.
+struct FreeLanes : CudaLanes {
+  GMM_INLINE real at_least(real value, real) { return value; }
+  GMM_INLINE real at_most(real value, real) { return value; }
+};
+
 // What a step needs of one sample; pointers lead to the tile's first element.
 template <class T>
 struct alignas(16) StepTile {
-  PhiloxKeys keys;                 // in shared memory, lest the compiler work them out again for every element
-  uint64_t element;                // of the noise, the tile's first
-  uint32_t block_low, block_high;  // its Philox block
+  PhiloxKeys keys;   // in shared memory, lest the compiler work them out again for every element
+  uint64_t element;  // of the noise, the tile's first
   uint32_t step;
   TileKind kind;
   Row<T> row;
@@ -35,10 +47,14 @@ struct alignas(16) StepTile {
   const T* offset;  // nullptr: no mixture, or switched off by the row
   const T* std;
   const void* uncond;
+  const void* history[GMM_MAX_HISTORY];  // nullptr: none, or switched off by the row
+  void* prediction;
   int64_t sample, first;  // the tile's sample, and its first element of it
   uint32_t count;         // elements of the tile
   uint32_t std_count;     // of these, from the first, how many have a std in the table
-  bool noise, plain_bounds;
+  Clip clip;
+  bool noise, has_history;
+  bool aligned;  // to 16 bytes, whatever there is
 };
 
 // ---- the first warp ----
@@ -48,7 +64,26 @@ GMM_INLINE bool is_plain_bound(T bound) {
   return bound < 0 || bound > 0;
 }
 
-template <int32_t dtype, class T>
+template <bool more, class T>
+GMM_INLINE bool is_aligned_tile(const StepTile<T>& tile) {
+  const auto address = [](const void* data) { return reinterpret_cast<uintptr_t>(data); };  // of nothing: 0
+  uintptr_t all = address(tile.x) | address(tile.output) | address(tile.result);
+  all |= address(tile.offset) | address(tile.std);
+  if constexpr (more) {
+    all |= address(tile.uncond) | address(tile.prediction);
+    for (int h = 0; h < GMM_MAX_HISTORY; ++h) all |= address(tile.history[h]);
+  }
+  return all % 16 == 0;
+}
+
+template <class T>
+GMM_INLINE Clip clip_of(const Row<T>& row) {
+  if (!clips(row)) return Clip::none;
+  return is_plain_bound(row.clip_min) && is_plain_bound(row.clip_max) ? Clip::plain : Clip::exact;
+}
+
+// `more`: history, prediction and guidance may be there.
+template <bool more, int32_t sample_dtype, int32_t output_dtype, class T>
 GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const Place& place, StepTile<T>& tile) {
   const uint32_t lane = place.thread;
   const int64_t sample = place.sample();
@@ -61,9 +96,6 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
   const int64_t row_index = index_at(a.row, sample), step = index_at(a.step, sample);
   const int64_t shard = index_at(a.first_element, sample);
   const bool valid = row_index >= 0 && row_index < a.coefficient_rows && is_step(step) && shard >= 0;
-  const uint64_t element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(first), block = element / 4;
-  // Otherwise elements draw from two blocks, or the blocks' numbers carry into their upper word.
-  const bool plain_blocks = element % 4 == 0 && static_cast<uint32_t>(block) <= 0xFFFFFFFF - count / 4;
   const gmm_mixture& m = a.mixture;
   const uint32_t components = static_cast<uint32_t>(m.components);  // at most 1024
   int64_t component = valid ? 0 : -1;
@@ -77,7 +109,6 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
     if (lane == 0) {
       const bool shifted = components > 0 && row.offset != 0;
       const bool noise = (components > 0 && m.std_elements > 0) || row.sigma != 0;
-      const bool plain_bounds = is_plain_bound(row.clip_min) && is_plain_bound(row.clip_max);
       uint32_t std_count = 0;
       tile.offset = nullptr;
       tile.std = nullptr;
@@ -86,41 +117,52 @@ GMM_INLINE void gather(const gmm_step_arguments& a, const Tiling& tiling, const 
                                 (m.std_components == 1 ? 0 : component);
         const int64_t left = m.std_elements - first;
         std_count = left <= 0 ? 0 : left < count ? static_cast<uint32_t>(left) : count;
-        tile.std = static_cast<const T*>(m.std) + std_row * m.std_elements + first;
+        if (std_count > 0) tile.std = static_cast<const T*>(m.std) + std_row * m.std_elements + first;
       }
       if (shifted) {
         const int64_t offset_row = table_row(m.offset_rows, row_index) * components + component;
         tile.offset = static_cast<const T*>(m.offsets) + offset_row * a.elements + first;
       }
+      tile.has_history = false;
+      for (int h = 0; more && h < GMM_MAX_HISTORY; ++h) {
+        tile.history[h] = row.history[h] == 0 ? nullptr : present_at<sample_dtype>(a.history[h], sample, first);
+        tile.has_history = tile.has_history || tile.history[h] != nullptr;
+      }
       kind = TileKind::mixed;
-      if (noise && plain_bounds && plain_blocks) {
+      if (noise) {
         if (shifted && std_count == count) kind = TileKind::mixture;
         if (std_count == 0) kind = shifted ? TileKind::shifted : TileKind::gaussian;
       }
       tile.keys = keys;
       tile.std_count = std_count;
       tile.noise = noise;
-      tile.plain_bounds = plain_bounds;
+      tile.clip = clip_of(row);
     }
   }
   if (lane != 0) return;
-  tile.element = element;
-  tile.block_low = static_cast<uint32_t>(block);
-  tile.block_high = static_cast<uint32_t>(block >> 32);
+  tile.element = static_cast<uint64_t>(shard) + static_cast<uint64_t>(first);
   tile.step = static_cast<uint32_t>(step);
   tile.kind = kind;
   tile.sample = sample;
   tile.first = first;
   tile.count = count;
-  tile.x = sample_at<dtype>(a.sample, sample, first);
-  tile.output = sample_at<dtype>(a.model_output, sample, first);
-  tile.uncond =
-      a.model_output_uncond.data == nullptr ? nullptr : sample_at<dtype>(a.model_output_uncond, sample, first);
-  tile.result = sample_at<dtype>(a.result, sample, first);
+  tile.x = sample_at<sample_dtype>(a.sample, sample, first);
+  tile.output = sample_at<output_dtype>(a.model_output, sample, first);
+  tile.result = sample_at<sample_dtype>(a.result, sample, first);
+  tile.uncond = nullptr;
+  tile.prediction = nullptr;
+  if constexpr (more) {
+    tile.uncond = present_at<output_dtype>(a.model_output_uncond, sample, first);
+    if (a.prediction_kind != GMM_PREDICTION_NONE)
+      tile.prediction = sample_at<sample_dtype>(a.prediction, sample, first);
+  }
+  tile.aligned = kind == TileKind::invalid || is_aligned_tile<more>(tile);
   if (a.components != nullptr && place.tile == 0) a.components[sample] = component;
 }
 
 // ---- then every thread ----
+
+// ---- the fast steps: one type, neither history nor prediction nor guidance, and the same asked of every vector ----
 
 // n entries of a row of offsets or std.
 template <int n>
@@ -128,81 +170,42 @@ GMM_INLINE void load_table(const float* row, uint32_t i, float* values) {
   for (int j = 0; j < n; j += 4) Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(row, i + j), values + j);
 }
 
-// ---- the common steps: one type, everything aligned to 16 bytes, no history, no prediction ----
-
-// What a vector of the result is made of.
-struct VectorInputs {
-  Bits128 x, output, uncond;  // the last where there is a guidance pair
-};
-
-template <int32_t dtype, bool guided>
-GMM_INLINE VectorInputs load_inputs(const void* x, const void* output, const void* uncond, uint32_t i) {
-  VectorInputs inputs = {load128<dtype>(x, i), load128<dtype>(output, i), {}};
-  if constexpr (guided) inputs.uncond = load128<dtype>(uncond, i);
-  return inputs;
-}
-
-template <int32_t dtype, bool guided>
-GMM_INLINE void predict_vector(const Row<float>& row, bool plain_bounds, const VectorInputs& inputs, float* y) {
-  constexpr int n = Format<dtype>::count;
-  float x[n], o[n];
-  Format<dtype>::unpack(inputs.x, x);
-  Format<dtype>::unpack(inputs.output, o);
-  if constexpr (guided) {
-    float u[n];
-    Format<dtype>::unpack(inputs.uncond, u);
-    for (int j = 0; j < n; ++j) o[j] = guide<CudaLanes>(row, u[j], o[j]);
-  }
-  if (plain_bounds) {
-    for (int j = 0; j < n; ++j) y[j] = predict_x0<CudaLanes>(row, x[j], o[j]);
-  } else {
-    for (int j = 0; j < n; ++j) y[j] = predict_x0<ScalarLanes>(row, x[j], o[j]);
-  }
-  for (int j = 0; j < n; ++j) y[j] = predict_mean<CudaLanes>(row, x[j], o[j], y[j]);
-}
-
-// y += std * noise for the vector whose noise begins with the given block.
-template <int n>
-GMM_INLINE void add_noise(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
-                          const float* std, float* y) {
-  for (int j = 0; j < n; j += 4) {
-    float z[4];
-    draw_normals(keys, block_low + j / 4, block_high, step, Stream::transition, z);
-    for (int e = 0; e < 4; ++e) y[j + e] = CudaLanes::fma(std[j + e], z[e], y[j + e]);
-  }
-}
-
-// All vectors of a tile of kind `mixture`, `shifted` or `gaussian`.
-template <int32_t dtype, bool guided, bool shifted, bool table>
-GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) {
+// The first `end` elements of an aligned tile of kind `mixture`, `shifted` or `gaussian`, a multiple of 8.
+template <int32_t dtype, class Lanes, bool shifted, bool table>
+GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t thread) {
   constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
-  constexpr int unroll = (guided ? 8 : 16) / n;
+  constexpr int unroll = 16 / n;
   const Row<float> row = tile.row;
   const PhiloxKeys keys = tile.keys;
-  const uint32_t block_high = tile.block_high, step = tile.step, i = n * thread;
-  uint32_t block = tile.block_low + i / 4;
-  int32_t left = static_cast<int32_t>(tile.count - i);
+  const uint32_t block_high = static_cast<uint32_t>(tile.element / 4 >> 32), step = tile.step, i = n * thread;
+  uint32_t block = static_cast<uint32_t>(tile.element / 4) + i / 4;
+  int32_t left = static_cast<int32_t>(end - i);
   using Storage = typename Format<dtype>::storage;
   const Storage* x = static_cast<const Storage*>(tile.x) + i;
   const Storage* output = static_cast<const Storage*>(tile.output) + i;
-  const Storage* uncond = guided ? static_cast<const Storage*>(tile.uncond) + i : nullptr;
   Storage* result = static_cast<Storage*>(tile.result) + i;
   const float* offset = shifted ? tile.offset + i : nullptr;
   const float* std = table ? tile.std + i : nullptr;
 
   const auto one = [&](uint32_t ahead) {
-    float y[n], other[n];
-    predict_vector<dtype, guided>(row, true, load_inputs<dtype, guided>(x, output, uncond, ahead), y);
+    float y[n], o[n], other[n];
+    Format<dtype>::unpack(load128<dtype>(x, ahead), y);
+    Format<dtype>::unpack(load128<dtype>(output, ahead), o);
+    for (uint32_t j = 0; j < n; ++j) y[j] = predict_mean<Lanes>(row, y[j], o[j], predict_x0<Lanes>(row, y[j], o[j]));
     if constexpr (shifted) {
       load_table<n>(offset, ahead, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(row.offset, other[j], y[j]);
+      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
     }
     if constexpr (table) {
       load_table<n>(std, ahead, other);
     } else {
       for (uint32_t j = 0; j < n; ++j) other[j] = row.sigma;
     }
-    add_noise<n>(keys, block + ahead / 4, block_high, step, other, y);
+    for (uint32_t j = 0; j < n; j += 4) {
+      float z[4];
+      draw_normals(keys, block + (ahead + j) / 4, block_high, step, Stream::transition, z);
+      for (uint32_t e = 0; e < 4; ++e) y[j + e] = Lanes::fma(other[j + e], z[e], y[j + e]);
+    }
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
@@ -210,51 +213,18 @@ GMM_INLINE void step_same_vectors(const StepTile<float>& tile, uint32_t thread) 
     block += by / 4;
     x += by;
     output += by;
-    if constexpr (guided) uncond += by;
     result += by;
     if constexpr (shifted) offset += by;
     if constexpr (table) std += by;
   };
-  if constexpr (unroll > 1) {
-    for (; left > static_cast<int32_t>((unroll - 1) * stride); go_on(unroll * stride)) {
-      GMM_UNROLL(4)
-      for (int u = 0; u < unroll; ++u) one(u * stride);
-    }
+  for (; left > static_cast<int32_t>((unroll - 1) * stride); go_on(unroll * stride)) {
+    GMM_UNROLL(4)
+    for (int u = 0; u < unroll; ++u) one(u * stride);
   }
   for (; left > 0; go_on(stride)) one(0);
 }
 
-// All vectors of a tile of kind `mixed`.
-template <int32_t dtype, bool guided>
-GMM_INLINE void step_mixed_vectors(const StepTile<float>& tile, uint32_t thread) {
-  constexpr uint32_t n = Format<dtype>::count;
-  for (uint32_t i = n * thread; i < tile.count; i += n * block_threads) {
-    float y[n], other[n];
-    const VectorInputs inputs = load_inputs<dtype, guided>(tile.x, tile.output, tile.uncond, i);
-    predict_vector<dtype, guided>(tile.row, tile.plain_bounds, inputs, y);
-    if (tile.offset != nullptr) {
-      load_table<n>(tile.offset, i, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = CudaLanes::fma(tile.row.offset, other[j], y[j]);
-    }
-    for (uint32_t j = 0; tile.noise && j < n; j += 4) {
-      const uint32_t at = i + j;
-      float z[4];
-      draw_normals_from(tile.keys, tile.element + at, tile.step, Stream::transition, z);
-      for (uint32_t e = 0; e < 4; ++e) {
-        const float std = at + e < tile.std_count ? global(tile.std)[at + e] : tile.row.sigma;
-        y[j + e] = CudaLanes::fma(std, z[e], y[j + e]);
-      }
-    }
-    store128<dtype>(tile.result, i, Format<dtype>::pack(y));
-  }
-}
-
-// ---- any step: each operand's type and alignment are looked at as it is read ----
-
-template <class T>
-GMM_INLINE void* prediction_at(const gmm_step_arguments& a, const StepTile<T>& tile) {
-  return advance(a.prediction.data, tile.sample * a.prediction.batch_stride + tile.first, a.prediction.dtype);
-}
+// ---- any step ----
 
 // A number as a tensor of the type holds it.
 template <class T>
@@ -270,93 +240,152 @@ GMM_INLINE T rounded(T value, int32_t dtype) {
   return value;
 }
 
-// What is left of the mean of a step's distribution is returned in `distance` where it is wanted: the result, as it was
-// rounded, less the mean.
-template <bool scored, class T>
-GMM_INLINE void step_four(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t i, T (&distance)[4]) {
+template <class Lanes, class T, uint32_t n>
+GMM_INLINE void predict_all(const Row<T>& row, const T (&x)[n], const T (&o)[n], T (&x0)[n]) {
+  for (uint32_t j = 0; j < n; ++j) x0[j] = predict_x0<Lanes>(row, x[j], o[j]);
+}
+
+// Neighbouring elements of the tile, read and written as `at` says; `more`: history, prediction and guidance may be
+// there. What is left of the mean of the step's distribution is returned in `distance` where it is wanted: the result,
+// as it was rounded, less the mean.
+template <bool scored, bool more, class T, class Elements>
+GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& tile, const Row<T>& row,
+                              const PhiloxKeys& keys, const Elements& at, T (&distance)[Elements::n]) {
   using Lanes = typename LanesOf<T>::type;
-  constexpr int32_t table_dtype = sizeof(T) == 8 ? GMM_FLOAT64 : GMM_FLOAT32;
-  const Row<T>& row = tile.row;
-  T x[4], o[4], x0[4], y[4], other[4];
-  load_four(tile.x, a.sample.dtype, i, tile.count, x);
-  load_four(tile.output, a.model_output.dtype, i, tile.count, o);
-  if (tile.uncond != nullptr) {
-    load_four(tile.uncond, a.model_output_uncond.dtype, i, tile.count, other);
-    for (int j = 0; j < 4; ++j) o[j] = guide<Lanes>(row, other[j], o[j]);
+  constexpr uint32_t n = Elements::n;
+  T x[n], o[n], x0[n], y[n], other[n];
+  const auto x_bits = at.template read<TypeOf::sample>(tile.x, a.sample.dtype);
+  const auto o_bits = at.template read<TypeOf::model_output>(tile.output, a.model_output.dtype);
+  at.template unpack<TypeOf::sample>(x_bits, x);
+  at.template unpack<TypeOf::model_output>(o_bits, o);
+  if (more && tile.uncond != nullptr) {
+    const auto bits = at.template read<TypeOf::model_output>(tile.uncond, a.model_output_uncond.dtype);
+    at.template unpack<TypeOf::model_output>(bits, other);
+    for (uint32_t j = 0; j < n; ++j) o[j] = guide<Lanes>(row, other[j], o[j]);
   }
-  for (int j = 0; j < 4; ++j) {
-    x0[j] = predict_x0<Lanes>(row, x[j], o[j]);
-    y[j] = predict_mean<Lanes>(row, x[j], o[j], x0[j]);
+  if (n == 4 || tile.clip == Clip::exact) {
+    predict_all<Lanes>(row, x, o, x0);
+  } else if (tile.clip == Clip::plain) {
+    predict_all<CudaLanes>(row, x, o, x0);
+  } else {
+    predict_all<FreeLanes>(row, x, o, x0);
   }
-  GMM_UNROLL(4)
-  for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
-    const gmm_input& stored = a.history[h];
-    if (stored.data == nullptr || row.history[h] == 0) continue;
-    load_four(advance(stored.data, tile.sample * stored.batch_stride + tile.first, stored.dtype), stored.dtype, i,
-              tile.count, other);
-    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.history[h], other[j], y[j]);
-  }
-  T mean[4];
-  for (int j = 0; j < 4; ++j) mean[j] = y[j];
-  if (tile.offset != nullptr) {
-    load_four(tile.offset, table_dtype, i, tile.count, other);
-    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
-  }
-  if (a.prediction_kind != GMM_PREDICTION_NONE) {
-    if (a.prediction_kind == GMM_PREDICTION_EPSILON) {
-      for (int j = 0; j < 4; ++j) x0[j] = predict_epsilon<Lanes>(row, x[j], o[j]);
-    } else if (a.prediction_kind == GMM_PREDICTION_MODEL_OUTPUT) {
-      for (int j = 0; j < 4; ++j) x0[j] = o[j];
-    } else if (a.prediction_kind == GMM_PREDICTION_MEAN) {
-      for (int j = 0; j < 4; ++j) x0[j] = mean[j];
+  for (uint32_t j = 0; j < n; ++j) y[j] = predict_mean<Lanes>(row, x[j], o[j], x0[j]);
+  if (more && tile.has_history) {
+    GMM_UNROLL(4)
+    for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
+      if (tile.history[h] == nullptr) continue;
+      const auto bits = at.template read<TypeOf::sample>(tile.history[h], a.history[h].dtype);
+      at.template unpack<TypeOf::sample>(bits, other);
+      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.history[h], other[j], y[j]);
     }
-    store_four(prediction_at(a, tile), a.prediction.dtype, i, tile.count, x0);
+  }
+  if constexpr (scored) {
+    for (uint32_t j = 0; j < n; ++j) distance[j] = y[j];
+  }
+  if (more && tile.prediction != nullptr) {
+    if (a.prediction_kind == GMM_PREDICTION_X0) {
+      at.template write<TypeOf::sample>(tile.prediction, a.prediction.dtype, x0);
+    } else {
+      for (uint32_t j = 0; j < n; ++j) {
+        const bool mean = a.prediction_kind == GMM_PREDICTION_MEAN;
+        const bool epsilon = a.prediction_kind == GMM_PREDICTION_EPSILON;
+        other[j] = mean ? y[j] : epsilon ? predict_epsilon<Lanes>(row, x[j], o[j]) : o[j];
+      }
+      at.template write<TypeOf::sample>(tile.prediction, a.prediction.dtype, other);
+    }
+  }
+  if (tile.offset != nullptr) {
+    at.read_table(tile.offset, tile.count, other);
+    for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
   }
   if (tile.noise) {
-    float z[4];
-    draw_normals_from(tile.keys, tile.element + i, tile.step, Stream::transition, z);
-    load_four(tile.std, table_dtype, i, tile.std_count, other);
-    for (int j = 0; j < 4; ++j) y[j] = Lanes::fma(i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
+    float z[n];
+    at.draw(keys, tile.element, tile.step, Stream::transition, z);
+    if (at.i + n <= tile.std_count) {
+      at.read_table(tile.std, tile.std_count, other);
+      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(other[j], T(z[j]), y[j]);
+    } else if (at.i < tile.std_count) {
+      at.read_table(tile.std, tile.std_count, other);
+      for (uint32_t j = 0; j < n; ++j) {
+        y[j] = Lanes::fma(at.i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
+      }
+    } else {
+      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.sigma, T(z[j]), y[j]);
+    }
   }
-  store_four(tile.result, a.result.dtype, i, tile.count, y);
+  at.template write<TypeOf::sample>(tile.result, a.result.dtype, y);
   if constexpr (scored) {
-    for (int j = 0; j < 4; ++j) distance[j] = Lanes::sub(rounded(y[j], a.result.dtype), mean[j]);
+    for (uint32_t j = 0; j < n; ++j) distance[j] = Lanes::sub(rounded(y[j], a.result.dtype), distance[j]);
   }
 }
 
 // ---- a whole tile ----
 
-template <class T>
+template <int32_t dtype, class T>
 GMM_INLINE void fill_with_nan(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
   const T nan = static_cast<T>(bits_float(0x7FC00000));
   const T values[4] = {nan, nan, nan, nan};
+  GMM_NO_UNROLL
   for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
-    store_four(tile.result, a.result.dtype, i, tile.count, values);
-    if (a.prediction_kind == GMM_PREDICTION_NONE) continue;
-    store_four(prediction_at(a, tile), a.prediction.dtype, i, tile.count, values);
+    const FourElements<T, dtype, dtype> at = {i, tile.count};
+    at.template write<TypeOf::sample>(tile.result, a.result.dtype, values);
+    if (tile.prediction != nullptr) at.template write<TypeOf::sample>(tile.prediction, a.prediction.dtype, values);
   }
 }
 
-template <int32_t dtype, bool guided>
-GMM_INLINE void step_common(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t thread) {
-  switch (tile.kind) {
-    case TileKind::mixture:
-      step_same_vectors<dtype, guided, true, true>(tile, thread);
-      break;
-    case TileKind::shifted:
-      step_same_vectors<dtype, guided, true, false>(tile, thread);
-      break;
-    case TileKind::gaussian:
-      step_same_vectors<dtype, guided, false, false>(tile, thread);
-      break;
-    case TileKind::mixed:
-      step_mixed_vectors<dtype, guided>(tile, thread);
-      break;
-    case TileKind::invalid:
-      fill_with_nan(a, tile, thread);
-      break;
-    case TileKind::nothing:
-      break;
+// The elements of the tile from the given one on, which is a multiple of 8: eight at a time, but what is not aligned or
+// too few for that.
+template <int32_t sample_dtype, int32_t output_dtype, bool more>
+GMM_INLINE void step_known(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t from, uint32_t thread) {
+  const uint32_t end = tile.aligned ? tile.count / 8 * 8 : 0;
+  float eight[8], four[4];
+  GMM_NO_UNROLL
+  for (uint32_t i = from + 8 * thread; i < end; i += 8 * block_threads) {
+    const EightElements<sample_dtype, output_dtype> at = {i};
+    step_elements<false, more>(a, tile, tile.row, tile.keys, at, eight);
+  }
+  GMM_NO_UNROLL
+  for (uint32_t i = (tile.aligned ? end : from) + 4 * thread; i < tile.count; i += 4 * block_threads) {
+    const FourElements<float, sample_dtype, output_dtype> at = {i, tile.count};
+    step_elements<false, more>(a, tile, tile.row, tile.keys, at, four);
+  }
+}
+
+// A step of one type, without history, prediction and guidance, where noise begins with a Philox block.
+template <int32_t dtype>
+GMM_INLINE void step_plain(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t thread) {
+  if (tile.kind == TileKind::nothing) return;
+  if (tile.kind == TileKind::invalid) {
+    fill_with_nan<dtype>(a, tile, thread);
+    return;
+  }
+  uint32_t from = 0;
+  if (tile.aligned && tile.clip != Clip::exact && tile.kind != TileKind::mixed) {
+    from = tile.count / 8 * 8;
+    const bool free = tile.clip == Clip::none;
+    if (tile.kind == TileKind::mixture) {
+      free ? step_fast<dtype, FreeLanes, true, true>(tile, from, thread)
+           : step_fast<dtype, CudaLanes, true, true>(tile, from, thread);
+    } else if (tile.kind == TileKind::shifted) {
+      free ? step_fast<dtype, FreeLanes, true, false>(tile, from, thread)
+           : step_fast<dtype, CudaLanes, true, false>(tile, from, thread);
+    } else {
+      free ? step_fast<dtype, FreeLanes, false, false>(tile, from, thread)
+           : step_fast<dtype, CudaLanes, false, false>(tile, from, thread);
+    }
+  }
+  step_known<dtype, dtype, false>(a, tile, from, thread);
+}
+
+// A step of types known when compiling, where noise begins with a Philox block.
+template <int32_t sample_dtype, int32_t output_dtype>
+GMM_INLINE void step_typed(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t thread) {
+  if (tile.kind == TileKind::nothing) return;
+  if (tile.kind == TileKind::invalid) {
+    fill_with_nan<sample_dtype>(a, tile, thread);
+  } else {
+    step_known<sample_dtype, output_dtype, true>(a, tile, 0, thread);
   }
 }
 
@@ -364,11 +393,14 @@ template <class T>
 GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, uint32_t thread) {
   if (tile.kind == TileKind::nothing) return;
   if (tile.kind == TileKind::invalid) {
-    fill_with_nan(a, tile, thread);
+    fill_with_nan<any_dtype>(a, tile, thread);
     return;
   }
   T nothing[4];
-  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) step_four<false>(a, tile, i, nothing);
+  for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
+    step_elements<false, true>(a, tile, tile.row, tile.keys, FourElements<T, any_dtype, any_dtype>{i, tile.count},
+                               nothing);
+  }
 }
 
 // ---- a tile of 1024 with the sum that the log-density of its result is made of, in four steps with a barrier after
@@ -387,9 +419,10 @@ GMM_INLINE void step_scored(const gmm_step_arguments& a, const StepTile<T>& tile
   T distance[4] = {};
   T inverse = 0, log_std = 0;
   if (!valid) {
-    fill_with_nan(a, tile, thread);
+    fill_with_nan<any_dtype>(a, tile, thread);
   } else if (i < tile.count) {
-    step_four<true>(a, tile, i, distance);
+    step_elements<true, true>(a, tile, tile.row, tile.keys, FourElements<T, any_dtype, any_dtype>{i, tile.count},
+                              distance);
     inverse = Lanes::div(T(1), tile.row.sigma);
     log_std = logarithm<Lanes>(tile.row.sigma);
   }

@@ -34,11 +34,11 @@ GMM_INLINE bool is_aligned(const void* data, uint32_t bytes) { return reinterpre
 
 // ---- decided on the host, once a launch ----
 
-// As many elements a thread as leave each multiprocessor two rounds of blocks, 32 at most: a thread's first element
+// As many elements a thread as leave each multiprocessor two rounds of blocks, 64 at most: a thread's first element
 // costs about as much as ten more.
 inline Tiling tiling_of(int64_t batch, int64_t elements, uint32_t per_pass, int multiprocessors) {
   const int64_t wanted = static_cast<int64_t>(multiprocessors) * 8;
-  uint32_t tile = 32 * block_threads;
+  uint32_t tile = 64 * block_threads;
   while (tile > per_pass && batch * ((elements + tile - 1) / tile) < wanted) tile /= 2;
   return {elements, tile};
 }
@@ -60,25 +60,48 @@ inline bool begins_with_block(const gmm_index& first_element, int64_t elements) 
          elements < largest - first_element.value;
 }
 
-// Whether a step is one for which there are kernels without branches: one type, everything aligned to 16 bytes, no
-// history, no prediction.
-inline bool is_common(const gmm_step_arguments& a) {
-  const int32_t dtype = a.sample.dtype;
-  if (dtype == GMM_FLOAT64 || a.prediction_kind != GMM_PREDICTION_NONE || a.log_prob != nullptr) return false;
+// Two types known when compiling: the sample's and the model output's.
+template <int32_t sample, int32_t model_output>
+struct Types {};
+
+// Calls `visit` with the types, of which none is float64.
+template <class Visit>
+auto with_types(int32_t sample, int32_t model_output, Visit&& visit) {
+  if (sample == GMM_BFLOAT16) {
+    return model_output == GMM_BFLOAT16 ? visit(Types<GMM_BFLOAT16, GMM_BFLOAT16>())
+                                        : visit(Types<GMM_BFLOAT16, GMM_FLOAT32>());
+  }
+  if (sample == GMM_FLOAT16) {
+    return model_output == GMM_FLOAT16 ? visit(Types<GMM_FLOAT16, GMM_FLOAT16>())
+                                       : visit(Types<GMM_FLOAT16, GMM_FLOAT32>());
+  }
+  if (model_output == GMM_BFLOAT16) return visit(Types<GMM_FLOAT32, GMM_BFLOAT16>());
+  if (model_output == GMM_FLOAT16) return visit(Types<GMM_FLOAT32, GMM_FLOAT16>());
+  return visit(Types<GMM_FLOAT32, GMM_FLOAT32>());
+}
+
+// Whether types are those of sample and model output alone, none of them float64, and noise begins with a Philox block:
+// what a kernel of known types takes.
+inline bool is_typed(const gmm_step_arguments& a) {
+  if (a.sample.dtype == GMM_FLOAT64 || !begins_with_block(a.first_element, a.elements)) return false;
+  const gmm_input& uncond = a.model_output_uncond;
+  if (uncond.data != nullptr && uncond.dtype != a.model_output.dtype) return false;
+  for (const gmm_input& stored : a.history) {
+    if (stored.data != nullptr && stored.dtype != a.sample.dtype) return false;
+  }
+  return true;
+}
+
+// Whether such a step is the plainest: one type, without history, prediction or guidance.
+inline bool is_plain(const gmm_step_arguments& a) {
   for (const gmm_input& stored : a.history) {
     if (stored.data != nullptr) return false;
   }
-  for (const gmm_input* input : {&a.sample, &a.model_output, &a.model_output_uncond}) {
-    if (input->data == nullptr) continue;
-    if (input->dtype != dtype || !is_vector(input->data, a.batch, input->batch_stride, dtype)) return false;
-  }
-  if (!is_vector(a.result.data, a.batch, a.result.batch_stride, dtype)) return false;
-  if (a.elements * size_of(dtype) % 16 != 0) return false;
-  const gmm_mixture& m = a.mixture;
-  return m.components == 0 || (is_aligned(m.offsets, 16) && is_aligned(m.std, 16) && m.std_elements % 4 == 0);
+  return a.model_output.dtype == a.sample.dtype && a.model_output_uncond.data == nullptr &&
+         a.prediction_kind == GMM_PREDICTION_NONE;
 }
 
-// The same of gradients: elementwise ones, none of a prediction or a history, no sums.
+// Whether gradients are elementwise ones of one type, none of a prediction or a history, everything aligned.
 inline bool is_common(const gmm_step_backward_arguments& b) {
   const gmm_step_arguments& a = b.step;
   const int32_t dtype = a.sample.dtype;
@@ -127,6 +150,11 @@ inline bool is_common(const gmm_normal_arguments& a) {
 }
 
 // Elements that a block's threads take at once.
+inline uint32_t elements_per_pass(const gmm_step_arguments& a) {
+  const bool eight = is_typed(a) && !(is_plain(a) && a.sample.dtype == GMM_FLOAT32);
+  return block_threads * (eight ? 8 : 4);
+}
+
 template <class Arguments>
 uint32_t elements_per_pass(const Arguments& a, int32_t dtype) {
   return block_threads * (is_common(a) && size_of(dtype) == 2 ? 8 : 4);

@@ -46,25 +46,32 @@ void for_blocks(int64_t batch, const Tiling& tiling, Body&& body) {
   }
 }
 
-template <int32_t dtype, class T, class Body>
+template <bool more, int32_t sample_dtype, int32_t output_dtype, class T, class Body>
 void emulate_blocks(const gmm_step_arguments& a, const Tiling& tiling, Body&& body) {
   for_blocks(a.batch, tiling, [&](const Place& place) {
     StepTile<T> tile;
     std::memset(static_cast<void*>(&tile), 0xA5, sizeof tile);  // shared memory is not cleared either
-    gather<dtype>(a, tiling, place, tile);
+    gather<more, sample_dtype, output_dtype>(a, tiling, place, tile);
     for (uint32_t thread = 0; thread < block_threads; ++thread) body(tile, thread);
   });
 }
 
-template <int32_t dtype>
-void emulate_common(const gmm_step_arguments& a, const Tiling& tiling) {
-  emulate_blocks<dtype, float>(a, tiling, [&](const StepTile<float>& tile, uint32_t thread) {
-    if (a.model_output_uncond.data != nullptr) {
-      step_common<dtype, true>(a, tile, thread);
-    } else {
-      step_common<dtype, false>(a, tile, thread);
+template <int32_t sample_dtype, int32_t output_dtype>
+void emulate_typed(const gmm_step_arguments& a, const Tiling& tiling, Types<sample_dtype, output_dtype>) {
+  if constexpr (sample_dtype == output_dtype) {
+    if (is_plain(a)) {
+      return emulate_blocks<false, sample_dtype, output_dtype, float>(
+          a, tiling, [&](const auto& tile, uint32_t thread) { step_plain<sample_dtype>(a, tile, thread); });
     }
-  });
+  }
+  emulate_blocks<true, sample_dtype, output_dtype, float>(
+      a, tiling, [&](const auto& tile, uint32_t thread) { step_typed<sample_dtype, output_dtype>(a, tile, thread); });
+}
+
+template <class T>
+void emulate_any(const gmm_step_arguments& a, const Tiling& tiling) {
+  emulate_blocks<true, any_dtype, any_dtype, T>(a, tiling,
+                                                [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
 }
 
 template <class T>
@@ -74,7 +81,7 @@ void emulate_scored(const gmm_step_arguments& a) {
     StepTile<T> tile;
     DensitySum<T> sum;
     std::memset(static_cast<void*>(&tile), 0xA5, sizeof tile);
-    gather<any_dtype>(a, {a.elements, sum_tile}, place, tile);
+    gather<true, any_dtype, any_dtype>(a, {a.elements, sum_tile}, place, tile);
     for (uint32_t t = 0; t < block_threads; ++t) step_scored(a, tile, t, sum);
     for (uint32_t t = 0; t < block_threads; ++t) sum_terms(t, sum);
     for (uint32_t t = 0; t < block_threads; ++t) sum_quarters(t, sum);
@@ -89,23 +96,14 @@ void emulate_scored(const gmm_step_arguments& a) {
 // What launch_step runs on a device with so many multiprocessors.
 inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
   if (a.batch == 0) return;
-  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.sample.dtype), multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors);
+  const bool wide = a.sample.dtype == GMM_FLOAT64;
   if (a.log_prob != nullptr) {
-    a.sample.dtype == GMM_FLOAT64 ? emulate_scored<double>(a) : emulate_scored<float>(a);
-  } else if (!is_common(a)) {
-    if (a.sample.dtype == GMM_FLOAT64) {
-      emulate_blocks<any_dtype, double>(a, tiling,
-                                        [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
-    } else {
-      emulate_blocks<any_dtype, float>(a, tiling,
-                                       [&](const auto& tile, uint32_t thread) { step_any(a, tile, thread); });
-    }
-  } else if (a.sample.dtype == GMM_BFLOAT16) {
-    emulate_common<GMM_BFLOAT16>(a, tiling);
-  } else if (a.sample.dtype == GMM_FLOAT16) {
-    emulate_common<GMM_FLOAT16>(a, tiling);
+    wide ? emulate_scored<double>(a) : emulate_scored<float>(a);
+  } else if (is_typed(a)) {
+    with_types(a.sample.dtype, a.model_output.dtype, [&](auto types) { emulate_typed(a, tiling, types); });
   } else {
-    emulate_common<GMM_FLOAT32>(a, tiling);
+    wide ? emulate_any<double>(a, tiling) : emulate_any<float>(a, tiling);
   }
 }
 

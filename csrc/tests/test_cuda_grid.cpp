@@ -11,12 +11,13 @@ namespace {
 
 constexpr unsigned char poison = 0xA5, another = 0x5A;
 
-int common_steps = 0, other_steps = 0;
+int plain_steps = 0, typed_steps = 0, other_steps = 0;
 
 void compare(const StepOptions& options, uint64_t seed, int multiprocessors) {
   StepCase expected(options, seed, poison), got(options, seed, another);
   step_plainly(expected);
-  ++(gmmkernel::is_common(got.arguments) ? common_steps : other_steps);
+  const bool typed = gmmkernel::is_typed(got.arguments) && got.arguments.log_prob == nullptr;
+  ++(!typed ? other_steps : gmmkernel::is_plain(got.arguments) ? plain_steps : typed_steps);
   gmmkernel::emulate_step(got.arguments, multiprocessors);
   CHECK(same_outcome(got, expected),
         "seed %llu: %lld x %lld + %lld, dtypes %d %d, guidance %d, history %d, K %lld, std %lld",
@@ -26,19 +27,36 @@ void compare(const StepOptions& options, uint64_t seed, int multiprocessors) {
   CHECK(got.result.padding_is(another) && got.prediction.padding_is(another), "wrote between samples");
 }
 
-// Steps for which there are kernels of their own, at sizes around a block's vectors and tiles.
-void test_common_steps() {
+// Steps of one type and nothing more, at sizes around a block's vectors and tiles.
+void test_plain_steps() {
   TestRandom random(50);
   uint64_t seed = 5000;
-  for (const int64_t elements : {8, 16, 64, 1000, 1024, 2040, 2048, 4096, 8192, 8200, 16384, 20000}) {
+  for (const int64_t elements : {8, 16, 64, 1000, 1024, 2040, 2048, 4099, 8192, 8200, 16384, 20001}) {
     for (int n = 0; n < 30; ++n) {
       StepOptions options = random_options(random, 1 + n % 3, elements);
       options.dtype = options.output_dtype = n % 3;
       options.history = 0;
+      options.guidance = false;
       options.scored = false;
       options.prediction_kind = GMM_PREDICTION_NONE;
       options.padding = 0;
       if (n % 2 == 0 && options.components > 0) options.std_elements = elements;
+      compare(options, ++seed, n % 4 == 0 ? 1 : 132);
+    }
+  }
+}
+
+// Whatever else there is beside one or two types, in the sizes of whole vectors and in others.
+void test_typed_steps() {
+  TestRandom random(52);
+  uint64_t seed = 7000;
+  for (const int64_t elements : {1, 8, 63, 1000, 2048, 4099, 16384}) {
+    for (int n = 0; n < 42; ++n) {
+      StepOptions options = random_options(random, 1 + n % 3, elements);
+      options.dtype = n % 3;
+      options.output_dtype = n % 2 == 0 ? options.dtype : options.dtype == GMM_FLOAT32 ? 1 + n % 4 / 2 : GMM_FLOAT32;
+      options.history_dtype = options.dtype;
+      options.scored = false;
       compare(options, ++seed, n % 4 == 0 ? 1 : 132);
     }
   }
@@ -173,18 +191,19 @@ void test_tiling() {
   for (const int64_t elements : {1, 1000, 16384, 1 << 20}) {
     for (const int64_t batch : {1, 16, 4096}) {
       const gmmkernel::Tiling t = gmmkernel::tiling_of(batch, elements, 1024, 132);
-      CHECK((t.tile_elements & (t.tile_elements - 1)) == 0 && t.tile_elements >= 1024 && t.tile_elements <= 8192,
+      CHECK((t.tile_elements & (t.tile_elements - 1)) == 0 && t.tile_elements >= 1024 && t.tile_elements <= 16384,
             "tile of %u", t.tile_elements);
     }
   }
   CHECK(gmmkernel::tiling_of(1, 16384, 1024, 132).tile_elements == 1024, "little work: many small tiles");
-  CHECK(gmmkernel::tiling_of(64, 1 << 20, 1024, 132).tile_elements == 8192, "much work: large tiles");
+  CHECK(gmmkernel::tiling_of(64, 1 << 20, 1024, 132).tile_elements == 16384, "much work: large tiles");
 }
 
 }  // namespace
 
 int main() {
-  test_common_steps();
+  test_plain_steps();
+  test_typed_steps();
   test_any_step();
   test_clip_bounds();
   test_rows_out_of_range();
@@ -192,6 +211,7 @@ int main() {
   test_many_samples();
   test_components();
   test_tiling();
-  CHECK(common_steps > 200 && other_steps > 200, "%d and %d steps", common_steps, other_steps);
+  CHECK(plain_steps > 200 && typed_steps > 200 && other_steps > 200, "%d, %d and %d steps", plain_steps, typed_steps,
+        other_steps);
   return check_report();
 }

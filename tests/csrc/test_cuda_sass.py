@@ -10,12 +10,13 @@ import cuda_binary
 import pytest
 import sass_report
 
-HOT_LOOPS = ("mixture", "shifted", "gaussian")
+HOT_LOOPS = tuple(f"{kind}{free}" for free in (" free", "") for kind in ("mixture", "shifted", "gaussian"))
 TABLES = {"mixture": 2, "shifted": 1, "gaussian": 0}  # that a loop of the kind reads
 
 # Those that draw noise, and those that divide: elsewhere no instruction is approximate.
 NOISY = (
-    "step_common ",
+    "step_plain ",
+    "step_typed ",
     "step_any ",
     "step_density ",
     "standard_normal_",
@@ -72,7 +73,7 @@ def hot_loops(report: Any) -> dict[str, Any]:
     kinds = ("noise",) if report.name in sass_report.NOISE_KERNELS else HOT_LOOPS
     if report.name in sass_report.BACKWARD_KERNELS:
         kinds = ("clipped", "free")
-    rest = ("", " remainder") if sass_report.has_remainders(report.name) else ("",)
+    rest = ("",) if report.name in sass_report.NOISE_KERNELS else ("", " remainder")
     expected = [f"{kind}{which}" for kind in kinds for which in rest]
     assert [kind for kind in report.loops if kind != "mixed"] == expected
     return {kind: report.loops[kind] for kind in expected}
@@ -98,11 +99,10 @@ def test_a_hot_loop_touches_memory_only_128_bits_at_a_time(reports: Reports) -> 
 
 def test_a_hot_loop_reads_every_input_once(reports: Reports) -> None:
     def faults(name: str, report: Any) -> Iterator[Any]:
-        guided = name.endswith("guided")
         bits = sass_report.ELEMENT_BITS[name.split()[1]]
         for kind, loop in hot_loops(report).items():
-            per_element = (3 if guided else 2) * bits + TABLES[kind.split()[0]] * 32
-            elements = 128 // bits if kind.endswith("remainder") else 8 if guided else 16
+            per_element = 2 * bits + TABLES[kind.split()[0]] * 32
+            elements = 128 // bits if kind.endswith("remainder") else 16
             if (loop.loaded_bits, loop.elements) != (elements * per_element, elements):
                 yield kind, loop.loaded_bits, loop.elements
 

@@ -54,10 +54,15 @@ def steps() -> Iterator[Callable[[], object]]:
             history=0, prediction=None, components=components, removed=size if some is None else some,
         ).run  # fmt: skip
     for seed, ((dtype, output_dtype), history) in enumerate(itertools.product(DTYPE_PAIRS, (0, 1, 4))):
-        yield random_case(
-            100 + seed, shape=((*ODD, *EVEN)[seed % 7],), dtype=dtype, output_dtype=output_dtype, history=history,
-            prediction=PREDICTIONS[seed % 5], guidance=seed % 2 > 0, components=(0, 1, 8)[(seed // 3 + seed) % 3],
-        ).run  # fmt: skip
+        # Stored predictions are of either type; those of the sample's have the kernels of known types.
+        for more, stored in ((0, dtype), (1000, output_dtype)) if history else ((0, dtype),):
+            size = ((*ODD, *EVEN)[(seed + more // 1000) % 7],)
+            case = random_case(
+                100 + seed + more, shape=size, dtype=dtype, output_dtype=output_dtype, history=history,
+                prediction=PREDICTIONS[seed % 5], guidance=seed % 2 > 0,
+                components=(0, 1, 8)[(seed // 3 + seed) % 3],
+            )  # fmt: skip
+            yield replace(case, history=[tensor.to(stored) for tensor in case.history]).run
     for seed, dtype in enumerate(DTYPES):
         # Between them all numbers of values that are looked for in one turn and in many.
         many = random_case(
@@ -65,6 +70,9 @@ def steps() -> Iterator[Callable[[], object]]:
         )
         yield many.run
         yield random_case(210 + seed, shape=(1000,), dtype=dtype, components=8, special=True).run
+        yield bounded(
+            random_case(215 + seed, shape=(1000,), dtype=dtype, components=seed % 2, special=True)
+        ).run
         yield unaligned(random_case(220 + seed, shape=(1000,), dtype=dtype, components=8)).run
         yield from (case.run for case in cancelling(dtype))
     plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32, "components": 3}
@@ -87,6 +95,13 @@ def steps() -> Iterator[Callable[[], object]]:
             prediction=PREDICTIONS[seed % 5], special=seed % 4 == 3,
         )  # fmt: skip
         yield always(partial(drawn.run, return_log_prob=True))
+
+
+def bounded(case: StepCase) -> StepCase:
+    """Return a step whose bound is zero, which keeps the sign of a zero that meets it."""
+    coefficients = case.coefficients.clone()
+    coefficients[:, Column.CLIP_MIN] = 0.0
+    return replace(case, coefficients=coefficients, history=[])
 
 
 # Multiples of 8, of 4, of nothing; where blocks' numbers carry into their upper word; the last one.

@@ -11,15 +11,18 @@ gets them; "few" is one sample on 132 multiprocessors. The assembler makes fewer
 from __future__ import annotations
 
 import json
+import math
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from differentiable import random_density, step_gradients
-from helpers import random_case
+from differentiable import Density, step_gradients
+from helpers import StepCase, coefficient_row, random_case, random_mixture
 from losses import random_case as random_training
 
 from gmmkernel import standard_normal
@@ -27,41 +30,82 @@ from ptx import cuda
 from ptx.calls import recorded
 
 BUDGET = Path(__file__).with_name("budget.json")  # of each backend, and which compiler's code it is
-SIZE = 2**16  # elements of one sample: 4 x 128 x 128
+SIZE = 2**17  # elements of one sample, which is eight of the largest tiles
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
 STEPS: dict[str, dict[str, Any]] = {
     **{
-        name: {"dtype": dtype}
+        f"{name}{more}": {"dtype": dtype, **options}
         for name, dtype in (("float32", FLOAT), ("bfloat16", BFLOAT), ("float16", HALF))
+        for more, options in (("", {}), (" mixture", {"components": 8}), (" x0", {"prediction": "x0"}))
     },
     "float32 few": {"dtype": FLOAT},
-    "float32 mixture": {"dtype": FLOAT, "components": 8},
-    "bfloat16 mixture": {"dtype": BFLOAT, "components": 8},
+    "float32 free": {"dtype": FLOAT, "row": "free"},
+    "float32 free mixture": {"dtype": FLOAT, "row": "free", "components": 8},
+    "bfloat16 free": {"dtype": BFLOAT, "row": "free"},
+    "bfloat16 free mixture": {"dtype": BFLOAT, "row": "free", "components": 8},
+    "float32 without noise": {"dtype": FLOAT, "row": "without noise"},
+    "float32 two stored x0 without noise": {
+        "dtype": FLOAT,
+        "history": 2,
+        "prediction": "x0",
+        "row": "without noise",
+    },
     "float32 guided": {"dtype": FLOAT, "guidance": True},
     "bfloat16 guided": {"dtype": BFLOAT, "guidance": True},
-    "float32 x0": {"dtype": FLOAT, "prediction": "x0"},
-    "bfloat16 x0": {"dtype": BFLOAT, "prediction": "x0"},
     "float32 of bfloat16 output": {"dtype": FLOAT, "output_dtype": BFLOAT},
+    "float32 of float16 output x0": {"dtype": FLOAT, "output_dtype": HALF, "prediction": "x0"},
+    "bfloat16 of float32 output": {"dtype": BFLOAT, "output_dtype": FLOAT},
+    "float16 of float32 output": {"dtype": HALF, "output_dtype": FLOAT},
+    "float32 mixture x0": {"dtype": FLOAT, "components": 8, "prediction": "x0"},
     "float32 one stored": {"dtype": FLOAT, "history": 1},
     "float32 two stored x0": {"dtype": FLOAT, "history": 2, "prediction": "x0"},
+    "bfloat16 two stored x0": {"dtype": BFLOAT, "history": 2, "prediction": "x0"},
     "float32 of odd size": {"dtype": FLOAT, "shape": (SIZE - 1,)},
+    "float32 of odd size x0": {"dtype": FLOAT, "shape": (SIZE - 1,), "prediction": "x0"},
+    "float32 x0 unaligned": {"dtype": FLOAT, "batch": 2, "shape": (SIZE // 2 - 1,), "prediction": "x0"},
 }
 
 
-GRADIENTS = ("float32", "bfloat16", "float32 mixture", "float32 guided", "float32 of bfloat16 output")
+GRADIENTS = (
+    "float32",
+    "float32 free",
+    "bfloat16",
+    "float32 mixture",
+    "float32 guided",
+    "float32 x0",
+    "float32 of bfloat16 output",
+    "float32 two stored x0",
+    "float32 of odd size",
+)
+
+
+def make_step(*, row: str = "clipping", **options: Any) -> StepCase:
+    """Return a step of one table row: noise, an offset, every stored prediction, and what the row's name says."""
+    columns = {"x0_sample": 1.1, "x0_output": -0.4, "sample": 0.7, "x0": 0.3, "output": 0.2, "sigma": 0.5}
+    columns |= {"offset": 1.0, "guidance": 3.0, "eps_sample": 0.1, "eps_output": 0.9}
+    columns |= {f"history_{h}": 0.1 for h in range(4)}
+    if row == "clipping":
+        columns |= {"clip_min": -1.0, "clip_max": 1.0}
+    if row == "without noise":
+        columns["sigma"] = 0.0
+    components = options.pop("components", 0)
+    plain = {"batch": 1, "shape": (SIZE,), "guidance": False, "history": 0, "per_sample": False}
+    options = {"output_dtype": options["dtype"], "prediction": None, **plain, **options}
+    case = random_case(0, components=0, rows=1, **options)
+    mixture = None
+    if components:
+        elements = math.prod(options["shape"])
+        rng = np.random.default_rng(0)
+        mixture = random_mixture(rng, elements=elements, components=components, rows=1, removed=elements)
+    return replace(case, coefficients=coefficient_row(**columns), mixture=mixture)
 
 
 def launches() -> dict[str, Any]:
     """Return the ops that are counted, by name."""
-    plain = {
-        "batch": 1, "shape": (SIZE,), "guidance": False, "history": 0, "components": 0, "removed": SIZE,
-        "per_sample": False,
-    }  # fmt: skip
     made: dict[str, Any] = {}
     for name, options in STEPS.items():
-        options = {"output_dtype": options["dtype"], "prediction": None, **plain, **options}
-        case = random_case(0, **options)
+        case = make_step(**options)
         made[f"step {name}"] = case.run
         if name in GRADIENTS:
             made[f"gradients {name}"] = partial(
@@ -70,11 +114,19 @@ def launches() -> dict[str, Any]:
     seed = torch.tensor([1])
     for name, dtype in (("float32", FLOAT), ("bfloat16", BFLOAT)):
         made[f"noise {name}"] = partial(standard_normal, seed, (SIZE,), step=0, dtype=dtype)
-        made[f"log-density {name}"] = random_density(
-            0, **{**plain, "components": 8, "dtype": dtype, "output_dtype": dtype}
-        ).log_prob
-        batch = random_training(0, batch=1, shape=(SIZE,), dtype=dtype, sample_dtype=dtype)
-        made[f"add_noise {name}"] = batch.noised
+        case = make_step(dtype=dtype, components=8)
+        assert case.mixture is not None
+        mixture = case.mixture._replace(weights=torch.full((1, 8), 0.125))
+        prev_sample = torch.zeros_like(case.sample)
+        made[f"log-density {name}"] = Density(replace(case, mixture=mixture), prev_sample).log_prob
+    for name, dtype, sample_dtype in (
+        ("float32", FLOAT, FLOAT),
+        ("bfloat16", BFLOAT, BFLOAT),
+        ("bfloat16 of float32 sample", BFLOAT, FLOAT),
+    ):
+        batch = random_training(0, batch=1, shape=(SIZE,), dtype=dtype, sample_dtype=sample_dtype)
+        if dtype == sample_dtype:
+            made[f"add_noise {name}"] = batch.noised
         made[f"skip-step loss {name}"] = batch.loss
     return made
 

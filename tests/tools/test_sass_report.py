@@ -9,7 +9,8 @@ import pytest
 import sass_code
 import sass_report
 
-HOT_LOOPS = [f"{kind}{rest}" for kind in ("mixture", "shifted", "gaussian") for rest in ("", " remainder")]
+KINDS = [f"{kind}{free}" for free in (" free", "") for kind in ("mixture", "shifted", "gaussian")]
+HOT_LOOPS = [f"{kind}{rest}" for kind in KINDS for rest in ("", " remainder")]
 ARCHITECTURES = [f"sm_{number}" for number in sass_report.ARCHITECTURES]
 
 # -------------------------------------------------------------------------------------------- the budget file
@@ -28,7 +29,7 @@ def test_budget_file_is_complete() -> None:
 # ---------------------------------------------------------------------------- the parser, on a few lines of SASS
 
 MANGLED = "_ZN9gmmkernel43_GLOBAL__N__618bbb7b_10_kernels_cu_f1f54336"
-STEP = f"{MANGLED}18step_common_kernelILi0ELb0EEEv18gmm_step_argumentsNS_6TilingE"
+STEP = f"{MANGLED}17step_plain_kernelILi0EEEv18gmm_step_argumentsNS_6TilingE"
 
 RESOURCES = f"""
 Resource usage:
@@ -59,10 +60,14 @@ def sass(function: str, lines: list[str]) -> str:
     return text + "\t\t..........\n"
 
 
-def vector_loop(label: str, vectors: int, loads: int) -> list[str]:
-    """Return a loop of `vectors` times (loads + 4) instructions and a branch; 4 elements of float32 each."""
+def vector_loop(label: str, vectors: int, loads: int, *, clips: bool = False) -> list[str]:
+    """Return a loop of `vectors` times (loads + 4) instructions and a branch; 4 elements of float32 each.
+
+    A loop that clips has one instruction more for each vector.
+    """
     body = [
         *["LDG.E.128 R4, desc[UR4][R2.64]"] * loads,
+        *["FMNMX.NAN R4, R4, R5, PT"] * clips,
         *["MUFU.RSQ R9, R8"] * 2,
         "IMAD.WIDE.U32 R4, R4, -0x326172a9, RZ",
         "STG.E.128 desc[UR4][R2.64], R4",
@@ -113,6 +118,19 @@ STEP_LINES = [
     "@P0 EXIT",
     *vector_loop("m_one", 1, 4),
     "EXIT",
+    "clipping:@P1 BRA <c_shifted>",
+    "@P2 BRA <c_mixture>",
+    *vector_loop("cg_all", 4, 2, clips=True),
+    *vector_loop("cg_one", 1, 2, clips=True),
+    "EXIT",
+    "c_shifted:MOV R1, R2",
+    *vector_loop("cs_all", 4, 3, clips=True),
+    *vector_loop("cs_one", 1, 3, clips=True),
+    "EXIT",
+    "c_mixture:MOV R1, R2",
+    *vector_loop("cm_all", 4, 4, clips=True),
+    *vector_loop("cm_one", 1, 4, clips=True),
+    "EXIT",
     "apart:CALL.REL.NOINC <apart>",
     "end:BRA <end>",
     "NOP",
@@ -126,8 +144,8 @@ ELF = f""".section .symtab
 	Attribute:	EIATTR_INDIRECT_BRANCH_TARGETS
 	Format:	EIFMT_SVAL
 	Value:
-		Offset of Indirect Branch: 0xb0	 Number of targets: 3
-		Targets: {PLACES["choice"]:#x} {PLACES["shifted"]:#x} {PLACES["mixture"]:#x}
+		Offset of Indirect Branch: 0xb0	 Number of targets: 4
+		Targets: {PLACES["choice"]:#x} {PLACES["shifted"]:#x} {PLACES["mixture"]:#x} {PLACES["clipping"]:#x}
 
 	<0x14>
 	Attribute:	EIATTR_MAX_THREADS
@@ -140,16 +158,18 @@ ELF = f""".section .symtab
 def report_of(lines: list[str], resources: Any) -> Any:
     """Return the report of the lines as the step kernel of float32."""
     (code,) = sass_code.parse_sass(sass(STEP, lines)).values()
-    tables = {PLACES["choice"] - 16: [addresses(lines)[to] for to in ("choice", "shifted", "mixture")]}
-    return sass_report.report_kernel("step_common float32", code, resources, tables)
+    tables = {
+        PLACES["choice"] - 16: [addresses(lines)[to] for to in ("choice", "shifted", "mixture", "clipping")]
+    }
+    return sass_report.report_kernel("step_plain float32", code, resources, tables)
 
 
 @pytest.mark.parametrize(
     ("symbol", "name"),
     [
-        (STEP, "step_common float32"),
-        (STEP.replace("ILi0ELb0E", "ILi1ELb1E"), "step_common bfloat16 guided"),
-        (STEP.replace("ILi0ELb0E", "ILi2ELb0E"), "step_common float16"),
+        (STEP, "step_plain float32"),
+        (STEP.replace("ILi0EE", "ILi2ELi0EE"), "step_plain float16 float32"),
+        (STEP.replace("ILi0EE", "ILi1ELb1EE"), "step_plain bfloat16 guided"),
         (f"{MANGLED}15step_any_kernelIdEEv18gmm_step_argumentsNS_6TilingE", "step_any float64"),
         (
             f"{MANGLED}29standard_normal_common_kernelILi2EEEv20gmm_normal_argumentsNS_6TilingE",
@@ -170,7 +190,7 @@ def test_kernel_names(symbol: str, name: str) -> None:
 
 def test_resources() -> None:
     assert sass_code.parse_resources(RESOURCES) == {
-        "step_common float32": sass_code.Resources(64, 16, 240),
+        "step_plain float32": sass_code.Resources(64, 16, 240),
         "draw_components": sass_code.Resources(20, 0, 0),
     }
 
@@ -193,8 +213,8 @@ def test_instructions_are_read_and_padding_is_not() -> None:
 
 
 def test_tables_of_branches() -> None:
-    tables = [PLACES[label] for label in ("choice", "shifted", "mixture")]
-    assert sass_code.parse_tables(ELF) == {"step_common float32": {0xB0: tables}}
+    tables = [PLACES[label] for label in ("choice", "shifted", "mixture", "clipping")]
+    assert sass_code.parse_tables(ELF) == {"step_plain float32": {0xB0: tables}}
 
 
 def test_branches_lead_where_they_say() -> None:
@@ -232,27 +252,33 @@ def test_loops_are_found() -> None:
 
 
 def test_a_step_kernel_is_taken_apart() -> None:
-    report = report_of(STEP_LINES, sass_code.parse_resources(RESOURCES)["step_common float32"])
+    report = report_of(STEP_LINES, sass_code.parse_resources(RESOURCES)["step_plain float32"])
     assert list(report.loops) == [*HOT_LOOPS, "mixed"]
     sizes = {kind: (loop.elements, loop.instructions) for kind, loop in report.loops.items()}
     assert sizes == {
-        "mixture": (16, 33),
-        "mixture remainder": (4, 9),
-        "shifted": (16, 29),
-        "shifted remainder": (4, 8),
-        "gaussian": (16, 25),
-        "gaussian remainder": (4, 7),
+        "mixture free": (16, 33),
+        "mixture free remainder": (4, 9),
+        "shifted free": (16, 29),
+        "shifted free remainder": (4, 8),
+        "gaussian free": (16, 25),
+        "gaussian free remainder": (4, 7),
+        "mixture": (16, 37),
+        "mixture remainder": (4, 10),
+        "shifted": (16, 33),
+        "shifted remainder": (4, 9),
+        "gaussian": (16, 29),
+        "gaussian remainder": (4, 8),
         "mixed": (4, 6),
     }
-    assert report.loops["mixture"].memory == {"LDG.E.128": 16, "STG.E.128": 4}
+    assert report.loops["mixture free"].memory == {"LDG.E.128": 16, "STG.E.128": 4}
     assert report.loops["mixture"].loaded_bits == 16 * 128
     assert (report.loops["mixture"].square_roots, report.loops["mixture"].wide_products) == (8, 4)
     assert report.gather == 7
-    # 3 before the barrier, the barrier and BRX, the prologue of 2; 7 of warp 0 alone; 2 turns; BSYNC and EXIT.
-    assert report.per_element["mixture"] == (3 + 2 + 2 + 7 / 8 + 2 * 33 + 2) / 32
-    assert report.per_element["shifted"] == (3 + 2 + 1 + 7 / 8 + 2 * 29 + 1) / 32
-    assert report.per_element["gaussian"] == (3 + 3 + 1 + 7 / 8 + 2 * 25 + 1) / 32
-    assert report.outside == report.instructions - 33 - 9 - 29 - 8 - 25 - 7 - 6
+    # 3 before the barrier, the barrier and BRX, the prologue of 2; 7 of warp 0 alone; 4 turns; BSYNC and EXIT.
+    assert report.per_element["mixture free"] == (3 + 2 + 2 + 7 / 8 + 4 * 33 + 2) / 64
+    assert report.per_element["shifted free"] == (3 + 2 + 1 + 7 / 8 + 4 * 29 + 1) / 64
+    assert report.per_element["gaussian free"] == (3 + 3 + 1 + 7 / 8 + 4 * 25 + 1) / 64
+    assert report.outside == report.instructions - sum(instructions for _, instructions in sizes.values())
 
 
 def test_gradients_are_told_apart_by_what_they_read() -> None:
@@ -282,8 +308,8 @@ def test_gradients_are_told_apart_by_what_they_read() -> None:
         "free": (16, 13),
         "free remainder": (4, 4),
     }
-    # The barrier and the branch before it, two turns, the remainder once and EXIT.
-    assert report.per_element["free"] == (2 + 2 * 13 + 4 + 1) / 32
+    # The barrier and the branch before it, four turns, the remainder once and EXIT.
+    assert report.per_element["free"] == (2 + 4 * 13 + 4 + 1) / 64
 
 
 def test_a_narrow_store_is_seen() -> None:
@@ -298,7 +324,7 @@ def test_a_kernel_without_its_loops_is_an_error() -> None:
     resources = sass_code.Resources(64, 0, 0)
     (code,) = sass_code.parse_sass(sass(STEP, ["MOV R1, R2", "EXIT"])).values()
     with pytest.raises(ValueError, match=r"expected hot loops .* found {}"):
-        sass_report.report_kernel("step_common float32", code, resources)
+        sass_report.report_kernel("step_plain float32", code, resources)
     half = ["LDG.E.64" + line[9:] if line.startswith("LDG.E.128") else line for line in STEP_LINES]
     with pytest.raises(ValueError, match="a loop of 16 elements loads"):
         report_of(half, resources)
@@ -307,32 +333,32 @@ def test_a_kernel_without_its_loops_is_an_error() -> None:
 
 
 def test_over_budget_names_each_figure() -> None:
-    name = "step_common float32"
+    name = "step_plain float32"
     spilling = ["STL [R1], R2" if line == "S2R R3, SR_TID.X" else line for line in STEP_LINES]
     report = report_of(spilling, sass_code.parse_resources(RESOURCES)[name])
     reports = {"sm_90": {name: report}}
     budgets = sass_report.to_budget(reports)
     figures = budgets["sm_90"][name]
-    assert figures["instructions"] == 160
-    assert figures["mixture_per_element"] == 2.5
+    assert figures["instructions"] == 288
+    assert figures["mixture_per_element"] == 3
     # A spill is never within budget.
     assert sass_report.over_budget(reports, budgets) == [
-        "sm_90 step_common float32: stack is 16, budget 0",
-        "sm_90 step_common float32: spill_stores is 1, budget 0",
+        "sm_90 step_plain float32: stack is 16, budget 0",
+        "sm_90 step_plain float32: spill_stores is 1, budget 0",
     ]
     figures.update(stack=16, spill_stores=1)
     assert sass_report.over_budget(reports, budgets) == []
     figures.update(registers=63, mixture_per_element=2.0)
     del figures["shared"]
     assert sass_report.over_budget(reports, budgets) == [
-        "sm_90 step_common float32: registers is 64, budget 63",
-        "sm_90 step_common float32: shared is 240, no budget",
-        f"sm_90 step_common float32: mixture_per_element is {report.per_element['mixture']:.6g}, budget 2",
+        "sm_90 step_plain float32: registers is 64, budget 63",
+        "sm_90 step_plain float32: shared is 240, no budget",
+        f"sm_90 step_plain float32: mixture_per_element is {report.per_element['mixture']:.6g}, budget 2",
     ]
 
 
 def test_what_is_required_limits_the_budget() -> None:
-    name = "step_common float32"
+    name = "step_plain float32"
     reports = {"sm_90": {name: report_of(STEP_LINES, sass_code.Resources(64, 0, 0))}}
     required = {("sm_90", name): 2.25}
     assert sass_report.to_budget(reports, required)["sm_90"][name]["mixture_per_element"] == 2.25

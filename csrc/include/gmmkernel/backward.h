@@ -49,10 +49,4 @@ GMM_INLINE Flow<Lanes> flow_back(const Row<T>& row, typename Lanes::real x, type
   return flow;
 }
 
-// Whether a row's bounds can take anything: where they cannot, the sample and the output need not be read.
-template <class T>
-GMM_INLINE bool clips(const Row<T>& row) {
-  return !(row.clip_min == -__builtin_huge_val() && row.clip_max == __builtin_huge_val());
-}
-
 }  // namespace gmmkernel

@@ -19,6 +19,12 @@ struct Row {
 constexpr int row_columns = 16;
 static_assert(sizeof(Row<float>) == row_columns * sizeof(float), "a row is its columns and nothing else");
 
+// Whether a row's bounds can take anything.
+template <class T>
+GMM_INLINE bool clips(const Row<T>& row) {
+  return !(row.clip_min == -__builtin_huge_val() && row.clip_max == __builtin_huge_val());
+}
+
 template <class Lanes, class T>
 GMM_INLINE typename Lanes::real guide(const Row<T>& row, typename Lanes::real uncond, typename Lanes::real cond) {
   return Lanes::fma(Lanes::splat(row.guidance), Lanes::sub(cond, uncond), uncond);
