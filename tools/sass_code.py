@@ -29,8 +29,6 @@ def kernel_name(mangled: str) -> str:
         for literal, plain in re.findall(r"L([a-z]\w+?)E|([fd])", arguments.group(1)):
             if plain:
                 words.append(TEMPLATE_TYPES[plain])
-            elif literal[0] == "b":
-                words += ["guided"] if literal == "b1" else []
             else:
                 words.append(DTYPES.get(literal[1:], literal[1:]))
     return " ".join(words)

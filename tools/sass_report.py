@@ -15,11 +15,12 @@ must be put together again, is counted as not taken. BSYNC is taken to go on wit
 **Loops.** A loop is what lies on the cycles through a backward branch. A *hot* loop is one that stores results,
 draws noise, has no branch inside but its own and loads nothing but by LDG. A turn's elements are the bits that it
 stores over the bits of an element. What a step's hot loop loads besides the tensors tells its kind: `mixture` two
-tables, `shifted` one, `gaussian` none; `free` ones do not clip. Each kind has an unrolled loop and
-a remainder loop, one vector a turn: the unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with branches, is given by its
-size alone: every side of every branch is counted. The kernels of noise have one hot loop, `noise`. Those of
-gradients draw none; their hot loops, unrolled and remainder, are `free`, which reads the result's gradient alone, and
-`clipped`, which reads the step's inputs too. All stores count, also those of gradients that are not wanted.
+tables, `shifted` one, `gaussian` none; `free` ones do not clip. Each kind has an unrolled loop and a remainder loop,
+one vector a turn: the unrolled one has more elements or, if equal, comes first. `mixed`, the largest loop with
+branches, is given by its size alone: every side of every branch is counted. The kernels of noise have one hot loop,
+`noise`. Those of gradients draw none; their hot loops, unrolled and remainder, are `free`, which reads the result's
+gradient alone, and `clipped`, which reads the step's inputs too. All stores count, also those of gradients that are
+not wanted.
 
 **Instructions per element**, prologue included, of a thread that has a full tile's 64 elements:
 
@@ -74,15 +75,13 @@ ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 TABLE_BITS = 32  # of an element of the offsets and of the standard deviations
 
 STEP_KERNELS = tuple(f"step_plain {dtype}" for dtype in DTYPES.values())
-TYPED_KERNELS = (
-    *(f"step_typed {dtype} {dtype}" for dtype in DTYPES.values()),
-    *(f"step_typed float32 {dtype}" for dtype in ("bfloat16", "float16")),
-    *(f"step_typed {dtype} float32" for dtype in ("bfloat16", "float16")),
+TYPES = (
+    *(f"{dtype} {dtype}" for dtype in DTYPES.values()),
+    *(f"float32 {dtype}" for dtype in ("bfloat16", "float16")),
+    *(f"{dtype} float32" for dtype in ("bfloat16", "float16")),
 )
 NOISE_KERNELS = tuple(f"standard_normal_common {dtype}" for dtype in DTYPES.values())
-BACKWARD_KERNELS = tuple(
-    f"backward_common {dtype}{pair}" for dtype in DTYPES.values() for pair in ("", " guided")
-)
+BACKWARD_KERNELS = tuple(f"backward_plain {dtype}" for dtype in DTYPES.values())
 OTHER_KERNELS = (
     "backward_any",
     "backward_sums",
@@ -117,13 +116,14 @@ TRAINING_KERNELS = (
 COMMON_KERNELS = (*STEP_KERNELS, *NOISE_KERNELS, *BACKWARD_KERNELS)
 KERNELS = (
     *STEP_KERNELS,
-    *TYPED_KERNELS,
+    *(f"step_typed {types}" for types in TYPES),
     "step_any float32",
     "step_any float64",
     *NOISE_KERNELS,
     "standard_normal_any",
     "draw_components",
     *BACKWARD_KERNELS,
+    *(f"backward_typed {types}" for types in TYPES),
     *(f"{name} {dtype}" for dtype in ("float32", "float64") for name in OTHER_KERNELS),
     *TRAINING_KERNELS,
 )
@@ -231,7 +231,7 @@ MEMORY = re.compile(r"(LD|ST)([GSL]?)$|ATOM|RED$|LDGSTS")
 
 def _stored_bits(name: str) -> int:
     """Return the bits that a common kernel stores for each element."""
-    outputs = 1 if name not in BACKWARD_KERNELS else 3 if name.endswith("guided") else 2
+    outputs = 2 if name in BACKWARD_KERNELS else 1
     return outputs * ELEMENT_BITS[name.split()[1]]
 
 
@@ -264,10 +264,9 @@ def _kinds(name: str) -> tuple[str, ...]:
 def _kind(name: str, hot: HotLoop) -> str:
     """Return the kind of a hot loop, by what it loads for each element and whether it clips."""
     bits = ELEMENT_BITS[name.split()[1]]
-    inputs = 3 if name.endswith("guided") else 2
     expected = {"noise": 0}
     if name in BACKWARD_KERNELS:
-        expected = {"free": bits, "clipped": (1 + inputs) * bits}
+        expected = {"free": bits, "clipped": 3 * bits}
     elif name in STEP_KERNELS:
         free = "" if any(opcode.startswith("FMNMX") for opcode in hot.opcodes) else " free"
         expected = {f"{kind}{free}": 2 * bits + tables * TABLE_BITS for tables, kind in enumerate(KINDS)}

@@ -8,21 +8,31 @@
 namespace gmmkernel {
 namespace {
 
-template <int32_t dtype, bool guided>
-__global__ void __launch_bounds__(block_threads, guided ? 2 : 3)
-    backward_common_kernel(const __grid_constant__ gmm_step_backward_arguments b,
-                           const __grid_constant__ Tiling tiling) {
+template <int32_t dtype>
+__global__ void __launch_bounds__(block_threads, 3)
+    backward_plain_kernel(const __grid_constant__ gmm_step_backward_arguments b,
+                          const __grid_constant__ Tiling tiling) {
   __shared__ BackwardTile<float> tile;
-  if (threadIdx.x < gathering_lanes) gather<dtype, false>(b, tiling, here(), tile);
+  if (threadIdx.x < gathering_lanes) gather<false, dtype, dtype, false>(b, tiling, here(), tile);
   __syncthreads();
-  backward_common<dtype, guided>(b, tile, threadIdx.x);
+  backward_plain<dtype>(b, tile, threadIdx.x);
+}
+
+template <int32_t sample_dtype, int32_t output_dtype>
+__global__ void __launch_bounds__(block_threads, 2)
+    backward_typed_kernel(const __grid_constant__ gmm_step_backward_arguments b,
+                          const __grid_constant__ Tiling tiling) {
+  __shared__ BackwardTile<float> tile;
+  if (threadIdx.x < gathering_lanes) gather<true, sample_dtype, output_dtype, false>(b, tiling, here(), tile);
+  __syncthreads();
+  backward_typed<sample_dtype, output_dtype>(b, tile, threadIdx.x);
 }
 
 template <class T>
 __global__ void __launch_bounds__(block_threads, 2)
     backward_any_kernel(const __grid_constant__ gmm_step_backward_arguments b, const __grid_constant__ Tiling tiling) {
   __shared__ BackwardTile<T> tile;
-  if (threadIdx.x < gathering_lanes) gather<any_dtype, false>(b, tiling, here(), tile);
+  if (threadIdx.x < gathering_lanes) gather<true, any_dtype, any_dtype, false>(b, tiling, here(), tile);
   __syncthreads();
   backward_any(b, tile, threadIdx.x);
 }
@@ -33,7 +43,7 @@ __global__ void __launch_bounds__(block_threads, 2)
   __shared__ BackwardTile<T> tile;
   __shared__ BackwardSums<T> sums;
   const Tiling tiling = {b.step.elements, sum_tile};
-  if (threadIdx.x < gathering_lanes) gather<any_dtype, true>(b, tiling, here(), tile);
+  if (threadIdx.x < gathering_lanes) gather<true, any_dtype, any_dtype, true>(b, tiling, here(), tile);
   __syncthreads();
   if (tile.kind == FlowKind::nothing) return;
   draw_noise(tile, threadIdx.x, sums);
@@ -77,24 +87,21 @@ __global__ void __launch_bounds__(block_threads, 4)
 }
 
 template <int32_t dtype>
-const void* common_kernel(bool guided) {
-  return guided ? reinterpret_cast<const void*>(backward_common_kernel<dtype, true>)
-                : reinterpret_cast<const void*>(backward_common_kernel<dtype, false>);
+const void* plain_or_typed(bool plain, Types<dtype, dtype>) {
+  return plain ? reinterpret_cast<const void*>(backward_plain_kernel<dtype>)
+               : reinterpret_cast<const void*>(backward_typed_kernel<dtype, dtype>);
+}
+
+template <int32_t sample_dtype, int32_t output_dtype>
+const void* plain_or_typed(bool, Types<sample_dtype, output_dtype>) {
+  return reinterpret_cast<const void*>(backward_typed_kernel<sample_dtype, output_dtype>);
 }
 
 template <class T>
 const void* kernel_for(const gmm_step_backward_arguments& b) {
-  const gmm_step_arguments& a = b.step;
-  if (!is_common(b)) return reinterpret_cast<const void*>(backward_any_kernel<T>);
-  const bool guided = a.model_output_uncond.data != nullptr;
-  switch (a.sample.dtype) {
-    case GMM_BFLOAT16:
-      return common_kernel<GMM_BFLOAT16>(guided);
-    case GMM_FLOAT16:
-      return common_kernel<GMM_FLOAT16>(guided);
-    default:
-      return common_kernel<GMM_FLOAT32>(guided);
-  }
+  if (!is_typed(b)) return reinterpret_cast<const void*>(backward_any_kernel<T>);
+  return with_types(b.step.sample.dtype, b.step.model_output.dtype,
+                    [&](auto types) { return plain_or_typed(is_plain(b), types); });
 }
 
 cudaError_t launch_entries(const void* kernel, const Table& table, const gmm_step_backward_arguments& b,
@@ -115,8 +122,7 @@ cudaError_t launch_all(const gmm_step_backward_arguments& b, int multiprocessors
     if (error == cudaSuccess) error = launch_sums(rows, sizeof(T), stream);
     if (error == cudaSuccess) error = launch_add_samples(b, rows, stream);
   } else if (a.batch > 0 && writes_samples(b)) {
-    const uint32_t per_pass = elements_per_pass(b, a.sample.dtype);
-    const Tiling tiling = tiling_of(a.batch, a.elements, per_pass, multiprocessors);
+    const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(b, a), multiprocessors);
     error = launch(kernel_for<T>(b), a.batch, tiling, b, tiling, stream);
   }
   const auto offsets = reinterpret_cast<const void*>(sum_offsets_kernel<T>);

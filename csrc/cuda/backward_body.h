@@ -2,8 +2,7 @@
 // row's gradients begin with; made as the step's, by a first warp that gathers and a loop over a tile.
 #pragma once
 
-#include "cuda/draws.h"
-#include "cuda/operands.h"
+#include "cuda/elements.h"
 #include "cuda/sums_body.h"
 #include "gmmkernel/backward.h"
 
@@ -27,12 +26,15 @@ struct alignas(16) BackwardTile {
   const void *x, *output, *uncond;
   const void *grad, *grad_prediction;
   void *grad_x, *grad_output, *grad_uncond;
+  void* grad_history[GMM_MAX_HISTORY];
   const T* offset;
   int64_t sample, first;
   uint32_t count, std_count;
+  bool aligned;  // every tensor above, to 16 bytes
 };
 
-template <int32_t dtype, bool sums, class T>
+// `more`: history, predictions and guidance may be there.
+template <bool more, int32_t sample_dtype, int32_t output_dtype, bool sums, class T>
 GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tiling, const Place& place,
                        BackwardTile<T>& tile) {
   const gmm_step_arguments& a = b.step;
@@ -72,140 +74,166 @@ GMM_INLINE void gather(const gmm_step_backward_arguments& b, const Tiling& tilin
   tile.sample = sample;
   tile.first = first;
   tile.count = count;
-  tile.x = sample_at<dtype>(a.sample, sample, first);
-  tile.output = sample_at<dtype>(a.model_output, sample, first);
-  tile.uncond = present_at<dtype>(a.model_output_uncond, sample, first);
-  tile.grad = present_at<dtype>(b.grad_result, sample, first);
-  tile.grad_prediction = present_at<dtype>(b.grad_prediction, sample, first);
-  tile.grad_x = present_at<dtype>(b.grad_sample, sample, first);
-  tile.grad_output = present_at<dtype>(b.grad_model_output, sample, first);
-  tile.grad_uncond = present_at<dtype>(b.grad_model_output_uncond, sample, first);
+  tile.x = sample_at<sample_dtype>(a.sample, sample, first);
+  tile.output = sample_at<output_dtype>(a.model_output, sample, first);
+  tile.grad = present_at<sample_dtype>(b.grad_result, sample, first);
+  tile.grad_x = present_at<sample_dtype>(b.grad_sample, sample, first);
+  tile.grad_output = present_at<output_dtype>(b.grad_model_output, sample, first);
+  tile.uncond = nullptr;
+  tile.grad_prediction = nullptr;
+  tile.grad_uncond = nullptr;
+  const auto address = [](const void* data) { return reinterpret_cast<uintptr_t>(data); };  // of nothing: 0
+  uintptr_t all = address(tile.x) | address(tile.output) | address(tile.grad);
+  all |= address(tile.grad_x) | address(tile.grad_output);
+  for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
+    tile.grad_history[h] = more ? present_at<sample_dtype>(b.grad_history[h], sample, first) : nullptr;
+    all |= address(tile.grad_history[h]);
+  }
+  if constexpr (more) {
+    tile.uncond = present_at<output_dtype>(a.model_output_uncond, sample, first);
+    tile.grad_prediction = present_at<sample_dtype>(b.grad_prediction, sample, first);
+    tile.grad_uncond = present_at<output_dtype>(b.grad_model_output_uncond, sample, first);
+    all |= address(tile.uncond) | address(tile.grad_prediction) | address(tile.grad_uncond);
+  }
+  tile.aligned = all % 16 == 0;
 }
 
-// ---- the common gradients: one type, everything aligned to 16 bytes, no history, no prediction, no sums ----
+// ---- the fast gradients: one type, everything aligned, neither history nor prediction nor guidance ----
 
 // So many vectors, a pass of the block apart: all are asked for before the first is waited for.
-template <int32_t dtype, bool guided, bool clipped, int vectors>
+template <int32_t dtype, bool clipped, int vectors>
 GMM_INLINE void backward_vectors(const BackwardTile<float>& tile, const Row<float>& row, uint32_t first) {
   constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
-  typename Format<dtype>::bits grad[vectors], x[vectors], output[vectors], uncond[vectors];
+  typename Format<dtype>::bits grad[vectors], x[vectors], output[vectors];
   for (int v = 0; v < vectors; ++v) {
     const uint32_t i = first + v * stride;
     grad[v] = load128<dtype>(tile.grad, i);
     if constexpr (clipped) {
       x[v] = load128<dtype>(tile.x, i);
       output[v] = load128<dtype>(tile.output, i);
-      if constexpr (guided) uncond[v] = load128<dtype>(tile.uncond, i);
     }
   }
   for (int v = 0; v < vectors; ++v) {
     const uint32_t i = first + v * stride;
-    float g[n], of_x[n] = {}, of_output[n] = {}, of_uncond[n] = {};  // the inputs' values, then their gradients
+    float g[n], of_x[n] = {}, of_output[n] = {};  // the inputs' values, then their gradients
     Format<dtype>::unpack(grad[v], g);
     if constexpr (clipped) {
       Format<dtype>::unpack(x[v], of_x);
       Format<dtype>::unpack(output[v], of_output);
-      if constexpr (guided) Format<dtype>::unpack(uncond[v], of_uncond);
     }
     for (uint32_t j = 0; j < n; ++j) {
-      const float o = guided ? guide<ScalarLanes>(row, of_uncond[j], of_output[j]) : of_output[j];
-      const Flow<ScalarLanes> flow = flow_back<ScalarLanes>(row, of_x[j], o, g[j], PredictionKind::none, 0);
+      const auto flow = flow_back<ScalarLanes>(row, of_x[j], of_output[j], g[j], PredictionKind::none, 0);
       of_x[j] = flow.grad_x;
       of_output[j] = flow.grad_output;
-      if constexpr (guided) {
-        of_output[j] = ScalarLanes::mul(row.guidance, flow.grad_output);
-        of_uncond[j] = ScalarLanes::sub(flow.grad_output, of_output[j]);
-      }
     }
     store128_if_wanted<dtype>(tile.grad_x, i, Format<dtype>::pack(of_x));
     store128_if_wanted<dtype>(tile.grad_output, i, Format<dtype>::pack(of_output));
-    if constexpr (guided) store128_if_wanted<dtype>(tile.grad_uncond, i, Format<dtype>::pack(of_uncond));
   }
 }
 
-template <int32_t dtype, bool guided, bool clipped>
-GMM_INLINE void backward_same_vectors(const BackwardTile<float>& shared_tile, uint32_t thread) {
+// With infinite bounds that are known when compiling, so that nothing is compared.
+template <class T>
+GMM_INLINE Row<T> without_bounds(const Row<T>& given) {
+  Row<T> row = given;
+  row.clip_min = static_cast<T>(-__builtin_huge_val());
+  row.clip_max = static_cast<T>(__builtin_huge_val());
+  return row;
+}
+
+// The first `end` elements of an aligned tile, a multiple of 8.
+template <int32_t dtype, bool clipped>
+GMM_INLINE void backward_fast(const BackwardTile<float>& shared_tile, uint32_t end, uint32_t thread) {
   constexpr uint32_t n = Format<dtype>::count, stride = n * block_threads;
   constexpr int unroll = 16 / n;
   const BackwardTile<float> tile = shared_tile;
-  Row<float> row = tile.row;
-  if constexpr (!clipped) {  // known when compiling, so that nothing is compared
-    row.clip_min = -__builtin_huge_valf();
-    row.clip_max = __builtin_huge_valf();
-  }
+  const Row<float> row = clipped ? tile.row : without_bounds(tile.row);
   uint32_t i = n * thread;
-  for (; i + (unroll - 1) * stride < tile.count; i += unroll * stride) {
-    backward_vectors<dtype, guided, clipped, unroll>(tile, row, i);
+  for (; i + (unroll - 1) * stride < end; i += unroll * stride) {
+    backward_vectors<dtype, clipped, unroll>(tile, row, i);
   }
   GMM_NO_UNROLL
-  for (; i < tile.count; i += stride) backward_vectors<dtype, guided, clipped, 1>(tile, row, i);
+  for (; i < end; i += stride) backward_vectors<dtype, clipped, 1>(tile, row, i);
 }
 
-// ---- any gradients: `n` elements at a time, four in a row or one ----
+// ---- any gradients ----
 
-template <class T, int n>
-GMM_INLINE void load_some(const void* data, int32_t dtype, uint32_t i, uint32_t count, T (&values)[n]) {
-  if constexpr (n == 4) {
-    load_four(data, dtype, i, count, values);
-  } else {
-    values[0] = load_element<T>(data, dtype, i);
-  }
-}
-
-// Elements from the i-th on, given the result's gradient. For sums, which go one by one, the row's terms are put into
-// `terms`, all but those of OFFSET and SIGMA.
-template <class T, int n>
-GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, uint32_t i,
-                                  const T (&grad_result)[n], T (*terms)[row_columns]) {
+// Neighbouring elements of the tile, read and written as `at` says, given the result's gradient. For sums, which go one
+// by one, the row's terms are put into `terms`, all but those of OFFSET and SIGMA.
+template <bool more, class T, class Elements>
+GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const BackwardTile<T>& tile, const Elements& at,
+                                  const T (&grad_result)[Elements::n], T (*terms)[row_columns]) {
   using Lanes = typename LanesOf<T>::type;
+  constexpr uint32_t n = Elements::n;
   const gmm_step_arguments& a = b.step;
   const Row<T>& row = tile.row;
-  const uint32_t count = tile.count;
   const PredictionKind kind =
-      tile.grad_prediction == nullptr ? PredictionKind::none : static_cast<PredictionKind>(a.prediction_kind);
-  T more[n] = {}, x[n] = {}, o[n] = {}, difference[n] = {}, other[n];
+      !more || tile.grad_prediction == nullptr ? PredictionKind::none : static_cast<PredictionKind>(a.prediction_kind);
+  T added[n] = {}, x[n] = {}, o[n] = {}, difference[n] = {}, other[n];
   if (tile.kind == FlowKind::clipped || terms != nullptr) {
-    load_some(tile.x, a.sample.dtype, i, count, x);
-    load_some(tile.output, a.model_output.dtype, i, count, o);
-    if (tile.uncond != nullptr) {
-      load_some(tile.uncond, a.model_output_uncond.dtype, i, count, other);
-      for (int j = 0; j < n; ++j) {
+    const auto x_bits = at.template read<TypeOf::sample>(tile.x, a.sample.dtype);
+    const auto o_bits = at.template read<TypeOf::model_output>(tile.output, a.model_output.dtype);
+    at.template unpack<TypeOf::sample>(x_bits, x);
+    at.template unpack<TypeOf::model_output>(o_bits, o);
+    if (more && tile.uncond != nullptr) {
+      const auto bits = at.template read<TypeOf::model_output>(tile.uncond, a.model_output_uncond.dtype);
+      at.template unpack<TypeOf::model_output>(bits, other);
+      for (uint32_t j = 0; j < n; ++j) {
         difference[j] = Lanes::sub(o[j], other[j]);
         o[j] = guide<Lanes>(row, other[j], o[j]);
       }
     }
   }
-  if (kind != PredictionKind::none) load_some(tile.grad_prediction, a.sample.dtype, i, count, more);
   T grad[n];  // of the mean
-  for (int j = 0; j < n; ++j) {
-    grad[j] = kind == PredictionKind::mean ? Lanes::add(grad_result[j], more[j]) : grad_result[j];
+  for (uint32_t j = 0; j < n; ++j) grad[j] = grad_result[j];
+  if (kind != PredictionKind::none) {
+    const auto bits = at.template read<TypeOf::sample>(tile.grad_prediction, a.sample.dtype);
+    at.template unpack<TypeOf::sample>(bits, added);
+    for (uint32_t j = 0; j < n; ++j) {
+      if (kind == PredictionKind::mean) grad[j] = Lanes::add(grad_result[j], added[j]);
+    }
   }
 
   Flow<Lanes> flow[n];
-  T of_output[n], of_uncond[n] = {};
-  for (int j = 0; j < n; ++j) {
-    flow[j] = flow_back<Lanes>(row, x[j], o[j], grad[j], kind, more[j]);
-    of_output[j] = flow[j].grad_output;
-    if (tile.uncond == nullptr) continue;
-    of_output[j] = Lanes::mul(row.guidance, flow[j].grad_output);
-    of_uncond[j] = Lanes::sub(flow[j].grad_output, of_output[j]);
+  if (n == 8 && kind == PredictionKind::none && tile.kind == FlowKind::free) {
+    const Row<T> free_row = without_bounds(row);
+    for (uint32_t j = 0; j < n; ++j) {
+      flow[j] = flow_back<Lanes>(free_row, T(0), T(0), grad[j], PredictionKind::none, T(0));
+    }
+  } else if (n == 8 && kind == PredictionKind::none) {
+    for (uint32_t j = 0; j < n; ++j) flow[j] = flow_back<Lanes>(row, x[j], o[j], grad[j], PredictionKind::none, T(0));
+  } else {
+    for (uint32_t j = 0; j < n; ++j) flow[j] = flow_back<Lanes>(row, x[j], o[j], grad[j], kind, added[j]);
   }
   if (tile.grad_x != nullptr) {
-    for (int j = 0; j < n; ++j) other[j] = flow[j].grad_x;
-    store_some(tile.grad_x, b.grad_sample.dtype, i, count, other);
+    for (uint32_t j = 0; j < n; ++j) other[j] = flow[j].grad_x;
+    at.template write<TypeOf::sample>(tile.grad_x, b.grad_sample.dtype, other);
   }
-  if (tile.grad_output != nullptr) store_some(tile.grad_output, b.grad_model_output.dtype, i, count, of_output);
-  if (tile.grad_uncond != nullptr) store_some(tile.grad_uncond, b.grad_model_output_uncond.dtype, i, count, of_uncond);
-  GMM_UNROLL(4)
-  for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
-    void* grad_history = present_at<any_dtype>(b.grad_history[h], tile.sample, tile.first);
-    if (grad_history != nullptr) {
-      for (int j = 0; j < n; ++j) other[j] = Lanes::mul(row.history[h], grad[j]);
-      store_some(grad_history, b.grad_history[h].dtype, i, count, other);
+  if (more && tile.uncond != nullptr) {
+    T of_output[n];
+    for (uint32_t j = 0; j < n; ++j) {
+      of_output[j] = Lanes::mul(row.guidance, flow[j].grad_output);
+      other[j] = Lanes::sub(flow[j].grad_output, of_output[j]);
     }
+    if (tile.grad_output != nullptr) {
+      at.template write<TypeOf::model_output>(tile.grad_output, b.grad_model_output.dtype, of_output);
+    }
+    if (tile.grad_uncond != nullptr) {
+      at.template write<TypeOf::model_output>(tile.grad_uncond, b.grad_model_output_uncond.dtype, other);
+    }
+  } else if (tile.grad_output != nullptr) {
+    for (uint32_t j = 0; j < n; ++j) other[j] = flow[j].grad_output;
+    at.template write<TypeOf::model_output>(tile.grad_output, b.grad_model_output.dtype, other);
+  }
+  GMM_UNROLL(4)
+  for (int h = 0; more && h < GMM_MAX_HISTORY; ++h) {
+    if (tile.grad_history[h] != nullptr) {
+      for (uint32_t j = 0; j < n; ++j) other[j] = Lanes::mul(row.history[h], grad[j]);
+      at.template write<TypeOf::sample>(tile.grad_history[h], b.grad_history[h].dtype, other);
+    }
+    if (terms == nullptr) continue;
     const void* history = present_at<any_dtype>(a.history[h], tile.sample, tile.first);
-    if (terms == nullptr || history == nullptr) continue;
-    load_some(history, a.history[h].dtype, i, count, other);
+    if (history == nullptr) continue;
+    at.template unpack<TypeOf::sample>(at.template read<TypeOf::sample>(history, a.history[h].dtype), other);
     (*terms)[GMM_HISTORY_0 + h] = Lanes::mul(grad[0], other[0]);
   }
   if (terms == nullptr) return;
@@ -220,8 +248,8 @@ GMM_INLINE void backward_elements(const gmm_step_backward_arguments& b, const Ba
   term[GMM_X0] = Lanes::mul(grad[0], flow[0].x0);
   if (tile.uncond != nullptr) term[GMM_GUIDANCE] = Lanes::mul(flow[0].grad_output, difference[0]);
   if (kind == PredictionKind::epsilon) {
-    term[GMM_EPS_SAMPLE] = Lanes::mul(more[0], x[0]);
-    term[GMM_EPS_OUTPUT] = Lanes::mul(more[0], o[0]);
+    term[GMM_EPS_SAMPLE] = Lanes::mul(added[0], x[0]);
+    term[GMM_EPS_OUTPUT] = Lanes::mul(added[0], o[0]);
   }
 }
 
@@ -250,21 +278,53 @@ GMM_INLINE void fill_gradients(const gmm_step_backward_arguments& b, const Backw
   for (int h = 0; h < GMM_MAX_HISTORY; ++h) fill(b.grad_history[h]);
 }
 
-template <int32_t dtype, bool guided>
-GMM_INLINE void backward_common(const gmm_step_backward_arguments& b, const BackwardTile<float>& tile,
-                                uint32_t thread) {
-  switch (tile.kind) {
-    case FlowKind::free:
-      backward_same_vectors<dtype, guided, false>(tile, thread);
-      break;
-    case FlowKind::clipped:
-      backward_same_vectors<dtype, guided, true>(tile, thread);
-      break;
-    case FlowKind::invalid:
-      fill_gradients(b, tile, thread, not_a_number<float>());
-      break;
-    case FlowKind::nothing:
-      break;
+// The elements of the tile from the given one on, as `step_known`.
+template <int32_t sample_dtype, int32_t output_dtype, bool more>
+GMM_INLINE void backward_known(const gmm_step_backward_arguments& b, const BackwardTile<float>& tile, uint32_t from,
+                               uint32_t thread) {
+  const uint32_t end = tile.aligned ? tile.count / 8 * 8 : 0;
+  GMM_NO_UNROLL
+  for (uint32_t i = from + 8 * thread; i < end; i += 8 * block_threads) {
+    const EightElements<sample_dtype, output_dtype> at = {i};
+    float grad[8];
+    at.template unpack<TypeOf::sample>(at.template read<TypeOf::sample>(tile.grad, sample_dtype), grad);
+    backward_elements<more, float>(b, tile, at, grad, nullptr);
+  }
+  GMM_NO_UNROLL
+  for (uint32_t i = (tile.aligned ? end : from) + 4 * thread; i < tile.count; i += 4 * block_threads) {
+    const FourElements<float, sample_dtype, output_dtype> at = {i, tile.count};
+    float grad[4];
+    at.template unpack<TypeOf::sample>(at.template read<TypeOf::sample>(tile.grad, sample_dtype), grad);
+    backward_elements<more, float>(b, tile, at, grad, nullptr);
+  }
+}
+
+template <int32_t dtype>
+GMM_INLINE void backward_plain(const gmm_step_backward_arguments& b, const BackwardTile<float>& tile, uint32_t thread) {
+  if (tile.kind == FlowKind::nothing) return;
+  if (tile.kind == FlowKind::invalid) {
+    fill_gradients(b, tile, thread, not_a_number<float>());
+    return;
+  }
+  uint32_t from = 0;
+  if (tile.aligned) {
+    from = tile.count / 8 * 8;
+    if (tile.kind == FlowKind::free) {
+      backward_fast<dtype, false>(tile, from, thread);
+    } else {
+      backward_fast<dtype, true>(tile, from, thread);
+    }
+  }
+  backward_known<dtype, dtype, false>(b, tile, from, thread);
+}
+
+template <int32_t sample_dtype, int32_t output_dtype>
+GMM_INLINE void backward_typed(const gmm_step_backward_arguments& b, const BackwardTile<float>& tile, uint32_t thread) {
+  if (tile.kind == FlowKind::nothing) return;
+  if (tile.kind == FlowKind::invalid) {
+    fill_gradients(b, tile, thread, not_a_number<float>());
+  } else {
+    backward_known<sample_dtype, output_dtype, true>(b, tile, 0, thread);
   }
 }
 
@@ -278,7 +338,7 @@ GMM_INLINE void backward_any(const gmm_step_backward_arguments& b, const Backwar
   for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
     T grad[4];
     load_four(tile.grad, b.step.sample.dtype, i, tile.count, grad);
-    backward_elements<T, 4>(b, tile, i, grad, nullptr);
+    backward_elements<true, T>(b, tile, FourElements<T, any_dtype, any_dtype>{i, tile.count}, grad, nullptr);
   }
 }
 
@@ -335,7 +395,7 @@ GMM_INLINE void backward_sums(const gmm_step_backward_arguments& b, const Backwa
   }
   sum_quarters(tile, thread, sums.columns, [&](uint32_t i, T(&terms)[row_columns]) {
     const T grad[1] = {load_element<T>(tile.grad, b.step.sample.dtype, i)};
-    backward_elements<T, 1>(b, tile, i, grad, &terms);
+    backward_elements<true, T>(b, tile, OneElement<T>{i}, grad, &terms);
     if (i >= tile.std_count) terms[GMM_SIGMA] = Lanes::mul(grad[0], static_cast<T>(sums.noise[i]));
     if (tile.offset != nullptr) terms[GMM_OFFSET] = Lanes::mul(grad[0], global(tile.offset)[i]);
   });

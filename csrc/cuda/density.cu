@@ -59,7 +59,7 @@ template <class T>
 __device__ __forceinline__ void prepare(const gmm_log_prob_backward_arguments& b, const Tiling& tiling,
                                         DensityTile<T>& density, BackwardTile<T>& tile) {
   const Place place = here();
-  if (place.thread < gathering_lanes) gather<any_dtype, false>(b.gradients, tiling, place, tile);
+  if (place.thread < gathering_lanes) gather<true, any_dtype, any_dtype, false>(b.gradients, tiling, place, tile);
   if (place.thread == gathering_lanes && place.sample() < b.of.step.batch) {
     gather_density(b.of, place.sample(), place.first(tiling), place.count(tiling), density);
   }

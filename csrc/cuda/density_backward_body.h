@@ -76,7 +76,7 @@ GMM_INLINE void density_backward_element(const gmm_log_prob_backward_arguments& 
     store_element(grad_prev, b.grad_prev_sample.dtype, i, Lanes::mul(T(-1), flow.mean));
   }
   const T grad[1] = {flow.mean};
-  backward_elements<T, 1>(b.gradients, tile, i, grad, terms);
+  backward_elements<true, T>(b.gradients, tile, OneElement<T>{i}, grad, terms);
   if constexpr (sums) {
     if (i >= density.std_count) (*terms)[GMM_SIGMA] = flow.sigma;
     if (density.offsets != nullptr) (*terms)[GMM_OFFSET] = flow.offset;

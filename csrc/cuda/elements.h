@@ -41,13 +41,37 @@ struct FourElements {
   }
   template <TypeOf type>
   GMM_METHOD void write(void* data, int32_t dtype, const T (&values)[n]) const {
-    store_four(data, known<type>(dtype), i, count, values);
+    store_some(data, known<type>(dtype), i, count, values);
   }
   GMM_METHOD void read_table(const T* row, uint32_t end, T (&values)[n]) const {
     load_four(row, table_dtype, i, end, values);
   }
   GMM_METHOD void draw(const PhiloxKeys& keys, uint64_t element, uint32_t step, Stream stream, float (&z)[n]) const {
     draw_normals_from(keys, element + i, step, stream, z);
+  }
+};
+
+// The i-th element of a tile, of any type.
+template <class T>
+struct OneElement {
+  static constexpr uint32_t n = 1;
+  struct Read {
+    T value;
+  };
+
+  uint32_t i;
+
+  template <TypeOf type>
+  GMM_METHOD Read read(const void* data, int32_t dtype) const {
+    return {load_element<T>(data, dtype, i)};
+  }
+  template <TypeOf type>
+  GMM_METHOD void unpack(const Read& read, T (&values)[n]) const {
+    values[0] = read.value;
+  }
+  template <TypeOf type>
+  GMM_METHOD void write(void* data, int32_t dtype, const T (&values)[n]) const {
+    store_some(data, dtype, i, i + 1, values);
   }
 };
 

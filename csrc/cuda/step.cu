@@ -103,7 +103,7 @@ cudaError_t launch_step(const gmm_step_arguments& a, int multiprocessors, cudaSt
   if (a.log_prob != nullptr) {
     return a.sample.dtype == GMM_FLOAT64 ? launch_scored<double>(a, stream) : launch_scored<float>(a, stream);
   }
-  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a), multiprocessors);
   return launch(kernel_for(a), a.batch, tiling, a, tiling, stream);
 }
 

@@ -101,21 +101,23 @@ inline bool is_plain(const gmm_step_arguments& a) {
          a.prediction_kind == GMM_PREDICTION_NONE;
 }
 
-// Whether gradients are elementwise ones of one type, none of a prediction or a history, everything aligned.
-inline bool is_common(const gmm_step_backward_arguments& b) {
+// The same of gradients, each of its own tensor's type.
+inline bool is_typed(const gmm_step_backward_arguments& b) {
   const gmm_step_arguments& a = b.step;
-  const int32_t dtype = a.sample.dtype;
-  if (dtype == GMM_FLOAT64 || b.grad_prediction.data != nullptr || b.grad_coefficients != nullptr) return false;
+  const auto as = [](const gmm_output& grad, int32_t dtype) { return grad.data == nullptr || grad.dtype == dtype; };
+  bool typed = is_typed(a) && as(b.grad_sample, a.sample.dtype) && as(b.grad_model_output, a.model_output.dtype) &&
+               as(b.grad_model_output_uncond, a.model_output.dtype);
+  for (const gmm_output& stored : b.grad_history) typed = typed && as(stored, a.sample.dtype);
+  return typed;
+}
+
+inline bool is_plain(const gmm_step_backward_arguments& b) {
+  const gmm_step_arguments& a = b.step;
   for (const gmm_output& stored : b.grad_history) {
     if (stored.data != nullptr) return false;
   }
-  const auto common = [&](const auto& tensor) {
-    return tensor.data == nullptr ||
-           (tensor.dtype == dtype && is_vector(tensor.data, a.batch, tensor.batch_stride, dtype));
-  };
-  return common(a.sample) && common(a.model_output) && common(a.model_output_uncond) && common(b.grad_result) &&
-         common(b.grad_sample) && common(b.grad_model_output) && common(b.grad_model_output_uncond) &&
-         a.elements * size_of(dtype) % 16 == 0;
+  return a.model_output.dtype == a.sample.dtype && a.model_output_uncond.data == nullptr &&
+         b.grad_prediction.data == nullptr;
 }
 
 // Whether training tensors that are there have one type, not float64, and can be read four elements at a time.
@@ -150,8 +152,9 @@ inline bool is_common(const gmm_normal_arguments& a) {
 }
 
 // Elements that a block's threads take at once.
-inline uint32_t elements_per_pass(const gmm_step_arguments& a) {
-  const bool eight = is_typed(a) && !(is_plain(a) && a.sample.dtype == GMM_FLOAT32);
+template <class Arguments>
+uint32_t elements_per_pass(const Arguments& of, const gmm_step_arguments& a) {
+  const bool eight = is_typed(of) && !(is_plain(of) && a.sample.dtype == GMM_FLOAT32);
   return block_threads * (eight ? 8 : 4);
 }
 

@@ -22,27 +22,26 @@ void for_threads(Body&& body) {
   for (uint32_t thread = 0; thread < block_threads; ++thread) body(thread);
 }
 
-template <int32_t dtype>
-void emulate_backward_common(const gmm_step_backward_arguments& b, const Tiling& tiling) {
+template <bool more, int32_t sample_dtype, int32_t output_dtype, class T, class Body>
+void emulate_backward_blocks(const gmm_step_backward_arguments& b, const Tiling& tiling, Body&& body) {
   for_blocks(b.step.batch, tiling, [&](const Place& place) {
-    auto tile = uncleared<BackwardTile<float>>();
-    gather<dtype, false>(b, tiling, place, tile);
-    for_threads([&](uint32_t thread) {
-      if (b.step.model_output_uncond.data != nullptr) {
-        backward_common<dtype, true>(b, tile, thread);
-      } else {
-        backward_common<dtype, false>(b, tile, thread);
-      }
-    });
+    auto tile = uncleared<BackwardTile<T>>();
+    gather<more, sample_dtype, output_dtype, false>(b, tiling, place, tile);
+    for_threads([&](uint32_t thread) { body(tile, thread); });
   });
 }
 
-template <class T>
-void emulate_backward_any(const gmm_step_backward_arguments& b, const Tiling& tiling) {
-  for_blocks(b.step.batch, tiling, [&](const Place& place) {
-    auto tile = uncleared<BackwardTile<T>>();
-    gather<any_dtype, false>(b, tiling, place, tile);
-    for_threads([&](uint32_t thread) { backward_any(b, tile, thread); });
+template <int32_t sample_dtype, int32_t output_dtype>
+void emulate_backward_typed(const gmm_step_backward_arguments& b, const Tiling& tiling,
+                            Types<sample_dtype, output_dtype>) {
+  if constexpr (sample_dtype == output_dtype) {
+    if (is_plain(b)) {
+      return emulate_backward_blocks<false, sample_dtype, output_dtype, float>(
+          b, tiling, [&](const auto& tile, uint32_t thread) { backward_plain<sample_dtype>(b, tile, thread); });
+    }
+  }
+  emulate_backward_blocks<true, sample_dtype, output_dtype, float>(b, tiling, [&](const auto& tile, uint32_t thread) {
+    backward_typed<sample_dtype, output_dtype>(b, tile, thread);
   });
 }
 
@@ -52,7 +51,7 @@ void emulate_backward_sums(const gmm_step_backward_arguments& b, const SumRows& 
   for_blocks(b.step.batch, tiling, [&](const Place& place) {
     auto tile = uncleared<BackwardTile<T>>();
     auto sums = uncleared<BackwardSums<T>>();
-    gather<any_dtype, true>(b, tiling, place, tile);
+    gather<true, any_dtype, any_dtype, true>(b, tiling, place, tile);
     for_threads([&](uint32_t thread) { draw_noise(tile, thread, sums); });
     for_threads([&](uint32_t thread) { backward_sums(b, tile, thread, sums); });
     for_threads([&](uint32_t thread) { sum_to_sixteenths(thread, sums.columns); });
@@ -114,15 +113,12 @@ void emulate_backward_of(const gmm_step_backward_arguments& b, int multiprocesso
     if (a.batch > 0) emulate_backward_sums<T>(b, rows);
     emulate_coefficients<T>(b, rows);
   } else if (a.batch > 0 && writes_samples(b)) {
-    const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(b, a.sample.dtype), multiprocessors);
-    if (!is_common(b)) {
-      emulate_backward_any<T>(b, tiling);
-    } else if (a.sample.dtype == GMM_BFLOAT16) {
-      emulate_backward_common<GMM_BFLOAT16>(b, tiling);
-    } else if (a.sample.dtype == GMM_FLOAT16) {
-      emulate_backward_common<GMM_FLOAT16>(b, tiling);
+    const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(b, a), multiprocessors);
+    if (is_typed(b)) {
+      with_types(a.sample.dtype, a.model_output.dtype, [&](auto types) { emulate_backward_typed(b, tiling, types); });
     } else {
-      emulate_backward_common<GMM_FLOAT32>(b, tiling);
+      emulate_backward_blocks<true, any_dtype, any_dtype, T>(
+          b, tiling, [&](const auto& tile, uint32_t thread) { backward_any(b, tile, thread); });
     }
   }
   emulate_entries<T, false>(b, offsets_of(b));

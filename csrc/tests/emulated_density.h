@@ -53,7 +53,7 @@ void emulate_density_samples(const gmm_log_prob_backward_arguments& b, const Sum
     auto density = uncleared<DensityTile<T>>();
     auto tile = uncleared<BackwardTile<T>>();
     auto columns = uncleared<Columns<T>>();
-    gather<any_dtype, false>(b.gradients, tiling, place, tile);
+    gather<true, any_dtype, any_dtype, false>(b.gradients, tiling, place, tile);
     gather_density(b.of, place.sample(), place.first(tiling), place.count(tiling), density);
     for_threads([&](uint32_t t) { density_backward<sums>(b, density, tile, t, &columns); });
     if (!sums) return;

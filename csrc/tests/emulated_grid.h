@@ -96,7 +96,7 @@ void emulate_scored(const gmm_step_arguments& a) {
 // What launch_step runs on a device with so many multiprocessors.
 inline void emulate_step(const gmm_step_arguments& a, int multiprocessors) {
   if (a.batch == 0) return;
-  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a), multiprocessors);
+  const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a), multiprocessors);
   const bool wide = a.sample.dtype == GMM_FLOAT64;
   if (a.log_prob != nullptr) {
     wide ? emulate_scored<double>(a) : emulate_scored<float>(a);

@@ -10,12 +10,13 @@ namespace {
 
 constexpr unsigned char poison = 0xA5, another = 0x5A;
 
-int common_cases = 0, other_cases = 0, summed_cases = 0;
+int plain_cases = 0, typed_cases = 0, other_cases = 0, summed_cases = 0;
 
 void compare(const BackwardOptions& options, uint64_t seed, int multiprocessors) {
   BackwardCase expected(options, seed, poison), got(options, seed, another);
   CHECK(expected.run(1, GMM_BEST) == GMM_SUCCESS, "%s", gmm_last_error());
-  ++(options.coefficients ? summed_cases : gmmkernel::is_common(got.arguments) ? common_cases : other_cases);
+  const bool typed = gmmkernel::is_typed(got.arguments), plain = typed && gmmkernel::is_plain(got.arguments);
+  ++(options.coefficients ? summed_cases : plain ? plain_cases : typed ? typed_cases : other_cases);
   gmmkernel::emulate_step_backward(got.arguments, multiprocessors);
   const StepOptions& o = options.step;
   CHECK(same_gradients(got, expected),
@@ -28,8 +29,8 @@ void compare(const BackwardOptions& options, uint64_t seed, int multiprocessors)
   CHECK(got.padding_is(another), "seed %llu: wrote between samples", (unsigned long long)seed);
 }
 
-// Gradients for which there are kernels of their own, at sizes around a block's vectors and tiles.
-void test_common_gradients() {
+// Gradients of one type, at sizes around a block's vectors and tiles.
+void test_plain_gradients() {
   TestRandom random(60);
   uint64_t seed = 15000;
   for (const int64_t elements : {8, 16, 1000, 1024, 2040, 2048, 4096, 8192, 8200, 16384, 20000}) {
@@ -210,7 +211,7 @@ void test_rows_out_of_range() {
 }  // namespace
 
 int main() {
-  test_common_gradients();
+  test_plain_gradients();
   test_any_gradients();
   test_many_samples();
   test_two_levels();
@@ -218,7 +219,7 @@ int main() {
   test_one_misaligned_tensor();
   test_what_is_not_read();
   test_rows_out_of_range();
-  CHECK(common_cases > 200 && other_cases > 200 && summed_cases > 200, "%d, %d and %d cases", common_cases, other_cases,
-        summed_cases);
+  CHECK(plain_cases > 100 && typed_cases > 200 && other_cases > 200 && summed_cases > 200, "%d, %d, %d and %d cases",
+        plain_cases, typed_cases, other_cases, summed_cases);
   return check_report();
 }

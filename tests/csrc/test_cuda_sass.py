@@ -111,13 +111,14 @@ def test_a_hot_loop_reads_every_input_once(reports: Reports) -> None:
 
 def test_gradients_read_what_they_need_and_write_each_once(reports: Reports) -> None:
     def faults(name: str, report: Any) -> Iterator[Any]:
-        inputs = 3 if name.endswith("guided") else 2
         bits = sass_report.ELEMENT_BITS[name.split()[1]]
         for kind, loop in hot_loops(report).items():
             elements = 128 // bits if kind.endswith("remainder") else 16
             vectors = elements * bits // 128
-            loads = vectors * (1 if kind.startswith("free") else 1 + inputs)
-            expected = {"LDG.E.128": loads, "STG.E.128": vectors * inputs}
+            expected = {
+                "LDG.E.128": vectors * (1 if kind.startswith("free") else 3),
+                "STG.E.128": vectors * 2,
+            }
             if (loop.elements, loop.memory) != (elements, expected):
                 yield kind, loop.elements, loop.memory
 
@@ -125,11 +126,11 @@ def test_gradients_read_what_they_need_and_write_each_once(reports: Reports) -> 
 
 
 def test_gradients_are_fused_where_the_reference_says_so(reports: Reports) -> None:
-    """Two fmas for each element, one more to clip, one more of the guidance pair there."""
+    """Two fmas for each element, one more to clip."""
 
     def faults(name: str, report: Any) -> Iterator[Any]:
         for kind, loop in hot_loops(report).items():
-            each = 2 if kind.startswith("free") else 4 if name.endswith("guided") else 3
+            each = 2 if kind.startswith("free") else 3
             fused = sum(count for opcode, count in loop.opcodes.items() if opcode.startswith("FFMA"))
             if fused != each * loop.elements:
                 yield kind, fused, loop.elements

@@ -202,6 +202,15 @@ def backward() -> Iterator[Callable[[], object]]:
             ),
         )  # fmt: skip
     plain: dict[str, Any] = {"dtype": torch.float32, "output_dtype": torch.float32, "components": 2}
+    samples_alone = ("coefficients", "offsets", "std")
+    for seed, ((dtype, output_dtype), size) in enumerate(itertools.product(DTYPE_PAIRS, (1027, 2056))):
+        # Every pair of types, predictions, stored tensors of the sample's type, samples that are not aligned.
+        case = random_case(
+            470 + seed, shape=(size,), dtype=dtype, output_dtype=output_dtype, history=seed % 3,
+            prediction=PREDICTIONS[(seed + 1) % 5], guidance=seed % 4 > 1,
+        )  # fmt: skip
+        case = replace(case, history=[stored.to(dtype) for stored in case.history])
+        yield partial(step_gradients, case, without=samples_alone)
     for column, value in itertools.product(Column, (-math.inf, -0.0)):
         # What is read beyond the last element takes no part in a sum, whatever a coefficient makes of it.
         case = random_case(440, batch=1, shape=(30,), history=4, guidance=True, prediction="epsilon", **plain)

@@ -169,7 +169,6 @@ def report_of(lines: list[str], resources: Any) -> Any:
     [
         (STEP, "step_plain float32"),
         (STEP.replace("ILi0EE", "ILi2ELi0EE"), "step_plain float16 float32"),
-        (STEP.replace("ILi0EE", "ILi1ELb1EE"), "step_plain bfloat16 guided"),
         (f"{MANGLED}15step_any_kernelIdEEv18gmm_step_argumentsNS_6TilingE", "step_any float64"),
         (
             f"{MANGLED}29standard_normal_common_kernelILi2EEEv20gmm_normal_argumentsNS_6TilingE",
@@ -178,8 +177,8 @@ def report_of(lines: list[str], resources: Any) -> Any:
         (f"{MANGLED}26standard_normal_any_kernelE20gmm_normal_argumentsNS_6TilingE", "standard_normal_any"),
         ("_Z22draw_components_kernel23gmm_component_arguments", "draw_components"),
         (
-            f"{MANGLED}22backward_common_kernelILi1ELb1EEEv27gmm_step_backward_argumentsNS_6TilingE",
-            "backward_common bfloat16 guided",
+            f"{MANGLED}21backward_typed_kernelILi1ELi0EEEv27gmm_step_backward_argumentsNS_6TilingE",
+            "backward_typed bfloat16 float32",
         ),
         (f"{MANGLED}14sum_std_kernelIdEEv27gmm_step_backward_argumentsNS_6TilingE", "sum_std float64"),
     ],
@@ -301,7 +300,7 @@ def test_gradients_are_told_apart_by_what_they_read() -> None:
     ]
     (code,) = sass_code.parse_sass(sass(STEP, lines)).values()
     resources = sass_code.Resources(64, 0, 0)
-    report = sass_report.report_kernel("backward_common float32", code, resources)
+    report = sass_report.report_kernel("backward_plain float32", code, resources)
     assert {kind: (loop.elements, loop.instructions) for kind, loop in report.loops.items()} == {
         "clipped": (16, 21),
         "clipped remainder": (4, 6),
