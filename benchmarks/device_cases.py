@@ -19,13 +19,20 @@ from benchmarks.cases import Case, Prepared, rl_case
 from benchmarks.device_workload import RotatingWorkload
 from benchmarks.timers import HostClock
 from benchmarks.workload import Workload
-from gmmkernel import MixtureTables, gmm_step, standard_normal
+from gmmkernel import Column, MixtureTables, gmm_step, standard_normal
 from gmmkernel.backends import available_backends
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPONENTS = (1, 8, 1024)
 LOOP_STEPS = 50
 _SHORT = 2**20  # elements: above, neither the host's time nor a graph matters
+
+# What pipelines launch besides the plain step.
+LAUNCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "x0": ("x0 written too", {"predict": True}),
+    "mixed": ("bfloat16 output beside a float32 sample, float32 output beside others", {"mixed": True}),
+    "stored2-x0": ("two stored predictions read, x0 written too", {"stored": 2, "predict": True}),
+}
 
 Build = Callable[[RotatingWorkload, torch.dtype], Prepared]
 
@@ -51,6 +58,9 @@ def _own(device_type: str) -> Iterator[tuple[str, str, Build, int | None]]:
             kind = "Gaussian step, no mixture" if count == 1 else f"mixture step, {count} components"
             step = partial(_step, backend=backend, components=count)
             yield f"gmm_step/K{count}-{backend}/out", f"{kind}, into a preallocated tensor", step, None
+        for variant, (measures, options) in LAUNCHES.items():
+            launch = partial(_step, backend=backend, components=1, **options)
+            yield f"gmm_step/K1-{backend}-{variant}/out", f"Gaussian step, {measures}", launch, None
         eight = partial(_step, backend=backend, components=8)
         name = f"gmm_step/K8-{backend}"
         yield (
@@ -130,13 +140,20 @@ def _step(
     allocate: bool = False,
     guided: bool = False,
     host: bool = False,
+    mixed: bool = False,
+    stored: int = 0,
+    predict: bool = False,
 ) -> Prepared:
     sets = workload.sets(dtype)
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    outputs = [model_output.to(other if mixed else dtype) for _, model_output, _ in sets]
     tables = _mixture(workload, components)
-    coefficients, seeds = workload.coefficients, workload.seeds
+    coefficients, seeds = workload.coefficients.clone(), workload.seeds
+    coefficients[:, Column.HISTORY_0 : Column.HISTORY_0 + stored] = 0.1
 
     def call(index: int) -> Tensor:
-        sample, model_output, out = sets[index % len(sets)]
+        sample, _, out = sets[index % len(sets)]
+        model_output = outputs[index % len(sets)]
         return gmm_step(
             sample,
             model_output,
@@ -145,12 +162,17 @@ def _step(
             step=index,
             seeds=seeds,
             mixture=tables,
-            model_output_uncond=sets[index % len(sets) - 1][1] if guided else None,
+            model_output_uncond=outputs[index % len(sets) - 1] if guided else None,
+            history=[sets[index % len(sets) - 1 - h][0] for h in range(stored)],
+            prediction="x0" if predict else None,
             out=None if allocate else out,
             backend=backend,
         ).prev_sample
 
-    moved = workload.step_bytes(dtype, tables) + (sets[0][0].nbytes if guided else 0)
+    more = guided + stored + predict
+    moved = (
+        workload.step_bytes(dtype, tables) + more * sets[0][0].nbytes + outputs[0].nbytes - sets[0][1].nbytes
+    )
     return Prepared(call, moved, timer=HostClock() if host else None)
 
 

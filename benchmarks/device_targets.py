@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
+from benchmarks.device_cases import LAUNCHES
 from benchmarks.targets import LARGE_SHAPE, MEDIUM_SHAPE, ROLLOUT_SHAPE, SMALL_SHAPE, Target
 
 BIG_SHAPE = (64, 4, 512, 512)
@@ -31,10 +33,17 @@ def _targets(backend: str) -> Iterator[Target]:
         return f"gmm_step/{variant.replace('*', backend)}/{type_name}"
 
     for shape in (BIG_SHAPE, HUGE_SHAPE):
-        for type_name, share in (("float32", bound(0.92)), ("bfloat16", bound(0.80)), ("float16", None)):
+        for type_name, share in (("float32", bound(0.92)), ("bfloat16", bound(0.85)), ("float16", None)):
             label = f"{backend}: bandwidth of step K=8 / copy, {type_name}"
             copy = f"copy/out/{type_name}"
             yield Target(label, shape, step("K8-*/out", type_name), copy, at_least=share, rates=True)
+        for variant, type_name in itertools.product(
+            ("", *(f"-{name}" for name in LAUNCHES)), ("float32", "bfloat16")
+        ):
+            label = f"{backend}: bandwidth of step{variant} / copy, {type_name}"
+            share = bound(0.92 if type_name == "float32" else 0.85)
+            own, copy = step(f"K1-*{variant}/out", type_name), f"copy/out/{type_name}"
+            yield Target(label, shape, own, copy, at_least=share, rates=True)
         label = f"{backend}: torch.randn / whole step K=8, bfloat16"
         whole = step("K8-*/out", "bfloat16")
         yield Target(label, shape, "randn/out/bfloat16", whole, at_least=bound(1))

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
+from benchmarks import device_cases as device_module
 from benchmarks import device_run, device_workload, runner, targets, timers
 from benchmarks.baselines import Unavailable
 from benchmarks.cases import Case, Prepared, select_cases
@@ -85,6 +87,30 @@ def test_device_steps_are_the_step_they_say() -> None:
             tensors = 4 if "guided" in name else 3
             rows = 8 * (1 - (7 / 8) ** 3) + 1 if components else 0  # those that 3 samples draw, and the std
             assert ready.bytes == int(tensors * 3 * 63 * case.dtype.itemsize + int(rows * 63 * 4))
+
+
+def test_device_launches_are_those_of_pipelines(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = device_workload.RotatingWorkload((3, 1, 7, 9), CPU)
+    calls: list[tuple[Any, ...]] = []
+
+    def step(sample: torch.Tensor, model_output: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        history = [stored.dtype for stored in named["history"]]
+        calls.append((sample.dtype, model_output.dtype, history, named["prediction"]))
+        return gmm_step(sample, model_output, *rest, **named)
+
+    monkeypatch.setattr(device_module, "gmm_step", step)
+    single, half = torch.float32, torch.bfloat16
+    for name, expected, elements in (
+        ("x0/out/bfloat16", (half, half, [], "x0"), 4 * 2),
+        ("mixed/out/float32", (single, half, [], None), 2 * 4 + 2),
+        ("mixed/out/bfloat16", (half, single, [], None), 2 * 2 + 4),
+        ("stored2-x0/out/float32", (single, single, [single] * 2, "x0"), 6 * 4),
+    ):
+        case = device_case(f"gmm_step/K1-cpu-{name}")
+        ready = case.build(workload, case.dtype)
+        ready.call(1)
+        assert calls[-1] == expected
+        assert ready.bytes == 3 * 63 * elements
 
 
 def test_device_case_that_fails_is_missing_with_the_reason() -> None:
