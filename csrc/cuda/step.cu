@@ -17,7 +17,7 @@ __device__ __forceinline__ void prepare(const gmm_step_arguments& a, const Tilin
 // The second number of the bounds: blocks that share a multiprocessor, as many as the registers of loops without spills
 // allow on every architecture.
 template <int32_t dtype>
-__global__ void __launch_bounds__(block_threads, 3)
+__global__ void __launch_bounds__(block_threads, dtype == GMM_FLOAT32 ? 3 : 2)
     step_plain_kernel(const __grid_constant__ gmm_step_arguments a, const __grid_constant__ Tiling tiling) {
   __shared__ StepTile<float> tile;
   prepare<false, dtype, dtype>(a, tiling, tile);

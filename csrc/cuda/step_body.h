@@ -3,8 +3,6 @@
 // barrier every thread goes over elements of the tile.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/elements.h"
 #include "cuda/sums_body.h"
 #include "gmmkernel/density.h"
@@ -179,7 +177,7 @@ GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t th
   const PhiloxKeys keys = tile.keys;
   const uint32_t block_high = static_cast<uint32_t>(tile.element / 4 >> 32), step = tile.step, i = n * thread;
   uint32_t block = static_cast<uint32_t>(tile.element / 4) + i / 4;
-  int32_t left = static_cast<int32_t>(end - i);
+  const uint32_t block_end = static_cast<uint32_t>(tile.element / 4) + end / 4;
   using Storage = typename Format<dtype>::storage;
   const Storage* x = static_cast<const Storage*>(tile.x) + i;
   const Storage* output = static_cast<const Storage*>(tile.output) + i;
@@ -209,7 +207,6 @@ GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t th
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
-    left -= by;
     block += by / 4;
     x += by;
     output += by;
@@ -217,11 +214,12 @@ GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t th
     if constexpr (shifted) offset += by;
     if constexpr (table) std += by;
   };
-  for (; left > static_cast<int32_t>((unroll - 1) * stride); go_on(unroll * stride)) {
+  const auto left = [&] { return static_cast<int32_t>(block_end - block); };  // blocks
+  for (; left() > static_cast<int32_t>((unroll - 1) * stride / 4); go_on(unroll * stride)) {
     GMM_UNROLL(4)
     for (int u = 0; u < unroll; ++u) one(u * stride);
   }
-  for (; left > 0; go_on(stride)) one(0);
+  for (; left() > 0; go_on(stride)) one(0);
 }
 
 // ---- any step ----
@@ -246,12 +244,13 @@ GMM_INLINE void predict_all(const Row<T>& row, const T (&x)[n], const T (&o)[n],
 }
 
 // Neighbouring elements of the tile, read and written as `at` says; `more`: history, prediction and guidance may be
-// there. What is left of the mean of the step's distribution is returned in `distance` where it is wanted: the result,
-// as it was rounded, less the mean.
+// there, and noise where there are eight. What is left of the mean of the step's distribution is returned in `distance`
+// where it is wanted: the result, as it was rounded, less the mean.
 template <bool scored, bool more, class T, class Elements>
-GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& tile, const Row<T>& row,
-                              const PhiloxKeys& keys, const Elements& at, T (&distance)[Elements::n]) {
+GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& tile, const Elements& at,
+                              T (&distance)[Elements::n]) {
   using Lanes = typename LanesOf<T>::type;
+  const Row<T>& row = tile.row;
   constexpr uint32_t n = Elements::n;
   T x[n], o[n], x0[n], y[n], other[n];
   const auto x_bits = at.template read<TypeOf::sample>(tile.x, a.sample.dtype);
@@ -263,7 +262,7 @@ GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& ti
     at.template unpack<TypeOf::model_output>(bits, other);
     for (uint32_t j = 0; j < n; ++j) o[j] = guide<Lanes>(row, other[j], o[j]);
   }
-  if (n == 4 || tile.clip == Clip::exact) {
+  if (n == 4 || tile.clip == Clip::exact) {  // four are for the few elements that are left, and for any type
     predict_all<Lanes>(row, x, o, x0);
   } else if (tile.clip == Clip::plain) {
     predict_all<CudaLanes>(row, x, o, x0);
@@ -299,9 +298,9 @@ GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& ti
     at.read_table(tile.offset, tile.count, other);
     for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
   }
-  if (tile.noise) {
+  if ((more || n == 4) && tile.noise) {
     float z[n];
-    at.draw(keys, tile.element, tile.step, Stream::transition, z);
+    at.draw(tile.keys, tile.element, tile.step, Stream::transition, z);
     if (at.i + n <= tile.std_count) {
       at.read_table(tile.std, tile.std_count, other);
       for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(other[j], T(z[j]), y[j]);
@@ -335,20 +334,20 @@ GMM_INLINE void fill_with_nan(const gmm_step_arguments& a, const StepTile<T>& ti
 }
 
 // The elements of the tile from the given one on, which is a multiple of 8: eight at a time, but what is not aligned or
-// too few for that.
+// too few for that. Without `more` eight draw no noise, for which the plain kernels have their loops, and no registers.
 template <int32_t sample_dtype, int32_t output_dtype, bool more>
 GMM_INLINE void step_known(const gmm_step_arguments& a, const StepTile<float>& tile, uint32_t from, uint32_t thread) {
-  const uint32_t end = tile.aligned ? tile.count / 8 * 8 : 0;
+  const uint32_t end = tile.aligned && (more || !tile.noise) ? tile.count / 8 * 8 : 0;
   float eight[8], four[4];
   GMM_NO_UNROLL
   for (uint32_t i = from + 8 * thread; i < end; i += 8 * block_threads) {
     const EightElements<sample_dtype, output_dtype> at = {i};
-    step_elements<false, more>(a, tile, tile.row, tile.keys, at, eight);
+    step_elements<false, more>(a, tile, at, eight);
   }
   GMM_NO_UNROLL
-  for (uint32_t i = (tile.aligned ? end : from) + 4 * thread; i < tile.count; i += 4 * block_threads) {
+  for (uint32_t i = (from > end ? from : end) + 4 * thread; i < tile.count; i += 4 * block_threads) {
     const FourElements<float, sample_dtype, output_dtype> at = {i, tile.count};
-    step_elements<false, more>(a, tile, tile.row, tile.keys, at, four);
+    step_elements<false, more>(a, tile, at, four);
   }
 }
 
@@ -360,22 +359,22 @@ GMM_INLINE void step_plain(const gmm_step_arguments& a, const StepTile<float>& t
     fill_with_nan<dtype>(a, tile, thread);
     return;
   }
-  uint32_t from = 0;
-  if (tile.aligned && tile.clip != Clip::exact && tile.kind != TileKind::mixed) {
-    from = tile.count / 8 * 8;
-    const bool free = tile.clip == Clip::none;
-    if (tile.kind == TileKind::mixture) {
-      free ? step_fast<dtype, FreeLanes, true, true>(tile, from, thread)
-           : step_fast<dtype, CudaLanes, true, true>(tile, from, thread);
-    } else if (tile.kind == TileKind::shifted) {
-      free ? step_fast<dtype, FreeLanes, true, false>(tile, from, thread)
-           : step_fast<dtype, CudaLanes, true, false>(tile, from, thread);
-    } else {
-      free ? step_fast<dtype, FreeLanes, false, false>(tile, from, thread)
-           : step_fast<dtype, CudaLanes, false, false>(tile, from, thread);
-    }
+  const bool fast = tile.aligned && tile.clip != Clip::exact && tile.kind != TileKind::mixed;
+  const uint32_t end = tile.count / 8 * 8;
+  // What the loops leave comes first, so that nothing of it takes a register from them.
+  step_known<dtype, dtype, false>(a, tile, fast ? end : 0, thread);
+  if (!fast) return;
+  const bool free = tile.clip == Clip::none;
+  if (tile.kind == TileKind::mixture) {
+    free ? step_fast<dtype, FreeLanes, true, true>(tile, end, thread)
+         : step_fast<dtype, CudaLanes, true, true>(tile, end, thread);
+  } else if (tile.kind == TileKind::shifted) {
+    free ? step_fast<dtype, FreeLanes, true, false>(tile, end, thread)
+         : step_fast<dtype, CudaLanes, true, false>(tile, end, thread);
+  } else {
+    free ? step_fast<dtype, FreeLanes, false, false>(tile, end, thread)
+         : step_fast<dtype, CudaLanes, false, false>(tile, end, thread);
   }
-  step_known<dtype, dtype, false>(a, tile, from, thread);
 }
 
 // A step of types known when compiling, where noise begins with a Philox block.
@@ -398,8 +397,7 @@ GMM_INLINE void step_any(const gmm_step_arguments& a, const StepTile<T>& tile, u
   }
   T nothing[4];
   for (uint32_t i = 4 * thread; i < tile.count; i += 4 * block_threads) {
-    step_elements<false, true>(a, tile, tile.row, tile.keys, FourElements<T, any_dtype, any_dtype>{i, tile.count},
-                               nothing);
+    step_elements<false, true>(a, tile, FourElements<T, any_dtype, any_dtype>{i, tile.count}, nothing);
   }
 }
 
@@ -421,8 +419,7 @@ GMM_INLINE void step_scored(const gmm_step_arguments& a, const StepTile<T>& tile
   if (!valid) {
     fill_with_nan<any_dtype>(a, tile, thread);
   } else if (i < tile.count) {
-    step_elements<true, true>(a, tile, tile.row, tile.keys, FourElements<T, any_dtype, any_dtype>{i, tile.count},
-                              distance);
+    step_elements<true, true>(a, tile, FourElements<T, any_dtype, any_dtype>{i, tile.count}, distance);
     inverse = Lanes::div(T(1), tile.row.sigma);
     log_std = logarithm<Lanes>(tile.row.sigma);
   }

@@ -1,8 +1,6 @@
 // How a launch is divided: a tile is a run of elements of one sample, one thread block each.
 #pragma once
 
-#include <initializer_list>
-
 #include "common/layout.h"
 
 namespace gmmkernel {
