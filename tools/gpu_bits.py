@@ -161,10 +161,10 @@ def gradient_case(comparison: Comparison, number: int) -> None:
     """Compare the gradients of one random step and of one log-density, sent back by random ones."""
     size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
     dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
-    # Half of them go through the kernels for common gradients, where sums are not wanted.
-    common = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
+    # Half of them are plain: one type, no history, no prediction.
+    plain = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
     batch = 2 if size > 2**16 else (1, 3, 17)[number % 3]
-    case = helpers.random_case(number, batch=batch, shape=(size,), dtype=dtype, **common)
+    case = helpers.random_case(number, batch=batch, shape=(size,), dtype=dtype, **plain)
     tables = ("coefficients",) if number % 4 == 1 else ()
     expected = differentiable.step_gradients(case, without=tables)
     actual = differentiable.step_gradients(layouts.moved(case, comparison.device), without=tables)
@@ -183,12 +183,12 @@ def exact_case(comparison: Comparison, number: int) -> None:
     """Compare one random step and one log-density with a mixture whose moments are matched exactly."""
     size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
     dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
-    # Half of them go through the kernels for common steps.
-    common = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
+    # Half of them are plain.
+    plain = {"output_dtype": dtype, "history": 0, "prediction": None} if number % 2 else {}
     large = size > 2**16
     options = {"batch": 2 if large else (1, 3, 17)[number % 3], "shape": (size,), "dtype": dtype}
     components = 3 if large else (1, 2, 8, 17, 64)[number % 5]
-    case = exact_steps.exact_step(number, components, special=number % 7 == 6, **options, **common)
+    case = exact_steps.exact_step(number, components, special=number % 7 == 6, **options, **plain)
     expected, actual = case.run(), layouts.moved(case, comparison.device).run()
     category, label = f"exact, {type_name(dtype)}", f"case {number}, K {components}, {size}"
     comparison.compare(category, label, actual.prev_sample, expected.prev_sample)
@@ -204,7 +204,7 @@ def training_case(comparison: Comparison, number: int) -> None:
     """Compare noise added to one random batch, its losses and their gradients."""
     size = GRADIENT_SIZES[number % len(GRADIENT_SIZES)]
     dtype = helpers.DTYPES[number // len(GRADIENT_SIZES) % len(helpers.DTYPES)]
-    # Half of them go through the kernels for common tensors.
+    # Half of them are of one type.
     case = losses.random_case(
         number,
         batch=2 if size > 2**16 else (1, 3, 17)[number % 3],

@@ -44,6 +44,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "float32 free mixture": {"dtype": FLOAT, "row": "free", "components": 8},
     "bfloat16 free": {"dtype": BFLOAT, "row": "free"},
     "bfloat16 free mixture": {"dtype": BFLOAT, "row": "free", "components": 8},
+    "float32 zero bound": {"dtype": FLOAT, "row": "zero bound"},
     "float32 without noise": {"dtype": FLOAT, "row": "without noise"},
     "float32 two stored x0 without noise": {
         "dtype": FLOAT,
@@ -85,8 +86,8 @@ def make_step(*, row: str = "clipping", **options: Any) -> StepCase:
     columns = {"x0_sample": 1.1, "x0_output": -0.4, "sample": 0.7, "x0": 0.3, "output": 0.2, "sigma": 0.5}
     columns |= {"offset": 1.0, "guidance": 3.0, "eps_sample": 0.1, "eps_output": 0.9}
     columns |= {f"history_{h}": 0.1 for h in range(4)}
-    if row == "clipping":
-        columns |= {"clip_min": -1.0, "clip_max": 1.0}
+    if row in ("clipping", "zero bound"):
+        columns |= {"clip_min": -1.0 if row == "clipping" else 0.0, "clip_max": 1.0}
     if row == "without noise":
         columns["sigma"] = 0.0
     components = options.pop("components", 0)
