@@ -17,7 +17,7 @@ cudaError_t launch(const void* kernel, int64_t samples, const Tiling& tiling, co
                   static_cast<unsigned>(samples < largest_grid_y ? samples : largest_grid_y),
                   static_cast<unsigned>((samples + largest_grid_y - 1) / largest_grid_y));
   void* parameters[] = {const_cast<Arguments*>(&arguments), const_cast<More*>(&more)};
-  return cudaLaunchKernel(kernel, grid, dim3(block_threads), parameters, 0, stream);
+  return cudaLaunchKernel(kernel, grid, dim3(tiling.threads), parameters, 0, stream);
 }
 
 // A kernel of one argument, with a thread for each of `count` numbers.

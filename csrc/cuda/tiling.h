@@ -6,6 +6,7 @@
 namespace gmmkernel {
 
 constexpr int block_threads = 256;
+constexpr uint32_t smallest_block = 64;  // threads of a block in a launch that leaves multiprocessors idle
 constexpr int64_t largest_grid_y = 65535;
 
 // The grid is (tiles of a sample, samples mod 65535, samples / 65535). A tile has a power of two of elements, far below
@@ -13,6 +14,7 @@ constexpr int64_t largest_grid_y = 65535;
 struct Tiling {
   int64_t elements;
   uint32_t tile_elements;
+  uint32_t threads = block_threads;
 };
 
 // Which tile of which sample a block works on, and which of its threads this is.
@@ -33,12 +35,15 @@ GMM_INLINE bool is_aligned(const void* data, uint32_t bytes) { return reinterpre
 // ---- decided on the host, once a launch ----
 
 // As many elements a thread as leave each multiprocessor two rounds of blocks, 64 at most: a thread's first element
-// costs about as much as ten more.
+// costs about as much as ten more. What is too little for that goes to smaller blocks as long as each has a
+// multiprocessor to itself; their threads have four elements, or every other one eight.
 inline Tiling tiling_of(int64_t batch, int64_t elements, uint32_t per_pass, int multiprocessors) {
+  const auto blocks = [&](uint32_t tile) { return batch * ((elements + tile - 1) / tile); };
   const int64_t wanted = static_cast<int64_t>(multiprocessors) * 8;
   uint32_t tile = 64 * block_threads;
-  while (tile > per_pass && batch * ((elements + tile - 1) / tile) < wanted) tile /= 2;
-  return {elements, tile};
+  while (tile > per_pass && blocks(tile) < wanted) tile /= 2;
+  while (tile > 4 * smallest_block && blocks(tile / 2) <= multiprocessors) tile /= 2;
+  return {elements, tile, tile / 4 < block_threads ? tile / 4 : block_threads};
 }
 
 // At least one: samples without elements have components all the same.

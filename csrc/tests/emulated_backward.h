@@ -18,6 +18,11 @@ Shared uncleared() {
 }
 
 template <class Body>
+void for_threads(const Tiling& tiling, Body&& body) {
+  for (uint32_t thread = 0; thread < tiling.threads; ++thread) body(thread);
+}
+
+template <class Body>
 void for_threads(Body&& body) {
   for (uint32_t thread = 0; thread < block_threads; ++thread) body(thread);
 }
@@ -27,7 +32,7 @@ void emulate_backward_blocks(const gmm_step_backward_arguments& b, const Tiling&
   for_blocks(b.step.batch, tiling, [&](const Place& place) {
     auto tile = uncleared<BackwardTile<T>>();
     gather<more, sample_dtype, output_dtype, false>(b, tiling, place, tile);
-    for_threads([&](uint32_t thread) { body(tile, thread); });
+    for_threads(tiling, [&](uint32_t thread) { body(tile, thread); });
   });
 }
 

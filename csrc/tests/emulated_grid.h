@@ -52,7 +52,7 @@ void emulate_blocks(const gmm_step_arguments& a, const Tiling& tiling, Body&& bo
     StepTile<T> tile;
     std::memset(static_cast<void*>(&tile), 0xA5, sizeof tile);  // shared memory is not cleared either
     gather<more, sample_dtype, output_dtype>(a, tiling, place, tile);
-    for (uint32_t thread = 0; thread < block_threads; ++thread) body(tile, thread);
+    for (uint32_t thread = 0; thread < tiling.threads; ++thread) body(tile, thread);
   });
 }
 
@@ -111,7 +111,7 @@ inline void emulate_standard_normal(const gmm_normal_arguments& a, int multiproc
   const Tiling tiling = tiling_of(a.batch, a.elements, elements_per_pass(a, a.result.dtype), multiprocessors);
   for_blocks(a.batch, tiling, [&](Place place) {
     const PhiloxKeys keys = philox_keys(static_cast<uint64_t>(a.seeds[place.sample()]));
-    for (place.thread = 0; place.thread < block_threads; ++place.thread) {
+    for (place.thread = 0; place.thread < tiling.threads; ++place.thread) {
       if (!is_common(a)) {
         standard_normal_any(a, tiling, place, keys);
       } else if (a.result.dtype == GMM_BFLOAT16) {

@@ -36,7 +36,7 @@ inline void emulate_add_noise(const gmm_add_noise_arguments& a, int multiprocess
     for_blocks(t.batch, tiling, [&](const Place& place) {
       auto tile = uncleared<TrainingTile<decltype(number)>>();
       gather<kernel.dtype>(a, tiling, place, tile);
-      for_threads([&](uint32_t thread) { add_training_noise<kernel.dtype>(a, tile, thread); });
+      for_threads(tiling, [&](uint32_t thread) { add_training_noise<kernel.dtype>(a, tile, thread); });
     });
   });
 }
@@ -80,7 +80,7 @@ inline void emulate_scale_residual(const gmm_scale_residual_arguments& a, int mu
   if (t.batch == 0 || t.elements == 0) return;
   const Tiling tiling = tiling_of(t.batch, t.elements, 4 * block_threads, multiprocessors);
   for_blocks(t.batch, tiling, [&](Place place) {
-    for (place.thread = 0; place.thread < block_threads; ++place.thread) {
+    for (place.thread = 0; place.thread < tiling.threads; ++place.thread) {
       if (a.residual.dtype == GMM_FLOAT64) {
         scale_residual<double>(a, tiling, place);
       } else {
@@ -98,7 +98,7 @@ inline void emulate_skip_loss_backward(const gmm_skip_loss_backward_arguments& b
     for_blocks(t.batch, tiling, [&](const Place& place) {
       auto tile = uncleared<TrainingTile<decltype(number)>>();
       gather<kernel.dtype>(b, tiling, place, tile);
-      for_threads([&](uint32_t thread) { skip_loss_backward<kernel.dtype>(b, tile, thread); });
+      for_threads(tiling, [&](uint32_t thread) { skip_loss_backward<kernel.dtype>(b, tile, thread); });
     });
   });
 }

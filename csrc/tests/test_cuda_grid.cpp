@@ -191,11 +191,18 @@ void test_tiling() {
   for (const int64_t elements : {1, 1000, 16384, 1 << 20}) {
     for (const int64_t batch : {1, 16, 4096}) {
       const gmmkernel::Tiling t = gmmkernel::tiling_of(batch, elements, 1024, 132);
-      CHECK((t.tile_elements & (t.tile_elements - 1)) == 0 && t.tile_elements >= 1024 && t.tile_elements <= 16384,
+      CHECK((t.tile_elements & (t.tile_elements - 1)) == 0 && t.tile_elements >= 256 && t.tile_elements <= 16384,
             "tile of %u", t.tile_elements);
+      CHECK(t.threads % 32 == 0 && t.threads <= 256 && (t.threads == 256 || t.threads * 4 == t.tile_elements),
+            "%u threads for %u elements", t.threads, t.tile_elements);
     }
   }
-  CHECK(gmmkernel::tiling_of(1, 16384, 1024, 132).tile_elements == 1024, "little work: many small tiles");
+  for (const uint32_t per_pass : {1024, 2048}) {
+    const gmmkernel::Tiling latent = gmmkernel::tiling_of(1, 16384, per_pass, 132);
+    CHECK(latent.tile_elements == 256 && latent.threads == 64, "little work: blocks of two warps");
+    const gmmkernel::Tiling larger = gmmkernel::tiling_of(1, 262144, per_pass, 132);
+    CHECK(larger.tile_elements == per_pass && larger.threads == 256, "one pass a tile, %u", larger.tile_elements);
+  }
   CHECK(gmmkernel::tiling_of(64, 1 << 20, 1024, 132).tile_elements == 16384, "much work: large tiles");
 }
 
