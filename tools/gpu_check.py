@@ -281,6 +281,10 @@ def benchmarks(check: Check, seconds: float) -> Outcome:
         return failed(finished, "nothing measured")
     data = json.loads(data_file.read_text(encoding="utf-8"))
     print(table.read_text(encoding="utf-8") if table.exists() else "", flush=True)
+    beside = check.run([sys.executable, "tools/sass_bound.py", "--beside", str(data_file)], 60)
+    print(beside.output, flush=True)
+    with (check.results / f"{check.prefix}-benchmarks.txt").open("a", encoding="utf-8") as file:
+        file.write(f"\n{beside.output}")
     keys = ("label", "shape", "value", "bound", "outcome")
     targets = [{key: target[key] for key in keys} for target in data["targets"] if target["bound"]]
     outcomes = [target["outcome"] for target in targets]

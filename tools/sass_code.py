@@ -190,3 +190,42 @@ def longest(after: Sequence[Sequence[int]], loops: Sequence[Loop], start: int, e
         if i == start or reached:
             steps[i] = max(reached, default=0)
     return steps[end]
+
+
+WARPS = 8  # of a block, one of which gathers
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What is executed outside of a loop: by every warp before it, by the one that gathers besides, and after it."""
+
+    before: int
+    gather: int
+    after: int
+
+    @property
+    def of_thread(self) -> float:
+        """Instructions of a thread, the gathering shared out among all."""
+        return self.before + self.gather / WARPS + self.after
+
+
+def outside(
+    code: Sequence[Instruction], after: Sequence[Sequence[int]], loops: Sequence[Loop], loop: Loop
+) -> Outside:
+    """Return what is executed outside of a loop, as the report's text says.
+
+    Raises:
+        ValueError: there is not the one barrier behind which the gathered numbers are read.
+    """
+    from_entry = reach(after, [0])
+    barriers = [i for i in from_entry if code[i].opcode.startswith("BAR.SYNC")]
+    if len(barriers) != 1:
+        raise ValueError(f"expected 1 barrier, found {len(barriers)}")
+    to_barrier = from_entry[barriers[0]]
+    leaving = {j for i in loop.body for j in after[i] if j not in loop.body}
+    beyond = reach(after, leaving)
+    return Outside(
+        before=to_barrier + reach(after, barriers)[loop.header],
+        gather=longest(after, loops, 0, barriers[0]) - to_barrier,
+        after=min(steps for i, steps in beyond.items() if code[i].root == "EXIT") + 1,
+    )

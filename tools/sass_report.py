@@ -58,7 +58,7 @@ from sass_code import (
     Loop,
     Resources,
     find_loops,
-    longest,
+    outside,
     parse_resources,
     parse_sass,
     parse_tables,
@@ -70,7 +70,6 @@ BUDGET = ROOT / "csrc" / "cuda" / "budget.json"
 ARCHITECTURES = ("80", "90", "100")
 
 ELEMENTS_PER_THREAD = 64  # of a full tile
-WARPS = 8  # of a block, one of which gathers
 ELEMENT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
 TABLE_BITS = 32  # of an element of the offsets and of the standard deviations
 
@@ -332,24 +331,14 @@ def report_kernel(
         after = successors(code, tables or {})
         loops = find_loops(after)
         named = _named_loops(code, after, loops, name)
-        from_entry = reach(after, [0])
-        barriers = [i for i in from_entry if code[i].opcode.startswith("BAR.SYNC")]
-        if len(barriers) != 1:
-            raise ValueError(f"{name}: expected 1 barrier, found {len(barriers)}")
-        to_barrier = from_entry[barriers[0]]
-        gather = longest(after, loops, 0, barriers[0]) - to_barrier
-        from_barrier = reach(after, barriers)
         for kind, loop in named.items():
             hot = hot_loops[kind] = _hot_loop(kind, (code[i] for i in sorted(loop.body)), _stored_bits(name))
-            if kind not in _kinds(name):
-                continue
-            leaving = {j for i in loop.body for j in after[i] if j not in loop.body}
-            beyond = reach(after, leaving)
-            tail = min(steps for i, steps in beyond.items() if code[i].root == "EXIT") + 1
-            everyone = to_barrier + from_barrier[loop.header]
-            turns = ELEMENTS_PER_THREAD / hot.elements
-            total = everyone + gather / WARPS + turns * hot.instructions + tail
-            per_element[kind] = total / ELEMENTS_PER_THREAD
+            around = outside(code, after, loops, loop)
+            gather = around.gather
+            if kind in _kinds(name):
+                turns = ELEMENTS_PER_THREAD / hot.elements
+                total = around.of_thread + turns * hot.instructions
+                per_element[kind] = total / ELEMENTS_PER_THREAD
     return KernelReport(
         name=name,
         resources=resources,

@@ -8,6 +8,7 @@ from typing import Any
 
 import cuda_binary
 import pytest
+import sass_bound
 import sass_report
 
 HOT_LOOPS = tuple(f"{kind}{free}" for free in (" free", "") for kind in ("mixture", "shifted", "gaussian"))
@@ -38,6 +39,7 @@ DIVIDING = (
 )
 
 Reports = dict[str, dict[str, Any]]
+Printed = tuple[str, str, str]
 
 
 @pytest.fixture(
@@ -47,13 +49,25 @@ Reports = dict[str, dict[str, Any]]
         for number in sass_report.ARCHITECTURES
     ],
 )
-def reports(request: pytest.FixtureRequest) -> Reports:
-    """The report of each kernel by architecture, of which this is one."""
+def printed(request: pytest.FixtureRequest) -> tuple[str, Printed]:
+    """An architecture, and what cuobjdump prints of it."""
     try:
-        sass = cuda_binary.read_sass(cuda_binary.find_extension(), request.param)
+        return request.param, cuda_binary.read_sass(cuda_binary.find_extension(), request.param)
     except cuda_binary.MissingTool as missing:
         pytest.skip(str(missing))
-    return {f"sm_{request.param}": sass_report.report(*sass)}
+
+
+@pytest.fixture(scope="module")
+def reports(printed: tuple[str, Printed]) -> Reports:
+    """The report of each kernel by architecture, of which this is one."""
+    architecture, sass = printed
+    return {f"sm_{architecture}": sass_report.report(*sass)}
+
+
+@pytest.fixture(scope="module")
+def bounds(printed: tuple[str, Printed]) -> dict[str, sass_bound.Bound]:
+    """The least that each launch costs on that architecture."""
+    return sass_bound.bounds(*printed)
 
 
 def offenders(
@@ -224,3 +238,40 @@ def test_budget_is_kept(reports: Reports) -> None:
     if here != release:
         pytest.skip(f"the budget is nvcc {release}'s, this is {here}")
     assert sass_report.over_budget(reports, sass_report.load_budget()) == []
+
+
+def test_the_shortest_path_is_the_loop_where_there_is_no_branch(
+    reports: Reports, bounds: dict[str, sass_bound.Bound]
+) -> None:
+    """Two ways to the same figure: by what a loop's turn must load and compute, and by the loop's name."""
+    (of,) = reports.values()
+    kinds = {"": "gaussian", ", no clipping": "gaussian free", ", mixture": "mixture"}
+    for dtype in ("float32", "bfloat16"):
+        for launch, kind in kinds.items():
+            expected = of[f"step_plain {dtype}"].per_element[kind]
+            assert bounds[f"step {dtype}{launch}"].instructions == pytest.approx(expected), kind
+        for launch, kind in (("", "clipped"), (", no clipping", "free")):
+            expected = of[f"backward_plain {dtype}"].per_element[kind]
+            assert bounds[f"gradients {dtype}{launch}"].instructions == pytest.approx(expected), kind
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_launches_of_pipelines_cost_little_more_than_the_plain_one(
+    bounds: dict[str, sass_bound.Bound], dtype: str
+) -> None:
+    """At most 1.12 times its instructions and, of each tensor more, what moves, converts and adds it."""
+    for launch, rest in {
+        "x0": "",
+        "one stored": "",
+        "two stored, x0": "",
+        "mixture, x0": ", mixture",
+        "mixture, guided": ", mixture",
+    }.items():
+        own, plain = bounds[f"step {dtype}, {launch}"], bounds[f"step {dtype}{rest}"]
+        size = sass_bound.BYTES[dtype]
+        loads, stores = own.launch.loads - plain.launch.loads, own.launch.stores - plain.launch.stores
+        more = (loads + stores) / 16 + own.launch.fmas - plain.launch.fmas + own.launch.adds
+        more += 3 / 8 * (loads + stores) / size  # whether it is there, for eight elements
+        if dtype == "bfloat16":
+            more += loads / size + stores / size / 2  # an instruction widens one, or narrows two
+        assert own.instructions <= 1.12 * plain.instructions + more, launch
