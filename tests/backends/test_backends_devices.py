@@ -24,7 +24,7 @@ Machine = Callable[..., None]
     [
         (FULL, DEVICES[1:]),
         # What has PTX of the highest alone leaves a gap: no code of another major capability runs on sm_110.
-        ("sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_120", (80, 86, 87, 89, 90, 100, 103, 120, 121)),
+        ("sm_80 sm_86 sm_90 sm_100 sm_120 compute_120", (80, 86, 87, 89, 90, 100, 103, 120, 121)),
         ("sm_80 sm_90", (80, 86, 87, 89, 90)),
         ("sm_86", (86, 87, 89)),
         ("sm_103", (103,)),
