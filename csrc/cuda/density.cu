@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(block_threads, 2)
   DensityElements<T> elements;
   load_elements(p, tile, place.thread, elements);
   for (int64_t column = 0; column < rows.columns; column += sum_columns) {
-    sum_density_quarters(p, tile, place.thread, elements, column, columns);
+    is_shifted_alone(p, tile) ? sum_shifted_quarters(p, tile, place.thread, elements, column, columns)
+                              : sum_density_quarters(p, tile, place.thread, elements, column, columns);
     __syncthreads();
     sum_to_sixteenths(place.thread, columns);
     __syncthreads();

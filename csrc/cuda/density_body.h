@@ -130,6 +130,38 @@ GMM_INLINE void sum_density_quarters(const gmm_log_prob_arguments& p, const Dens
   }
 }
 
+// Whether a tile is full, its components are shifted, and all have one deviation: then nothing need be asked of an
+// element.
+template <class T>
+GMM_INLINE bool is_shifted_alone(const gmm_log_prob_arguments& p, const DensityTile<T>& tile) {
+  return tile.count == sum_tile && tile.offsets != nullptr && tile.row.offset != 0 &&
+         p.step.mixture.std_components == 1;
+}
+
+// The same sixteen columns of such a tile.
+template <class T>
+GMM_INLINE void sum_shifted_quarters(const gmm_log_prob_arguments& p, const DensityTile<T>& tile, uint32_t thread,
+                                     const DensityElements<T>& of, int64_t first_column, Columns<T>& columns) {
+  using Lanes = typename OneLane<T>::Lanes;
+  const int64_t elements = p.step.elements, left = p.step.mixture.components + 1 - first_column;
+  const uint32_t count = left < sum_columns ? static_cast<uint32_t>(left) : sum_columns;
+  const T* offsets = tile.offsets + (first_column - 1) * elements + thread;
+  uint32_t c = 0;
+  if (first_column == 0) {
+    columns.quarters[0][thread] = sum_four([&](int j) { return base_term<Lanes>(of.base[j], of.log_std[j]); });
+    offsets += elements;
+    c = 1;
+  }
+  GMM_NO_UNROLL
+  for (; c < count; ++c, offsets += elements) {
+    columns.quarters[c][thread] = sum_four([&](int j) {
+      const T d = offset_from<Lanes>(tile.row, of.distance[j], global(offsets)[block_threads * j]);
+      const T log_ratio = Lanes::sub(of.log_std[j], of.log_std[j]);  // a NaN for an infinite logarithm
+      return difference_term<Lanes>(Lanes::mul(d, of.inverse[j]), of.base[j], log_ratio);
+    });
+  }
+}
+
 template <class T>
 GMM_INLINE void write_density_sums(const SumRows& rows, const DensityTile<T>& tile, uint32_t thread,
                                    int64_t first_column, const Columns<T>& columns) {

@@ -20,7 +20,10 @@ void emulate_density(const gmm_log_prob_arguments& p) {
       std::vector<DensityElements<T>> elements(block_threads);
       for_threads([&](uint32_t t) { load_elements(p, tile, t, elements[t]); });
       for (int64_t column = 0; column < rows.columns; column += sum_columns) {
-        for_threads([&](uint32_t t) { sum_density_quarters(p, tile, t, elements[t], column, columns); });
+        for_threads([&](uint32_t t) {
+          is_shifted_alone(p, tile) ? sum_shifted_quarters(p, tile, t, elements[t], column, columns)
+                                    : sum_density_quarters(p, tile, t, elements[t], column, columns);
+        });
         for_threads([&](uint32_t t) { sum_to_sixteenths(t, columns); });
         for_threads([&](uint32_t t) { write_density_sums(rows, tile, t, column, columns); });
       }
