@@ -100,7 +100,10 @@ class Kernel:
 
 
 def step(dtype: str, variant: str) -> Kernel:
-    """Return a step: `mixture` and `gaussian` on large full tiles, `everything` and `scored` shards on small ones."""
+    """Return a step: `mixture`, `gaussian` and `whole` on large full tiles, `everything` and `scored` on small ones.
+
+    `whole` reads and writes all that a step can, and `everything` as well, where noise may begin anywhere.
+    """
     table_type = "fp64" if dtype == "fp64" else "fp32"
     tensors = dict.fromkeys(("x", "output", "result"), dtype) | {"coefficients": table_type, "seeds": "i64"}
     constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "MOST": 64, "WHOLE": True}
@@ -109,10 +112,12 @@ def step(dtype: str, variant: str) -> Kernel:
         constants |= {"TILE": launch.SMALL_TILE, "SHARD": True, "WHOLE": False}
     elif variant != "gaussian":
         tensors |= {"cdf": "i64", "offsets": table_type, "std": table_type}
-    if variant == "everything":
+    if variant in ("whole", "everything"):
         tensors |= dict.fromkeys(("uncond", *(f"history{j}" for j in range(4)), "prediction"), dtype)
         tensors |= dict.fromkeys(("components", "rows", "steps"), "i64")
-        constants |= {"TILE": launch.SMALL_TILE, "PREDICTION": 2, "MOST": 1024, "WHOLE": False}
+        constants |= {"PREDICTION": 2, "MOST": 1024}
+    if variant == "everything":
+        constants |= {"TILE": launch.SMALL_TILE, "WHOLE": False}
     return Kernel(step_kernel, tensors, constants)
 
 
@@ -231,7 +236,7 @@ def skip_loss_backward(dtype: str) -> Kernel:
     return Kernel(skip_loss_backward_kernel, tensors, {"TILE": launch.SMALL_TILE, "WHOLE": True})
 
 
-STEPS = ("mixture", "gaussian", "everything", "scored")
+STEPS = ("mixture", "gaussian", "whole", "everything", "scored")
 KERNELS = {
     **{f"{variant} {name}": step(dtype, variant) for variant in STEPS for name, dtype in TYPES.items()},
     "everything float64": step("fp64", "everything"),
@@ -309,7 +314,7 @@ def report_kernel(name: str, cubin: Path, shared: int) -> KernelReport:
     (code,) = parse_sass(sass).values()
     (used,) = parse_resources(said).values()
     kind = name.split()[0]
-    is_budgeted = kind in ("mixture", "gaussian", "noise", "add-noise")
+    is_budgeted = kind in ("mixture", "gaussian", "whole", "noise", "add-noise")
     return KernelReport(
         name=name,
         resources=replace(used, shared=used.shared + shared),

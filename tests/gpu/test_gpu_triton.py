@@ -62,7 +62,7 @@ def test_large_tiles(dtype: torch.dtype) -> None:
         1, batch=4096, shape=(4096,), dtype=dtype, output_dtype=dtype, removed=4096, **OPTIONS["mixture"]
     )
     there = moved(case)
-    assert launch.tile_for(4096, 4096, there.sample.get_device()) == launch.LARGE_TILE
+    assert launch.tile_for(4096, 4096, [there.sample]) == (launch.LARGE_TILE, True)
     assert_same_output(on_cpu(there.run(backend="triton")), case.run())
 
 

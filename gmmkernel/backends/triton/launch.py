@@ -55,13 +55,6 @@ def _multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def tile_for(batch: int, elements: int, device: int) -> int:
-    """Return the elements of a program: many where tiles are full and each multiprocessor still has enough of them."""
-    tiles = batch * (elements // LARGE_TILE)
-    large = elements % LARGE_TILE == 0 and tiles >= 8 * _multiprocessors(device)
-    return LARGE_TILE if large else SMALL_TILE
-
-
 def is_whole(elements: int, tile: int, tensors: Sequence[Tensor | None]) -> bool:
     """Return whether tiles are full and every sample of the tensors begins at a multiple of 16 bytes."""
     if elements == 0 or elements % tile != 0:
@@ -70,6 +63,20 @@ def is_whole(elements: int, tile: int, tensors: Sequence[Tensor | None]) -> bool
         if tensor is not None and (tensor.data_ptr() | tensor.stride()[0] * tensor.itemsize) % 16 != 0:
             return False
     return True
+
+
+def tile_for(
+    batch: int, elements: int, tensors: Sequence[Tensor | None], large: bool = True
+) -> tuple[int, bool]:
+    """Return the elements of a program, and whether tiles are `is_whole`.
+
+    There are many where tiles are whole and each multiprocessor still has enough of them, if `large` allows that.
+    """
+    device = next(tensor.get_device() for tensor in tensors if tensor is not None)
+    enough = batch * (elements // LARGE_TILE) >= 8 * _multiprocessors(device)
+    if large and enough and is_whole(elements, LARGE_TILE, tensors):
+        return LARGE_TILE, True
+    return SMALL_TILE, is_whole(elements, SMALL_TILE, tensors)
 
 
 def by_samples(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -110,23 +117,21 @@ def gmm_step(
     if elements == 0 and components is None and log_prob is None:
         return
     samples = by_samples((inputs.sample, output, uncond, *stored(history), target, prediction))
-    # With more tensors, a large tile's elements do not fit into registers.
-    plain = uncond is None and not history and prediction is None and target.dtype is not torch.float64
-    plain = plain and log_prob is None  # which is summed by tiles of the small size
-    tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
-    whole = is_whole(elements, tile, samples)
-    tiles = max(1, tiles_of(elements, tile))
+    # A large tile's float64 does not fit into registers, and log-densities are summed by tiles of the small size.
+    large = target.dtype is not torch.float64 and log_prob is None
     rows, *row_numbers = sample_index(_valid(inputs.row, inputs.first_element))
     steps, *step_numbers = sample_index(inputs.step)
     firsts, *first_numbers = sample_index(inputs.first_element)
-    sums = None if log_prob is None else coefficients.new_empty(batch, sum(levels(tiles)), 1)
     if cdf is None or offsets is None or std is None:
-        sizes, k = (1, 1, 1, 1, 0, 1), 1
+        sizes, k, tables_aligned = (1, 1, 1, 1, 0, 1), 1, True
     else:
         offset_rows, k, _ = offsets.shape
         std_rows, std_components, std_elements = std.shape
         sizes = (cdf.shape[0], offset_rows, std_rows, std_components, std_elements, k)
-        whole = whole and (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
+        tables_aligned = (offsets.data_ptr() | std.data_ptr()) % 16 == 0 and std_elements % 4 == 0
+    tile, whole = tile_for(batch, elements, samples, large and tables_aligned)
+    tiles = max(1, tiles_of(elements, tile))
+    sums = None if log_prob is None else coefficients.new_empty(batch, sum(levels(tiles)), 1)
     launch_grid(
         _STEP,
         tiles,
@@ -147,7 +152,7 @@ def gmm_step(
             _is_shard(inputs.first_element),
             int(prediction_kind) if prediction is not None else 0,
             most(k),
-            whole,
+            whole and tables_aligned,
             PTX,
         ),
     )
@@ -168,7 +173,7 @@ def standard_normal(
     elements = target.numel() // batch if batch else 0
     if elements == 0:
         return
-    tile = tile_for(batch, elements, target.get_device())
+    tile, whole = tile_for(batch, elements, [target])
     steps, *step_numbers = sample_index(_valid(step, first_element))
     firsts, *first_numbers = sample_index(first_element)
     launch_grid(
@@ -178,7 +183,7 @@ def standard_normal(
         [target],
         (seeds, steps, firsts),
         (*step_numbers, *first_numbers, elements),
-        (int(stream), _is_shard(first_element), tile, is_whole(elements, tile, [target]), PTX),
+        (int(stream), _is_shard(first_element), tile, whole, PTX),
     )
     if target is not result:
         result.copy_(target)
@@ -395,8 +400,7 @@ def add_noise(inputs: NoiseInputs, result: Tensor, noise: Tensor | None = None) 
     target, source = by_sample(result), by_sample(sample)
     batch, elements = len(target), target[0].numel()
     plain = noise is None and target.itemsize < 8
-    tile = tile_for(batch, elements, target.get_device()) if plain else SMALL_TILE
-    whole = is_whole(elements, tile, (source, target, noise))
+    tile, whole = tile_for(batch, elements, (source, target, noise), large=plain)
     rows, *row_numbers = sample_index(_valid(row, first_element))
     steps, *step_numbers = sample_index(step)
     firsts, *first_numbers = sample_index(first_element)
