@@ -78,7 +78,7 @@ PIPES: dict[str, dict[str, Pipe]] = {  # by architecture
     },
     **{
         architecture: {
-            "FMA": Pipe(128, {"float": 1, "integer": 1, "half": 1, "wide": 2}),
+            "FMA": Pipe(128, {"float": 1, "two floats": 2, "integer": 1, "half": 1, "wide": 2}),
             "FMA heavy": Pipe(64, {"integer": 1, "half": 1, "wide": 2}),
             "ALU": Pipe(64, {"alu": 1, "integer to float": 1}),
             "XU": XU,
@@ -89,6 +89,7 @@ PIPES: dict[str, dict[str, Pipe]] = {  # by architecture
 
 CLASSES = {
     "float": "FADD FMUL FFMA",
+    "two floats": "FADD2 FMUL2 FFMA2",  # of sm_100
     "half": "HADD2 HMUL2 HFMA2",
     "integer": "IMAD IMUL",
     "alu": "IADD3 LOP3 SHF ISETP FSETP FMNMX SEL FSEL PRMT LEA MOV F2FP PLOP3 IMNMX VIADD VIMNMX P2R R2P IABS SGXT",
@@ -153,17 +154,16 @@ class Launch:
         tables: bytes of offsets and standard deviations, which the batch shares: from the L2 cache, mostly.
         noise: whether noise is drawn.
         clamps: how often a value is clamped.
-        fmas, adds: of the mathematics in float32; what else is multiplied and added is integers'.
+        sums: fmas and additions of the mathematics, all in float32: what else is added is integers.
     """
 
     kernel: str
     loads: int
     stores: int
-    fmas: int
+    sums: int
     tables: int = 0
     noise: bool = False
     clamps: int = 0
-    adds: int = 0
 
     @property
     def bytes(self) -> int:
@@ -182,12 +182,11 @@ def step(
         f"step_plain {types}" if plain else f"step_typed {(types if ' ' in types else f'{types} {types}')}",
         loads=(1 + stored) * sample + (1 + guided) * output,
         stores=(1 + x0) * sample,
-        # The mean has three, two normals of a row's noise eighteen, and adding noise or anything else one.
-        fmas=3 + 10 * noise + mixture + stored + guided,
+        # The mean has three, two normals eighteen, adding noise or anything else one, and guiding two.
+        sums=3 + 10 * noise + mixture + stored + 2 * guided,
         tables=8 * mixture,
         noise=noise,
         clamps=0 if more.get("free") else 2,
-        adds=guided,
     )
 
 
@@ -207,9 +206,9 @@ def launches() -> dict[str, Launch]:
             f"step {dtype}, one stored": step(dtype, stored=1),
             f"step {dtype}, two stored, x0": step(dtype, stored=2, x0=True),
             f"step {dtype}, two stored, x0, no noise": step(dtype, stored=2, x0=True, noise=False),
-            f"noise {dtype}": Launch(f"standard_normal_common {dtype}", 0, size, fmas=9, noise=True),
-            f"gradients {dtype}": Launch(f"backward_plain {dtype}", 3 * size, 2 * size, fmas=3),
-            f"gradients {dtype}, no clipping": Launch(f"backward_plain {dtype}", size, 2 * size, fmas=2),
+            f"noise {dtype}": Launch(f"standard_normal_common {dtype}", 0, size, sums=9, noise=True),
+            f"gradients {dtype}": Launch(f"backward_plain {dtype}", 3 * size, 2 * size, sums=3),
+            f"gradients {dtype}, no clipping": Launch(f"backward_plain {dtype}", size, 2 * size, sums=2),
         }
     return made
 
@@ -227,8 +226,8 @@ class Turn:
         return self.classes[name] / self.elements
 
 
-Totals = tuple[int, ...]  # bits loaded, bits stored, roots, clamps, fmas, additions
-NOTHING: Totals = (0,) * 6
+Totals = tuple[int, ...]  # bits loaded, bits stored, roots, clamps, sums
+NOTHING: Totals = (0,) * 5
 
 
 def _totals(instruction: Instruction) -> list[Totals]:
@@ -240,7 +239,8 @@ def _totals(instruction: Instruction) -> list[Totals]:
         instruction.bits if root == "LDG" else 0,
         instruction.bits if root == "STG" else 0,
         int(instruction.opcode == "MUFU.RSQ"),
-        *(int(root == counted) for counted in ("FMNMX", "FFMA", "FADD")),
+        int(root == "FMNMX"),
+        {"FFMA": 1, "FADD": 1, "FFMA2": 2, "FADD2": 2}.get(root, 0),
     )
     return [own, NOTHING] if instruction.predicate and any(own) else [own]
 
@@ -306,7 +306,7 @@ class Kernel:
                 8 * (launch.loads + launch.tables) * elements,
                 8 * launch.stores * elements,
                 elements // 2 if launch.noise else 0,
-                *(each * elements for each in (launch.clamps, launch.fmas, launch.adds)),
+                *(each * elements for each in (launch.clamps, launch.sums)),
             )
             turns = [
                 (least_path(self.code, self.after, self.loops, loop, wanted), loop) for loop in self.loops

@@ -44,12 +44,18 @@ GMM_INLINE uint32_t draw_component(const gmm_mixture& m, int64_t row, const Phil
 
 // ---- every thread ----
 
-// The four normals of one Philox block.
+// The four normals of one Philox block, the second two beside the first.
 GMM_INLINE void draw_normals(const PhiloxKeys& keys, uint32_t block_low, uint32_t block_high, uint32_t step,
                              Stream stream, float (&z)[4]) {
   uint32_t words[4] = {block_low, block_high, step, static_cast<uint32_t>(stream)};
   philox<CudaLanes>(keys, words);
-  normals_from_words<CudaLanes>(words, z);
+  using Both = Pairs<CudaLanes>;
+  Both::real cosines, sines;
+  two_normals<Both>({words[0], words[2]}, {words[1], words[3]}, cosines, sines);
+  z[0] = cosines.first;
+  z[1] = sines.first;
+  z[2] = cosines.second;
+  z[3] = sines.second;
 }
 
 // The normals of four elements in a row, whichever the first is: of one Philox block, or of two.

@@ -168,6 +168,17 @@ GMM_INLINE void load_table(const float* row, uint32_t i, float* values) {
   for (int j = 0; j < n; j += 4) Format<GMM_FLOAT32>::unpack(load128<GMM_FLOAT32>(row, i + j), values + j);
 }
 
+template <class Lanes, class T, uint32_t n>
+GMM_INLINE void add_scaled(T scale, const T (&values)[n], T (&y)[n]) {
+  apply<Lanes>([&](auto lanes, auto value, auto sum) { return lanes.fma(lanes.splat(scale), value, sum); }, y, values,
+               y);
+}
+
+template <class Lanes, class T, uint32_t n>
+GMM_INLINE void add_product(const T (&a)[n], const float (&b)[n], T (&y)[n]) {
+  apply<Lanes>([&](auto lanes, auto left, auto right, auto sum) { return lanes.fma(left, right, sum); }, y, a, b, y);
+}
+
 // The first `end` elements of an aligned tile of kind `mixture`, `shifted` or `gaussian`, a multiple of 8.
 template <int32_t dtype, class Lanes, bool shifted, bool table>
 GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t thread) {
@@ -186,13 +197,18 @@ GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t th
   const float* std = table ? tile.std + i : nullptr;
 
   const auto one = [&](uint32_t ahead) {
-    float y[n], o[n], other[n];
+    float y[n], o[n], other[n], z[n];
     Format<dtype>::unpack(load128<dtype>(x, ahead), y);
     Format<dtype>::unpack(load128<dtype>(output, ahead), o);
-    for (uint32_t j = 0; j < n; ++j) y[j] = predict_mean<Lanes>(row, y[j], o[j], predict_x0<Lanes>(row, y[j], o[j]));
+    apply<Lanes>(
+        [&](auto lanes, auto at, auto from) {
+          using Two = decltype(lanes);
+          return predict_mean<Two>(row, at, from, predict_x0<Two>(row, at, from));
+        },
+        y, y, o);
     if constexpr (shifted) {
       load_table<n>(offset, ahead, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
+      add_scaled<Lanes>(row.offset, other, y);
     }
     if constexpr (table) {
       load_table<n>(std, ahead, other);
@@ -200,10 +216,11 @@ GMM_INLINE void step_fast(const StepTile<float>& tile, uint32_t end, uint32_t th
       for (uint32_t j = 0; j < n; ++j) other[j] = row.sigma;
     }
     for (uint32_t j = 0; j < n; j += 4) {
-      float z[4];
-      draw_normals(keys, block + (ahead + j) / 4, block_high, step, Stream::transition, z);
-      for (uint32_t e = 0; e < 4; ++e) y[j + e] = Lanes::fma(other[j + e], z[e], y[j + e]);
+      float four[4];
+      draw_normals(keys, block + (ahead + j) / 4, block_high, step, Stream::transition, four);
+      for (uint32_t e = 0; e < 4; ++e) z[j + e] = four[e];
     }
+    add_product<Lanes>(other, z, y);
     store128<dtype>(result, ahead, Format<dtype>::pack(y));
   };
   const auto go_on = [&](uint32_t by) {
@@ -240,7 +257,7 @@ GMM_INLINE T rounded(T value, int32_t dtype) {
 
 template <class Lanes, class T, uint32_t n>
 GMM_INLINE void predict_all(const Row<T>& row, const T (&x)[n], const T (&o)[n], T (&x0)[n]) {
-  for (uint32_t j = 0; j < n; ++j) x0[j] = predict_x0<Lanes>(row, x[j], o[j]);
+  apply<Lanes>([&](auto lanes, auto at, auto from) { return predict_x0<decltype(lanes)>(row, at, from); }, x0, x, o);
 }
 
 // Neighbouring elements of the tile, read and written as `at` says; `more`: history, prediction and guidance may be
@@ -260,7 +277,8 @@ GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& ti
   if (more && tile.uncond != nullptr) {
     const auto bits = at.template read<TypeOf::model_output>(tile.uncond, a.model_output_uncond.dtype);
     at.template unpack<TypeOf::model_output>(bits, other);
-    for (uint32_t j = 0; j < n; ++j) o[j] = guide<Lanes>(row, other[j], o[j]);
+    apply<Lanes>([&](auto lanes, auto uncond, auto cond) { return guide<decltype(lanes)>(row, uncond, cond); }, o,
+                 other, o);
   }
   if (n == 4 || tile.clip == Clip::exact) {  // four are for the few elements that are left, and for any type
     predict_all<Lanes>(row, x, o, x0);
@@ -269,14 +287,16 @@ GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& ti
   } else {
     predict_all<FreeLanes>(row, x, o, x0);
   }
-  for (uint32_t j = 0; j < n; ++j) y[j] = predict_mean<Lanes>(row, x[j], o[j], x0[j]);
+  apply<Lanes>(
+      [&](auto lanes, auto at, auto from, auto of) { return predict_mean<decltype(lanes)>(row, at, from, of); }, y, x,
+      o, x0);
   if (more && tile.has_history) {
     GMM_UNROLL(4)
     for (int h = 0; h < GMM_MAX_HISTORY; ++h) {
       if (tile.history[h] == nullptr) continue;
       const auto bits = at.template read<TypeOf::sample>(tile.history[h], a.history[h].dtype);
       at.template unpack<TypeOf::sample>(bits, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.history[h], other[j], y[j]);
+      add_scaled<Lanes>(row.history[h], other, y);
     }
   }
   if constexpr (scored) {
@@ -296,21 +316,22 @@ GMM_INLINE void step_elements(const gmm_step_arguments& a, const StepTile<T>& ti
   }
   if (tile.offset != nullptr) {
     at.read_table(tile.offset, tile.count, other);
-    for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.offset, other[j], y[j]);
+    add_scaled<Lanes>(row.offset, other, y);
   }
   if ((more || n == 4) && tile.noise) {
     float z[n];
     at.draw(tile.keys, tile.element, tile.step, Stream::transition, z);
     if (at.i + n <= tile.std_count) {
       at.read_table(tile.std, tile.std_count, other);
-      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(other[j], T(z[j]), y[j]);
+      add_product<Lanes>(other, z, y);
     } else if (at.i < tile.std_count) {
       at.read_table(tile.std, tile.std_count, other);
       for (uint32_t j = 0; j < n; ++j) {
         y[j] = Lanes::fma(at.i + j < tile.std_count ? other[j] : row.sigma, T(z[j]), y[j]);
       }
     } else {
-      for (uint32_t j = 0; j < n; ++j) y[j] = Lanes::fma(row.sigma, T(z[j]), y[j]);
+      for (uint32_t j = 0; j < n; ++j) other[j] = row.sigma;
+      add_product<Lanes>(other, z, y);
     }
   }
   at.template write<TypeOf::sample>(tile.result, a.result.dtype, y);

@@ -272,12 +272,8 @@ GMM_INLINE void sum_loss_of_threads(const gmm_skip_loss_arguments& a, const Trai
       }
     }
     for (int j = 0; j < 4; ++j) {
-      if ((n & 1) == 0) {
-        pair[j] = term[j];
-      } else {
-        pair[j] = Lanes::add(pair[j], term[j]);
-        total[j] = n == 1 ? pair[j] : Lanes::add(total[j], pair[j]);
-      }
+      pair[j] = (n & 1) == 0 ? term[j] : Lanes::add(pair[j], term[j]);
+      if ((n & 1) != 0) total[j] = n == 1 ? pair[j] : Lanes::add(total[j], pair[j]);
     }
   }
   for (uint32_t j = 0; j < 4; ++j) sums.of_threads[4 * of_tile + j][lane] = total[j];

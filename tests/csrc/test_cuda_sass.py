@@ -257,9 +257,13 @@ def test_the_shortest_path_is_the_loop_where_there_is_no_branch(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_launches_of_pipelines_cost_little_more_than_the_plain_one(
-    bounds: dict[str, sass_bound.Bound], dtype: str
+    printed: tuple[str, Printed], bounds: dict[str, sass_bound.Bound], dtype: str
 ) -> None:
-    """At most 1.12 times its instructions and, of each tensor more, what moves, converts and adds it."""
+    """At most 1.12 times its instructions and, of each tensor more, what moves, converts and adds it.
+
+    On sm_100 1.2 times: two products at once make what both have in common less.
+    """
+    most = 1.2 if printed[0] == "100" else 1.12
     for launch, rest in {
         "x0": "",
         "one stored": "",
@@ -270,8 +274,8 @@ def test_launches_of_pipelines_cost_little_more_than_the_plain_one(
         own, plain = bounds[f"step {dtype}, {launch}"], bounds[f"step {dtype}{rest}"]
         size = sass_bound.BYTES[dtype]
         loads, stores = own.launch.loads - plain.launch.loads, own.launch.stores - plain.launch.stores
-        more = (loads + stores) / 16 + own.launch.fmas - plain.launch.fmas + own.launch.adds
+        more = (loads + stores) / 16 + own.launch.sums - plain.launch.sums
         more += 3 / 8 * (loads + stores) / size  # whether it is there, for eight elements
         if dtype == "bfloat16":
             more += loads / size + stores / size / 2  # an instruction widens one, or narrows two
-        assert own.instructions <= 1.12 * plain.instructions + more, launch
+        assert own.instructions <= most * plain.instructions + more, launch

@@ -34,22 +34,22 @@ def kernel() -> sass_bound.Kernel:
 
 
 def test_the_shortest_turn_that_does_what_the_launch_does() -> None:
-    alone, beside = kernel().path(sass_bound.Launch("", loads=4, stores=4, fmas=1))
+    alone, beside = kernel().path(sass_bound.Launch("", loads=4, stores=4, sums=1))
     # The load, four fmas, two branches and what goes on with them, the store and the branch back.
     assert (alone.elements, alone.instructions) == (4, 1 + 4 + 2 + 1 + 1 + 1)
     assert alone.classes == {"memory": 3, "float": 4, "issue": 3}
     # Two before the loop and EXIT.
     assert beside == 2 + 1
-    both, _ = kernel().path(sass_bound.Launch("", loads=8, stores=4, fmas=2))
+    both, _ = kernel().path(sass_bound.Launch("", loads=8, stores=4, sums=2))
     assert both.instructions == alone.instructions + 1 + 4 + 2
-    table, _ = kernel().path(sass_bound.Launch("", loads=4, stores=4, fmas=1, tables=4))
+    table, _ = kernel().path(sass_bound.Launch("", loads=4, stores=4, sums=1, tables=4))
     assert table.instructions == alone.instructions
     with pytest.raises(ValueError, match="no loop for Launch"):
-        kernel().path(sass_bound.Launch("", loads=16, stores=4, fmas=1))
+        kernel().path(sass_bound.Launch("", loads=16, stores=4, sums=1))
 
 
 def test_times_of_pipes() -> None:
-    launch = sass_bound.Launch("", loads=8, stores=4, fmas=2)
+    launch = sass_bound.Launch("", loads=8, stores=4, sums=2)
     bound = sass_bound.bound(kernel(), launch, "90")
     instructions = 17 / 4 + 3 / 64
     assert bound.instructions == instructions
@@ -75,7 +75,7 @@ def test_an_unknown_instruction_is_an_error() -> None:
 
 
 def test_measured_times_beside_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = sass_bound.bound(kernel(), sass_bound.Launch("", loads=8, stores=4, fmas=2), "90")
+    bound = sass_bound.bound(kernel(), sass_bound.Launch("", loads=8, stores=4, sums=2), "90")
     monkeypatch.setattr(
         sass_bound, "bounds", lambda architecture: dict.fromkeys(sass_bound.launches(), bound)
     )

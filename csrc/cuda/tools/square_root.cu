@@ -35,8 +35,11 @@ __device__ bool same_half(uint32_t got, uint32_t expected, uint32_t infinity) {
 struct SquareRoot {
   static constexpr const char* name = "square_root";
   __device__ static void check(uint32_t argument, Tally* tally) {
-    const float a = bits_float(argument);
-    note(float_bits(CudaLanes::sqrt(a)) == float_bits(__fsqrt_rn(a)), argument, tally);
+    using Both = Pairs<CudaLanes>;
+    const float a = bits_float(argument), expected = __fsqrt_rn(a);
+    const Both::real left = Both::sqrt({a, 1.0f}), right = Both::sqrt({1.0f, a});
+    const bool pairs = same_float(left.first, expected) && same_float(right.second, expected);
+    note(pairs && float_bits(CudaLanes::sqrt(a)) == float_bits(expected), argument, tally);
   }
 };
 

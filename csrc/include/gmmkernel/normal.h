@@ -45,16 +45,21 @@ GMM_INLINE void cos_sin(typename Lanes::u32 word, typename Lanes::real& cosine, 
   sine = Lanes::select(swap, cos_t, sin_t);
 }
 
+// Two words -> two normals.
+template <class Lanes>
+GMM_INLINE void two_normals(typename Lanes::u32 word, typename Lanes::u32 angle, typename Lanes::real& first,
+                            typename Lanes::real& second) {
+  const typename Lanes::real radius = Lanes::sqrt(minus_two_log<Lanes>(word));
+  typename Lanes::real cosine, sine;
+  cos_sin<Lanes>(angle, cosine, sine);
+  first = Lanes::mul(radius, cosine);
+  second = Lanes::mul(radius, sine);
+}
+
 // Words (w0, w1) -> normals (z0, z1) and (w2, w3) -> (z2, z3).
 template <class Lanes>
 GMM_INLINE void normals_from_words(const typename Lanes::u32 (&words)[4], typename Lanes::real (&normals)[4]) {
-  for (int pair = 0; pair < 4; pair += 2) {
-    const typename Lanes::real radius = Lanes::sqrt(minus_two_log<Lanes>(words[pair]));
-    typename Lanes::real cosine, sine;
-    cos_sin<Lanes>(words[pair + 1], cosine, sine);
-    normals[pair] = Lanes::mul(radius, cosine);
-    normals[pair + 1] = Lanes::mul(radius, sine);
-  }
+  for (int i = 0; i < 4; i += 2) two_normals<Lanes>(words[i], words[i + 1], normals[i], normals[i + 1]);
 }
 
 }  // namespace gmmkernel
