@@ -128,15 +128,15 @@ def noise(dtype: str) -> Kernel:
 
 
 def backward(dtype: str, variant: str) -> Kernel:
-    """Return the gradients of a step's tensors: `backward` of the common ones on full tiles, or `backward-all`."""
+    """Return the gradients of a step's tensors: `backward` of common ones on large full tiles, or `backward-all`."""
     tensors = dict.fromkeys(("x", "output", "grad", "grad_x", "grad_output"), dtype)
     tensors |= {"coefficients": "fp64" if dtype == "fp64" else "fp32"}
-    constants = {"TILE": launch.SMALL_TILE, "PREDICTION": 0, "WHOLE": True}
+    constants = {"TILE": launch.LARGE_TILE, "PREDICTION": 0, "WHOLE": True}
     if variant == "backward-all":
         tensors |= dict.fromkeys(("uncond", "grad_prediction", "grad_uncond"), dtype)
         tensors |= dict.fromkeys((f"grad_history{j}" for j in range(4)), dtype)
         tensors |= dict.fromkeys(("rows", "steps"), "i64")
-        constants |= {"PREDICTION": 2, "WHOLE": False}
+        constants |= {"TILE": launch.SMALL_TILE, "PREDICTION": 2, "WHOLE": False}
     return Kernel(step_backward_kernel, tensors, constants)
 
 

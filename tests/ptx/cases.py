@@ -43,6 +43,20 @@ def always(run: Any) -> Any:
     return run
 
 
+def among_many(run: Any) -> Any:
+    """Mark a case, one run always, for a device whose grid for it is that of many samples."""
+    run.many = True
+    return always(run)
+
+
+def laden(dtype: torch.dtype) -> StepCase:
+    """Return a step of large tiles that reads and writes all that one can."""
+    return random_case(
+        260, batch=1, shape=(8 * 4096,), dtype=dtype, output_dtype=dtype, guidance=True, history=4,
+        prediction="epsilon", components=8,
+    )  # fmt: skip
+
+
 def steps() -> Iterator[Callable[[], object]]:
     """Yield steps: of the vector kernels each kind of loop, of the general ones each pair of options."""
     removed = (0, 8, None)  # no table of deviations, one for some elements, one for all
@@ -88,6 +102,7 @@ def steps() -> Iterator[Callable[[], object]]:
     nothing.coefficients[:, [Column.X0, Column.OUTPUT, Column.SAMPLE, Column.OFFSET]] = -0.0
     yield nothing.run
     yield from (case.run for case in shards())
+    yield from (among_many(partial(laden(dtype).run)) for dtype in (torch.float32, torch.bfloat16))
     for seed, (dtype, output_dtype) in enumerate(DTYPE_PAIRS):
         size = (5, 1000, 2049)[seed % 3]
         drawn = random_case(
@@ -186,6 +201,8 @@ def backward() -> Iterator[Callable[[], object]]:
             )  # fmt: skip
             yield partial(step_gradients, case, without=("coefficients",))
             yield partial(step_gradients, case)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield among_many(partial(step_gradients, laden(dtype), without=("coefficients", "offsets", "std")))
     for seed, dtype in enumerate(DTYPES):
         for size in (3, 1027):
             case = random_case(400 + seed, shape=(size,), dtype=dtype, history=2, components=8)

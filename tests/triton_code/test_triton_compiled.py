@@ -162,7 +162,7 @@ def test_gradients_are_read_and_written_16_bytes_at_a_time(
         report, _ = made(architecture, name, folder)
         kind, dtype = name.split()
         read, written = WIDE[kind]
-        elements = launch.SMALL_TILE // (32 * WARPS)
+        elements = (launch.LARGE_TILE if kind == "backward" else launch.SMALL_TILE) // (32 * WARPS)
         bytes_each = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}[dtype]
         stored = bytes_each if kind == "backward" else max(bytes_each, 4)  # a table, in the arithmetic's type
         accesses = memory(report)

@@ -286,15 +286,17 @@ def step_gradients(
     rows, *row_numbers = sample_index(_valid(inputs.row, inputs.first_element))
     steps, *step_numbers = sample_index(inputs.step)
     grads = 1 if of_density is None else of_density.numel() // batch
-    whole = is_whole(elements, SMALL_TILE, (*samples, *targets))
+    # A density's gradients may be those of the small size's tiles.
+    large = inputs.sample.dtype is not torch.float64 and grads == 1
+    tile, whole = tile_for(batch, elements, (*samples, *targets), large)
     launch_grid(
         _STEP_BACKWARD,
-        tiles_of(elements, SMALL_TILE),
+        tiles_of(elements, tile),
         batch,
         samples,
         (*targets, inputs.coefficients, rows, steps, of_density),
         (inputs.coefficients.shape[0], *row_numbers, *step_numbers, grads, elements),
-        (SMALL_TILE, kind, whole, PTX),
+        (tile, kind, whole, PTX),
     )
 
 
