@@ -47,8 +47,9 @@ def differences(backend: Any, op: str, every: int = 1) -> list[str]:
         for number, run in enumerate(cases.OPS[op]())
         if number % every == 0 or getattr(run, "always", False)
     ]
-    for number, (run, call) in enumerate((run, call) for run in chosen for call in recorded(run)):
-        backend.set_small(number % 5 < 2 or getattr(run, "many", False))
+    calls = ((call, getattr(run, "many", False)) for run in chosen for call in recorded(run))
+    for number, (call, many) in enumerate(calls):
+        backend.set_small(number % 5 < 2 or many)
         backend.machine.shuffled = number % 3 == 0
         found += call.differences(call.repeat(backend))
     backend.machine.shuffled = False
