@@ -14,12 +14,16 @@ pipes that execute them, and the times are clocks of a multiprocessor for 32 ele
 
 The largest is the least time: nothing overlaps better than that, and latencies, the tail of the grid and a clock below
 the largest come on top. `share` is the memory's part of it, the share of the data sheet's bandwidth that can be reached
-at best; of this a copy itself reaches some nine tenths.
+at best.
 
-**Sources.** Lanes a clock: CUDA C++ Best Practices Guide, 12.1.1, "Throughput of Native Arithmetic Instructions". Which
-instruction needs which pipe: Nsight Compute's documentation, "Pipelines"; an integer product of 64 bits takes a pipe
-for two instructions' time, as measured on an A100, of which the documents say nothing. Multiprocessors, clocks and
-bandwidths: NVIDIA's data sheets and architecture papers of each device.
+What an instruction under a predicate loads or adds may count or not, as a launch needs it. So launches that differ by
+a block that ptxas has put under a predicate, instead of a branch around it, may get each other's turn: on sm_100
+float32's guidance, and with it stored tensors. The bound holds, but for those it is too low by the difference.
+
+**Sources**, the first two as others quote them. Lanes a clock: CUDA C++ Best Practices Guide, 12.1.1, "Throughput of
+Native Arithmetic Instructions". Which instruction needs which pipe: Nsight Compute's documentation, "Pipelines"; that
+an integer product of 64 bits takes a pipe for two instructions' time was measured on an A100 by others, and is taken
+for all. Multiprocessors, largest clocks and bandwidths are those NVIDIA gives for each device. None was measured here.
 """
 
 from __future__ import annotations
@@ -245,7 +249,7 @@ def _totals(instruction: Instruction) -> list[Totals]:
     return [own, NOTHING] if instruction.predicate and any(own) else [own]
 
 
-def least_path(
+def least_turn(
     code: Sequence[Instruction],
     after: Sequence[Sequence[int]],
     loops: Sequence[Loop],
@@ -295,7 +299,7 @@ class Kernel:
     loops: Sequence[Loop]
     registers: int
 
-    def path(self, launch: Launch) -> tuple[Turn, float]:
+    def turn(self, launch: Launch) -> tuple[Turn, float]:
         """Return the shortest turn of a launch for each element, and a thread's instructions outside of the loop.
 
         Raises:
@@ -309,13 +313,13 @@ class Kernel:
                 *(each * elements for each in (launch.clamps, launch.sums)),
             )
             turns = [
-                (least_path(self.code, self.after, self.loops, loop, wanted), loop) for loop in self.loops
+                (least_turn(self.code, self.after, self.loops, loop, wanted), loop) for loop in self.loops
             ]
-            found = [(turn.total(), turn, loop) for turn, loop in turns if turn]
+            found = [(classes.total(), classes, loop) for classes, loop in turns if classes]
             if found:
-                instructions, turn, loop = min(found, key=lambda one: one[0])
-                path = Turn(elements, instructions, turn)
-                return path, outside(self.code, self.after, self.loops, loop).of_thread
+                instructions, classes, loop = min(found, key=lambda one: one[0])
+                turn = Turn(elements, instructions, classes)
+                return turn, outside(self.code, self.after, self.loops, loop).of_thread
         raise ValueError(f"no loop for {launch}")
 
     @property
@@ -336,11 +340,6 @@ class Bound:
     registers: int
     warps: int
 
-    @property
-    def busiest(self) -> str:
-        """What takes most, memory aside."""
-        return max(self.clocks, key=lambda name: self.clocks[name])
-
     def share(self, memory: float) -> float:
         """Return the part of the least time that memory takes, if it takes `memory` clocks."""
         return memory / max(memory, *self.clocks.values())
@@ -352,11 +351,11 @@ def bound(kernel: Kernel, launch: Launch, architecture: str) -> Bound:
     Raises:
         ValueError: the kernel has no loop for it, or an instruction of no known pipe.
     """
-    path, beside = kernel.path(launch)
-    instructions = path.instructions / path.elements + beside / ELEMENTS_PER_THREAD
+    turn, beside = kernel.turn(launch)
+    instructions = turn.instructions / turn.elements + beside / ELEMENTS_PER_THREAD
     clocks = {"issue": ROW * instructions / 128}
     for name, pipe in PIPES[architecture].items():
-        passes = sum(count * path.of_class(of) for of, count in pipe.passes.items())
+        passes = sum(count * turn.of_class(of) for of, count in pipe.passes.items())
         clocks[name] = ROW * passes / pipe.lanes
     clocks["LSU"] = ROW * (launch.bytes + launch.tables) / LSU_BYTES
     return Bound(launch, instructions, clocks, kernel.registers, kernel.warps)

@@ -294,7 +294,9 @@ def test_bad_schedules_are_refused() -> None:
 
 def ddim(**options: Any) -> Any:
     """A scheduler of diffusers, 10 steps."""
-    diffusers = pytest.importorskip("diffusers")
+    diffusers = pytest.importorskip(
+        "diffusers", reason="diffusers is not installed", exc_type=ModuleNotFoundError
+    )
     made = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", **options)
     made.set_timesteps(10)
     return made

@@ -34,18 +34,18 @@ def kernel() -> sass_bound.Kernel:
 
 
 def test_the_shortest_turn_that_does_what_the_launch_does() -> None:
-    alone, beside = kernel().path(sass_bound.Launch("", loads=4, stores=4, sums=1))
+    alone, beside = kernel().turn(sass_bound.Launch("", loads=4, stores=4, sums=1))
     # The load, four fmas, two branches and what goes on with them, the store and the branch back.
     assert (alone.elements, alone.instructions) == (4, 1 + 4 + 2 + 1 + 1 + 1)
     assert alone.classes == {"memory": 3, "float": 4, "issue": 3}
     # Two before the loop and EXIT.
     assert beside == 2 + 1
-    both, _ = kernel().path(sass_bound.Launch("", loads=8, stores=4, sums=2))
+    both, _ = kernel().turn(sass_bound.Launch("", loads=8, stores=4, sums=2))
     assert both.instructions == alone.instructions + 1 + 4 + 2
-    table, _ = kernel().path(sass_bound.Launch("", loads=4, stores=4, sums=1, tables=4))
+    table, _ = kernel().turn(sass_bound.Launch("", loads=4, stores=4, sums=1, tables=4))
     assert table.instructions == alone.instructions
     with pytest.raises(ValueError, match="no loop for Launch"):
-        kernel().path(sass_bound.Launch("", loads=16, stores=4, sums=1))
+        kernel().turn(sass_bound.Launch("", loads=16, stores=4, sums=1))
 
 
 def test_times_of_pipes() -> None:

@@ -72,10 +72,10 @@ def tile_for(
 
     There are many where tiles are whole and each multiprocessor still has enough of them, if `large` allows that.
     """
-    device = next(tensor.get_device() for tensor in tensors if tensor is not None)
-    enough = batch * (elements // LARGE_TILE) >= 8 * _multiprocessors(device)
-    if large and enough and is_whole(elements, LARGE_TILE, tensors):
-        return LARGE_TILE, True
+    tiles = batch * (elements // LARGE_TILE) if large else 0
+    if tiles > 0 and tensors[0] is not None and tiles >= 8 * _multiprocessors(tensors[0].get_device()):
+        if is_whole(elements, LARGE_TILE, tensors):
+            return LARGE_TILE, True
     return SMALL_TILE, is_whole(elements, SMALL_TILE, tensors)
 
 
