@@ -83,7 +83,9 @@ void test_fork(const StepCase& expected) {
   CHECK(right(expected, 3), "after the fork");
 }
 
-// Forks while other threads are inside calls.
+#if !defined(__SANITIZE_ADDRESS__)
+// Forks while other threads are inside calls. Not with AddressSanitizer: glibc's malloc is whole again in a forked
+// child, but the sanitizer's allocator (GCC 12's) keeps a lock that another thread held, and the child waits for ever.
 void test_fork_under_way(const StepCase& expected) {
   bool stop = false, good[2] = {true, true};
   std::vector<std::thread> running;
@@ -101,6 +103,7 @@ void test_fork_under_way(const StepCase& expected) {
   for (std::thread& thread : running) thread.join();
   CHECK(good[0] && good[1], "in the parent");
 }
+#endif
 
 }  // namespace
 
@@ -113,6 +116,8 @@ int main() {
   test_counts(expected);
   test_callers(expected);
   test_fork(expected);
+#if !defined(__SANITIZE_ADDRESS__)
   test_fork_under_way(expected);
+#endif
   return check_report();
 }
