@@ -33,7 +33,7 @@ test-all: $(VENV)/all
 test-newest: $(VENV)/ready
 	$(PY) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet torch
-	sed '/^torch==/d; /^triton/d' constraints.txt > $(NEWEST)/requirements.txt
+	sed '/^torch/d; /^triton/d' constraints.txt > $(NEWEST)/requirements.txt
 	$(NEWEST)/bin/python -m pip install --quiet torch --requirement $(NEWEST)/requirements.txt
 	$(NEWEST)/bin/python setup.py --quiet egg_info --egg-base $(NEWEST)
 	$(NEWEST)/bin/python -c 'import torch; print("PyTorch", torch.__version__)'

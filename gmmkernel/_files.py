@@ -15,21 +15,31 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp-gmmkernel")
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
     """Write a file that is there whole or not at all, whenever the process is killed.
 
-    It is written under another name in the same folder, flushed to the disk, and renamed.
+    It is written under another name in the same folder, flushed to the disk, and renamed. Without `flush` a loss of
+    power may leave it empty or in part.
+
+    Raises:
+        OSError: it cannot be written; the error names the file.
     """
     temporary = _temporary(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            # A full disk is told where it is written to, without the file's name.
+            error.filename = str(path)
         raise
+    if not flush:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the new name too

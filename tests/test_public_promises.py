@@ -148,7 +148,7 @@ def examples() -> dict[str, Any]:
         "MomentReport": moment_report(mixtures()["exact"], sampler.coefficients),
         "NoiseSchedule": noise_schedule(),
         "StackedSamplers": stack_samplers([plain[0], DDIMSampler(noise_schedule(), 2)]),
-        "ShardReport": ShardReport(3, 1, (0, 2)),
+        "ShardReport": ShardReport(3, 1, (0, 2), 5),
         "ShardedSamples": ShardedSamples(result.sample, seeds),
         "Column": Column.X0,
         "Stream": Stream.OFFSETS,

@@ -56,8 +56,8 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--variant", choices=VARIANTS, default="ortho", help="mixture (default ortho)")
     add_mixture_options(parser)
-    add_run_options(parser, count=2500)
-    parser.set_defaults(run=run, output=Path("out/comparison.png"))
+    add_run_options(parser, count="2500")
+    parser.set_defaults(run=run, count=2500, output=Path("out/comparison.png"))
 
 
 def run(arguments: argparse.Namespace) -> int:

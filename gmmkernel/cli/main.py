@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import gmmkernel
-from gmmkernel.cli import compare, info, sample, train, verify
+from gmmkernel.cli import compare, evaluate, info, sample, train, verify
 from gmmkernel.cli.options import OPTION_OF
 from gmmkernel.cli.outputs import lasting_output
 
@@ -33,7 +33,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m gmmkernel", description=gmmkernel.__doc__)
     parser.add_argument("--version", action="version", version=f"gmmkernel {gmmkernel.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for module in (sample, compare, train, verify, info):
+    for module in (sample, compare, train, evaluate, verify, info):
         module.add_parser(commands)
     parsed = parser.parse_args(arguments)
     try:

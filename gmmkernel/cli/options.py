@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 from torch import Tensor
@@ -13,14 +14,35 @@ from gmmkernel.cli.values import file, integer, number
 from gmmkernel.digits import IMAGE_SHAPE
 from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
 
-DEFAULT_SCALE = 0.72
-"""Offset scale of the digits, s / sqrt(D) = 0.09: what the paper's s = 10 is on its 64x64x3 latents (D = 12,288)."""
+DEFAULT_SHARE = 0.09
+"""Offset scale s / sqrt(D): what the paper's s = 10 is on its 64x64x3 latents (D = 12,288); 0.72 for the digits."""
 
 _LARGEST_BATCH = 500
 
 ELEMENTS = IMAGE_SHAPE[0] * IMAGE_SHAPE[1] * IMAGE_SHAPE[2]
 
-OPTION_OF = {"num_inference_steps": "--steps", "n_components": "--components"}
+OPTION_OF = {
+    **{
+        name: "--" + name.replace("_", "-")
+        for name in (
+            *(
+                "classes",
+                "dtype",
+                "eta",
+                "guidance_scale",
+                "height",
+                "negative_prompt",
+                "pipeline",
+                "prompts",
+            ),
+            *("spacing", "width"),
+        )
+    },
+    "method": "--sampler",
+    "mixture": "--variant",
+    "n_components": "--components",
+    "num_inference_steps": "--steps",
+}
 """The options whose names differ from those of the arguments they set, which errors name."""
 
 _MIXTURE_DEFAULTS = {
@@ -45,8 +67,7 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
         "--scale",
         type=number(0),
         metavar="S",
-        help=f"offset scale (default {DEFAULT_SCALE}: {DEFAULT_SCALE / ELEMENTS**0.5:.2g} sqrt(D); none for exact "
-        "variants)",
+        help=f"offset scale (default {DEFAULT_SHARE:g} sqrt(D), D the elements of a sample; none for exact variants)",
     )
     group.add_argument(
         "--rho",
@@ -64,12 +85,10 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**_MIXTURE_DEFAULTS)
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, count: int) -> None:
-    """Add the options of a run: how many samples, from which seeds, how many at a time."""
+def add_run_options(parser: argparse.ArgumentParser, *, count: str) -> None:
+    """Add the options of a run: how many samples (`count` tells the default), from which seeds, how many at a time."""
     group = parser.add_argument_group("run")
-    group.add_argument(
-        "--count", type=integer(2), default=count, metavar="N", help=f"samples (default {count})"
-    )
+    group.add_argument("--count", type=integer(1), metavar="N", help=f"samples (default {count})")
     group.add_argument(
         "--seed",
         type=integer(INT64_MIN, INT64_MAX),
@@ -111,8 +130,10 @@ def check_no_mixture_options(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{option}: describes a mixture, and --variant none has none")
 
 
-def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mixture:
-    """Build the mixture that the options describe for the digits."""
+def make_mixture(
+    arguments: argparse.Namespace, variant: str, steps: int, elements: int = ELEMENTS
+) -> Mixture:
+    """Build the mixture that the options describe for samples of so many elements: the digits' where none are given."""
     if arguments.rho is not None and arguments.scale is not None:
         raise ValueError(
             f"--scale: expected none beside --rho, which gives each step its own, got {arguments.scale:g}"
@@ -120,10 +141,10 @@ def make_mixture(arguments: argparse.Namespace, variant: str, steps: int) -> Mix
     if arguments.rho is None and arguments.scale is None:
         if variant.endswith("exact"):
             raise ValueError(f"--rho: --variant {variant} needs it, or --scale")
-        arguments.scale = DEFAULT_SCALE
+        arguments.scale = DEFAULT_SHARE * math.sqrt(elements)
     return gaussian_mixture(
         variant,
-        elements=ELEMENTS,
+        elements=elements,
         n_components=arguments.components,
         scale=arguments.scale if arguments.rho is None else 1.0,
         n_steps=None if arguments.shared else steps,

@@ -1,58 +1,52 @@
-"""`sample`: draw digits with the trained model, write them, and print time and distance."""
+"""`sample`: draw digits with the trained model, or images with a pipeline of diffusers."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import time
 from typing import Any
 
-import numpy as np
 import torch
 
-from gmmkernel.cli.options import (
-    VARIANTS,
-    add_mixture_options,
-    add_run_options,
-    batch_size,
-    check_no_mixture_options,
-    make_mixture,
-    make_seeds,
-)
-from gmmkernel.cli.outputs import check_file, check_folder, write_file
-from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
-from gmmkernel.cli.ranks import Place, process_group
-from gmmkernel.cli.samplers import METHODS, make_sampler
-from gmmkernel.cli.values import file, folder, integer, number
-from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, DigitsUNet, digit_fid, load_unet
-from gmmkernel.mixtures import Mixture
-from gmmkernel.moments import moment_report
-from gmmkernel.samplers import Model
+from gmmkernel.cli import sample_digits, sample_pipeline
+from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, check_no_mixture_options
+from gmmkernel.cli.values import existing_file, file, folder, integer, number
+from gmmkernel.digits import NUM_CLASSES
+from gmmkernel.samplers.methods import METHODS
 from gmmkernel.schedules import SPACINGS
-from gmmkernel.sharding import load_shards, sample_shards
 
-SHOWN = 5 * IMAGE_COLUMNS
-
-MOST_QUADRATIC_STEPS = 29
-"""More of them would visit a timestep of the digits' 1,000 twice."""
+_OF_DIGITS = {"digit": None, "npz": None, "output": None}
+_OF_PIPELINES = {
+    **dict.fromkeys(("images", "classes", "prompts", "negative_prompt", "height", "width", "dtype")),
+    "vae_batch_size": 1,
+    "compile": False,
+}
 
 
 def add_parser(commands: Any) -> None:
     """Register the subcommand."""
-    parser = commands.add_parser("sample", help="draw digits from the model that ships with the package")
+    parser = commands.add_parser(
+        "sample",
+        help="draw digits from the model that ships with the package, or images from a diffusers pipeline",
+        description="Without --pipeline: digits from the model that ships with the package. With it: images of a "
+        "diffusers pipeline, written to a folder in which a run that was stopped goes on. torchrun --nproc-per-node N "
+        "-m gmmkernel sample ... shares the work among ranks; the images are the same.",
+    )
     parser.add_argument(
-        "--sampler", choices=METHODS, default="dpm-solver", help="method (default dpm-solver, without noise)"
+        "--sampler",
+        choices=[*METHODS, "flow"],
+        help="method (default dpm-solver, without noise; flow for rectified flows, and only those)",
     )
     parser.add_argument(
         "--steps", type=integer(1), default=10, metavar="S", help="sampling steps (default 10)"
     )
     parser.add_argument(
-        "--eta", type=number(0, 1), default=0.0, metavar="E", help="share of the DDPM noise (default 0)"
+        "--eta", type=number(0, 1), default=0.0, metavar="E", help="share of fresh noise (default 0)"
     )
     parser.add_argument(
         "--spacing",
         choices=SPACINGS,
-        help=f"timesteps (default quadratic, beyond {MOST_QUADRATIC_STEPS} steps trailing)",
+        help="timesteps (default the pipeline's own; for the digits quadratic, beyond "
+        f"{sample_digits.MOST_QUADRATIC_STEPS} steps trailing)",
     )
     parser.add_argument(
         "--variant",
@@ -60,15 +54,68 @@ def add_parser(commands: Any) -> None:
         default="none",
         help="mixture, for samplers that draw noise (default none)",
     )
-    parser.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
     parser.add_argument(
-        "--guidance-scale", type=number(), metavar="G", help="classifier-free guidance; needs --digit"
-    )
-    parser.add_argument(
-        "--npz", type=file(".npz"), metavar="FILE", help="also write samples and seeds as arrays (.npz)"
+        "--guidance-scale",
+        type=number(),
+        metavar="G",
+        help="classifier-free guidance (default the pipeline's own; of the digits it needs --digit)",
     )
     add_mixture_options(parser)
-    add_run_options(parser, count=1000)
+    add_run_options(parser, count="1000 digits; one image for each prompt, or 16")
+    _add_digits_options(parser)
+    _add_pipeline_options(parser)
+    _add_rank_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_digits_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("digits")
+    group.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
+    group.add_argument(
+        "--npz", type=file(".npz"), metavar="FILE", help="also write samples and seeds as arrays (.npz)"
+    )
+
+
+def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pipelines")
+    group.add_argument(
+        "--pipeline",
+        metavar="FOLDER_OR_NAME",
+        help="a diffusers pipeline: the folder it was saved in, or its name on the Hugging Face Hub",
+    )
+    group.add_argument(
+        "--images", type=folder, metavar="FOLDER", help="write a PNG for each image (or --shards: arrays)"
+    )
+    group.add_argument(
+        "--classes",
+        metavar="CLASSES",
+        help="of a model of classes: balanced, or numbers or names with commas between, taken in turn",
+    )
+    group.add_argument(
+        "--prompts",
+        type=existing_file,
+        metavar="FILE",
+        help="of a text model: a file with a prompt in each line, taken in turn",
+    )
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    group.add_argument("--height", type=integer(1), metavar="PIXELS", help="of a text model's images")
+    group.add_argument("--width", type=integer(1), metavar="PIXELS", help="the same")
+    group.add_argument(
+        "--dtype",
+        choices=sample_pipeline.DTYPES,
+        help="of the networks' weights (default float32 on the CPU, bfloat16 on CUDA); samples are float32",
+    )
+    group.add_argument(
+        "--vae-batch-size",
+        type=integer(1),
+        default=1,
+        metavar="B",
+        help="latents decoded at a time (default 1)",
+    )
+    group.add_argument("--compile", action="store_true", help="compile the network with torch.compile")
+
+
+def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "ranks", "torchrun --nproc-per-node N -m gmmkernel sample --shards FOLDER ..."
     )
@@ -83,106 +130,22 @@ def add_parser(commands: Any) -> None:
         "--threads",
         type=integer(1),
         metavar="T",
-        help="CPU threads of each process; the network's bits depend on it (default 1 with --shards, else PyTorch's)",
+        help="CPU threads of each process; the network's bits depend on it (default 1 where a folder is written, else "
+        "PyTorch's)",
     )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Sample, write the files asked for, print the figures."""
-    if arguments.guidance_scale is not None and arguments.digit is None:
-        raise ValueError("--guidance-scale: needs --digit, the class to guide towards")
-    if arguments.output is not None:
-        check_matplotlib()
-    if arguments.spacing is None:
-        arguments.spacing = "quadratic" if arguments.steps <= MOST_QUADRATIC_STEPS else "trailing"
-    mixture = None
+    of_pipeline = arguments.pipeline is not None
+    for name, default in (_OF_DIGITS if of_pipeline else _OF_PIPELINES).items():
+        if getattr(arguments, name) != default:
+            option = "--" + name.replace("_", "-")
+            whose = "the digits, and there is --pipeline" if of_pipeline else "pipelines: needs --pipeline"
+            raise ValueError(f"{option}: is for {whose}")
     if arguments.variant == "none":
         check_no_mixture_options(arguments)
-    else:
-        mixture = make_mixture(arguments, arguments.variant, arguments.steps)
-    seeds = make_seeds(arguments)
-    if arguments.threads is not None or arguments.shards is not None:
+    writes_folder = of_pipeline or arguments.shards is not None
+    if arguments.threads is not None or writes_folder:
         torch.set_num_threads(arguments.threads or 1)
-    with process_group(arguments.device) as place:
-        if place.ranks > 1 and arguments.shards is None:
-            raise ValueError(f"--shards: needed to share the samples among {place.ranks} ranks")
-        images = _sample(arguments, mixture, seeds, place)
-    if images is None:
-        return 0
-    if arguments.npz is not None:  # first, so that whatever happens to the rest the samples are there
-        arrays = io.BytesIO()
-        np.savez_compressed(arrays, samples=images.numpy(), seeds=seeds.numpy())
-        write_file("--npz", arguments.npz, arrays.getvalue())
-    if arguments.digit is None:
-        print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
-    if arguments.output is not None:
-        method = METHODS[arguments.sampler]
-        title = (
-            f"{method.title}{'' if mixture is None else f'-GMM {arguments.variant}'}, {arguments.steps} steps"
-        )
-        if method.has_eta:
-            title += f", eta = {arguments.eta:g}"
-        panel = Panel("", [Row("", images[:SHOWN])])
-        write_panels("--output", arguments.output, title, [panel], panel_columns=1)
-        print(f"picture: {arguments.output}")
-    if arguments.npz is not None:
-        print(f"arrays: {arguments.npz}")
-    return 0
-
-
-def _sample(
-    arguments: argparse.Namespace, mixture: Mixture | None, seeds: torch.Tensor, place: Place
-) -> torch.Tensor | None:
-    """Draw the samples and print what it took; on other ranks than the first return None."""
-    sampler = make_sampler(arguments, mixture, place.device)
-    if place.rank == 0:
-        check_file("--output", arguments.output)
-        check_file("--npz", arguments.npz)
-        check_folder("--shards", arguments.shards)
-    if mixture is not None and place.rank == 0:
-        print(moment_report(mixture, sampler.coefficients))
-        print()
-    unet = load_unet(place.device)
-    model = _guided(unet) if sampler.guided else unet
-    labels = (
-        () if arguments.digit is None else (torch.full(seeds.shape, arguments.digit, device=place.device),)
-    )
-    begin = time.perf_counter()
-    if arguments.shards is None:
-        images = sampler.sample(
-            model, seeds, IMAGE_SHAPE, conditioning=labels, batch_size=batch_size(arguments)
-        ).sample.cpu()
-        seconds = time.perf_counter() - begin
-        batches = -(-arguments.count // batch_size(arguments))
-        each = seconds / (batches * len(sampler.timesteps))
-        print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
-        print(
-            f"{each:.4f} s per call of the network with {batch_size(arguments)} samples, the sampler's step included"
-        )
-        return images
-    report = sample_shards(
-        sampler,
-        model,
-        seeds,
-        IMAGE_SHAPE,
-        arguments.shards,
-        batch_size=batch_size(arguments),
-        conditioning=labels,
-        description={"model": "digits", "digit": arguments.digit},
-    )
-    if place.rank > 0:
-        return None
-    seconds = time.perf_counter() - begin
-    made = report.shards - report.found
-    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {report.found} were there before")
-    return load_shards(arguments.shards).sample
-
-
-def _guided(unet: DigitsUNet) -> Model:
-    def predict(
-        sample: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return unet(sample, timestep), unet(sample, timestep, labels)
-
-    return predict
+    return sample_pipeline.run(arguments) if of_pipeline else sample_digits.run(arguments)

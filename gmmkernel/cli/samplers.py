@@ -1,47 +1,16 @@
-"""The samplers that `sample` knows by name."""
+"""The sampler that the options describe for the digits."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from gmmkernel.mixtures import Mixture
-from gmmkernel.samplers import DDIMSampler, DEISSampler, DPMSolverSampler, PNDMSampler, Sampler
+from gmmkernel.samplers import Sampler
+from gmmkernel.samplers.methods import METHODS
 from gmmkernel.schedules import noise_schedule
-
-
-class Method(NamedTuple):
-    """A sampler as the command line has it.
-
-    Attributes:
-        title: what pictures call it.
-        make: takes schedule, number of steps and the common options.
-        has_eta: it takes `eta`.
-        has_mixture: its steps draw noise that a mixture can replace.
-    """
-
-    title: str
-    make: Callable[..., Sampler]
-    has_eta: bool = False
-    has_mixture: bool = False
-
-
-METHODS = {
-    "ddim": Method("DDIM", DDIMSampler, has_eta=True, has_mixture=True),
-    "pndm": Method("F-PNDM", PNDMSampler),
-    "plms": Method("PLMS", partial(PNDMSampler, skip_prk_steps=True)),
-    "deis": Method("DEIS", DEISSampler),
-    "dpm-solver": Method("DPM-Solver++(2M)", DPMSolverSampler),
-    "sde-dpm-solver": Method(
-        "SDE-DPM-Solver++(2M)",
-        partial(DPMSolverSampler, algorithm_type="sde-dpmsolver++"),
-        has_mixture=True,
-    ),
-}
 
 
 def make_sampler(arguments: argparse.Namespace, mixture: Mixture | None, device: torch.device) -> Sampler:

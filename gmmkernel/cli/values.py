@@ -61,3 +61,11 @@ def folder(text: str) -> Path:
     if not text or (os.path.exists(path) and not os.path.isdir(path)):
         raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
     return path
+
+
+def existing_file(text: str) -> Path:
+    """Convert to the path of a file to read."""
+    path = Path(text)
+    if not os.path.isfile(path):
+        raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
+    return path

@@ -22,6 +22,8 @@ class FlowSampler(Sampler):
 
     Args:
         num_inference_steps: number of steps S.
+        times: float64 [S + 1] on the CPU, descending from at most 1 to 0: the times themselves, as a pipeline's
+            scheduler has them; None: those of `flow_times` with the next option.
         shift: spends more of the steps near the noise where it is above 1.
         eta: share of the noise that each step draws anew: 0 is the Euler step of the ODE, 1 draws all of it.
         dynamics: noise for reinforcement learning in place of that of `eta`: "flow-sde", "dance-sde", "cps", "ddim" or
@@ -47,6 +49,7 @@ class FlowSampler(Sampler):
         self,
         num_inference_steps: int,
         *,
+        times: Tensor | None = None,
         shift: float = 1.0,
         eta: float = 0.0,
         dynamics: str | None = None,
@@ -64,7 +67,13 @@ class FlowSampler(Sampler):
     ) -> None:
         columns = row_dtype(dtype)
         num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
-        times = flow_times(num_inference_steps, shift=shift)
+        if times is None:
+            times = flow_times(num_inference_steps, shift=shift)
+        elif shift != 1 or times.shape != (check_integer("num_inference_steps", num_inference_steps, 1) + 1,):
+            raise ValueError(
+                f"times: expected shape [{num_inference_steps + 1}] for {num_inference_steps} steps, and no shift "
+                f"beside them, got shape {list(times.shape)} and shift = {shift:g}"
+            )
         options: dict[str, Any] = {
             "clip_sample_range": clip_sample_range,
             "guidance_scale": 1.0 if guidance_scale is None else guidance_scale,

@@ -1,4 +1,4 @@
-"""The files of a folder of shards: whole or absent at every moment, and checked before they are believed."""
+"""The files of a folder of samples: whole or absent at every moment, and checked before they are believed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from gmmkernel._files import write_whole
 
+LABEL = "gmmkernel"
+"""The entry of a file's metadata that says where it belongs."""
+
 _SHARD = re.compile(r"shard-(\d{6,})\.safetensors")
-_LABEL = "gmmkernel"
 
 
 def digest(tensor: Tensor) -> str:
@@ -28,85 +30,95 @@ def digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def shard_path(folder: Path, shard: int) -> Path:
-    """Return the name of a shard's file."""
-    return folder / f"shard-{shard:06d}.safetensors"
+class Files(Protocol):
+    """How the samples of a folder are kept: shard s has those of the seeds from s B on, B of them at most."""
+
+    def there(self) -> list[int]:
+        """Return the shards that are there, in order.
+
+        Raises:
+            ValueError: a file is called as if it belonged here, but does not.
+        """
+
+    def check(self, shard: int, seeds: Tensor) -> None:
+        """Check that a shard that is there belongs there, without reading its samples.
+
+        Raises:
+            ValueError: it is damaged, or belongs to another manifest, place or seeds (int64 [B] on the CPU).
+        """
+
+    def write(self, shard: int, sample: Tensor, seeds: Tensor) -> None:
+        """Write a shard: samples [B, ...], and their seeds, int64 [B] on the CPU.
+
+        Raises:
+            OSError: it cannot be written, as on a full disk.
+        """
 
 
-def shards_in(folder: Path) -> list[int]:
-    """Return the shards that a folder has, in order.
-
-    Raises:
-        ValueError: a file is called like a shard, but is none.
-    """
-    found = []
-    for path in folder.glob("shard-*"):
-        match = _SHARD.fullmatch(path.name)
-        if match is None or shard_path(folder, int(match[1])) != path:
-            raise _damaged(path, f"expected names such as {shard_path(folder, 0).name}")
-        found.append(int(match[1]))
-    return sorted(found)
-
-
-def write_shard(folder: Path, shard: int, manifest: str, sample: Tensor, seeds: Tensor) -> None:
-    """Write a shard.
-
-    Args:
-        folder: where.
-        shard: its index.
-        manifest: the digest of the manifest that it belongs to.
-        sample: [B, ...].
-        seeds: int64 [B] on the CPU.
-    """
-    tensors = {"sample": sample.cpu().contiguous(), "seeds": seeds.contiguous()}
-    # One entry of metadata, because the order of several in the file is random.
-    label = f"{manifest} {shard} {digest(tensors['sample'])}"
-    write_whole(shard_path(folder, shard), save(tensors, {_LABEL: label}))
-
-
-def check_shard(folder: Path, shard: int, manifest: str, seeds: Tensor) -> None:
-    """Check that a shard's file is of its full length and belongs where it is, without reading its samples.
+class TensorFiles:
+    """A file of safetensors for each shard.
 
     Args:
-        folder: where it is.
-        shard: its index.
-        manifest: the digest of the manifest.
-        seeds: int64 [B], what its seeds have to be.
-
-    Raises:
-        ValueError: the file is damaged, or belongs to another manifest, place or seeds.
+        folder: where they are.
+        manifest: the digest of the manifest that they belong to.
     """
-    with _opened(folder, shard, manifest) as (file, _):
-        if not torch.equal(file.get_tensor("seeds"), seeds):
-            raise _damaged(shard_path(folder, shard), "its seeds are not those of the manifest")
+
+    def __init__(self, folder: Path, manifest: str) -> None:
+        self._folder, self._manifest = folder, manifest
+
+    def path(self, shard: int) -> Path:
+        """Return the name of a shard's file."""
+        return self._folder / f"shard-{shard:06d}.safetensors"
+
+    def there(self) -> list[int]:
+        """Return the shards that are there; see `Files`."""
+        found = []
+        for path in self._folder.glob("shard-*"):
+            match = _SHARD.fullmatch(path.name)
+            if match is None or self.path(int(match[1])) != path:
+                raise damaged(path, f"expected names such as {self.path(0).name}")
+            found.append(int(match[1]))
+        return sorted(found)
+
+    def check(self, shard: int, seeds: Tensor) -> None:
+        """Check a shard's length and place; see `Files`."""
+        with self._opened(shard) as (file, _):
+            if not torch.equal(file.get_tensor("seeds"), seeds):
+                raise damaged(self.path(shard), "its seeds are not those of the manifest")
+
+    def write(self, shard: int, sample: Tensor, seeds: Tensor) -> None:
+        """Write a shard; see `Files`."""
+        tensors = {"sample": sample.cpu().contiguous(), "seeds": seeds.contiguous()}
+        # One entry of metadata, because the order of several in the file is random.
+        label = f"{self._manifest} {shard} {digest(tensors['sample'])}"
+        write_whole(self.path(shard), save(tensors, {LABEL: label}))
+
+    def read(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Return the samples and seeds of a shard; the samples are checked to the last bit.
+
+        Raises:
+            ValueError: the file is damaged, or belongs to another manifest or place.
+        """
+        with self._opened(shard) as (file, expected):
+            sample, seeds = file.get_tensor("sample"), file.get_tensor("seeds")
+            if digest(sample) != expected:
+                raise damaged(self.path(shard), "its samples are not those that were written")
+        return sample, seeds
+
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[tuple[Any, str]]:
+        """Give a shard's file and the digest of its samples."""
+        path = self.path(shard)
+        try:
+            with safe_open(path, framework="pt") as file:
+                place, _, sample = (file.metadata() or {}).get(LABEL, "").rpartition(" ")
+                if place != f"{self._manifest} {shard}":
+                    raise damaged(path, f"it was not written as shard {shard} of the manifest beside it")
+                yield file, sample
+        except SafetensorError as error:
+            raise damaged(path, str(error)) from error
 
 
-def read_shard(folder: Path, shard: int, manifest: str) -> tuple[Tensor, Tensor]:
-    """Return the samples and seeds of a shard; the samples are checked to the last bit.
-
-    Raises:
-        ValueError: the file is damaged, or belongs to another manifest or place.
-    """
-    with _opened(folder, shard, manifest) as (file, expected):
-        sample, seeds = file.get_tensor("sample"), file.get_tensor("seeds")
-        if digest(sample) != expected:
-            raise _damaged(shard_path(folder, shard), "its samples are not those that were written")
-    return sample, seeds
-
-
-@contextmanager
-def _opened(folder: Path, shard: int, manifest: str) -> Iterator[tuple[Any, str]]:
-    """Give a shard's file and the digest of its samples."""
-    path = shard_path(folder, shard)
-    try:
-        with safe_open(path, framework="pt") as file:
-            place, _, sample = (file.metadata() or {}).get(_LABEL, "").rpartition(" ")
-            if place != f"{manifest} {shard}":
-                raise _damaged(path, f"it was not written as shard {shard} of the manifest beside it")
-            yield file, sample
-    except SafetensorError as error:
-        raise _damaged(path, str(error)) from error
-
-
-def _damaged(path: Path, what: str) -> ValueError:
+def damaged(path: Path, what: str) -> ValueError:
+    """Return the error of a file that is not what its place says."""
     return ValueError(f"{path}: damaged or foreign: {what}; remove the file to go on without it")

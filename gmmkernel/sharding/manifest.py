@@ -22,7 +22,7 @@ from gmmkernel.sharding.files import digest
 
 Manifest = dict[str, Any]
 
-_FORMAT = "gmmkernel shards, version 2"
+_FORMAT = "gmmkernel shards, version 3"
 
 _NO_PART_OF_A_STEP = ("_mixture", "backend")
 """Attributes of a sampler that its samples do not depend on: its tables are the mixture as a step reads it, and every
@@ -35,6 +35,7 @@ def describe(
     shape: Sequence[int],
     batch_size: int,
     conditioning: Sequence[Tensor],
+    files: str,
     description: Mapping[str, Any],
 ) -> Manifest:
     """Return the manifest of a run, as `read_manifest` would return it; the arguments have been checked.
@@ -48,6 +49,7 @@ def describe(
         "count": seeds.shape[0],
         "batch_size": batch_size,
         "shape": list(shape),
+        "files": files,
         "seeds": digest(seeds),
         "conditioning": [digest(entries) for entries in conditioning],
         "sampler": {"class": _name(type(sampler)), **_fingerprint(own)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gmmkernel._checks import check_integer
+from gmmkernel._checks import check_choice, check_integer
 from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.checks import check_seeds
 from gmmkernel.samplers import Model, Sampler
 from gmmkernel.samplers.chunks import check_conditioning
-from gmmkernel.sharding.files import check_shard, shards_in, write_shard
+from gmmkernel.sharding.files import Files, TensorFiles
+from gmmkernel.sharding.images import ImageFiles
 from gmmkernel.sharding.manifest import (
     Manifest,
     describe,
@@ -27,6 +28,11 @@ from gmmkernel.sharding.manifest import (
 )
 from gmmkernel.sharding.ranks import gather, rank_and_size, together
 
+FILES = ("safetensors", "png")
+"""What samples can be kept in."""
+
+_BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
+
 
 class ShardReport(NamedTuple):
     """What one rank has done.
@@ -35,11 +41,13 @@ class ShardReport(NamedTuple):
         shards: shards of the folder, all of which are there now.
         found: how many of them were there before.
         made: those that this rank has made, in order.
+        samples: how many samples all ranks have made together.
     """
 
     shards: int
     found: int
     made: tuple[int, ...]
+    samples: int
 
 
 def sample_shards(
@@ -51,6 +59,8 @@ def sample_shards(
     *,
     batch_size: int,
     conditioning: Sequence[Tensor] = (),
+    decode: Callable[[Tensor], Tensor] | None = None,
+    files: str = "safetensors",
     description: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ShardReport:
@@ -75,14 +85,19 @@ def sample_shards(
         batch_size: seeds in a chunk, and the samples that the model is called with at every call; the last file may
             hold fewer.
         conditioning: as in `sampler.sample`: tensors [N, ...], of which the model gets a chunk's entries.
+        decode: what is kept instead of a chunk's samples [B, *shape]: a tensor [B, ...], such as images of latents.
+        files: "safetensors", a file of tensors for each chunk; or "png", an image for each sample, named by its place
+            among the seeds, of which `decode` makes uint8 [B, H, W, 3] or [B, H, W]. Needs Pillow.
         description: what else the samples depend on, for the manifest: the model's name, a prompt, a digest of the
             weights. Anything that JSON can hold.
-        progress: show a progress bar, on rank 0.
+        progress: show a progress bar, on rank 0, of that rank's samples.
 
     Returns:
-        ShardReport. All shards are there; `load_shards` reads them.
+        ShardReport. All shards are there; `load_shards` reads those of tensors.
 
     Raises:
+        ImportError: `files` is "png" and there is no Pillow.
+        OSError: a file cannot be written, as on a full disk; those already written stay.
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range; the folder belongs to a run that differs (the message says in what);
             a file in it is damaged or foreign (it says which).
@@ -91,7 +106,9 @@ def sample_shards(
     """
     rank, size = rank_and_size()
     place = Path(folder)
-    seeds, manifest = together(lambda: _checked(sampler, seeds, shape, batch_size, conditioning, description))
+    seeds, manifest = together(
+        lambda: _checked(sampler, seeds, shape, batch_size, conditioning, files, description)
+    )
     for other, its in enumerate(gather(manifest)):
         if its != manifest:
             raise ValueError(
@@ -101,23 +118,47 @@ def sample_shards(
     missing = gather(together(lambda: _prepare(place, manifest, seeds) if rank == 0 else []))[0]
     mine = missing[rank::size]
 
+    def samples_in(shards: Sequence[int]) -> int:
+        return sum(len(_chunk(seeds, shard, batch_size)) for shard in shards)
+
     def work() -> None:
-        own = manifest_digest(manifest)
-        for shard in tqdm(mine, disable=not progress or rank != 0, unit="shard"):
-            chunk = _chunk(seeds, shard, batch_size)
-            made = sampler.sample(
-                model,
-                chunk,
-                manifest["shape"],
-                conditioning=[_chunk(entries, shard, batch_size) for entries in conditioning],
-                batch_size=batch_size,
-                progress=False,
-            ).sample
-            write_shard(place, shard, own, made, chunk)
+        kept = _files(place, manifest)
+        with tqdm(
+            total=samples_in(mine), disable=not progress or rank != 0, unit="sample", bar_format=_BAR
+        ) as bar:
+            for shard in mine:
+                chunk = _chunk(seeds, shard, batch_size)
+                made = sampler.sample(
+                    _counted(model, bar, len(chunk) / len(sampler.timesteps)),
+                    chunk,
+                    manifest["shape"],
+                    conditioning=[_chunk(entries, shard, batch_size) for entries in conditioning],
+                    batch_size=batch_size,
+                    progress=False,
+                ).sample
+                kept.write(shard, made if decode is None else decode(made), chunk)
 
     together(work)
     count = shard_count(manifest)
-    return ShardReport(count, count - len(missing), tuple(mine))
+    return ShardReport(count, count - len(missing), tuple(mine), samples_in(missing))
+
+
+def _counted(model: Model, bar: tqdm[None], share: float) -> Model:
+    """Return the model with a bar that each of its calls moves on by a share of the samples."""
+
+    def call(*arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        made = model(*arguments)
+        bar.update(share)
+        return made
+
+    return call
+
+
+def _files(folder: Path, manifest: Manifest) -> Files:
+    own = manifest_digest(manifest)
+    if manifest["files"] == "png":
+        return ImageFiles(folder, own, manifest["count"], manifest["batch_size"])
+    return TensorFiles(folder, own)
 
 
 def _chunk(entries: Tensor, shard: int, batch_size: int) -> Tensor:
@@ -130,6 +171,7 @@ def _checked(
     shape: Sequence[int],
     batch_size: int,
     conditioning: Sequence[Tensor],
+    files: str,
     description: Mapping[str, Any] | None,
 ) -> tuple[Tensor, Manifest]:
     if not isinstance(sampler, Sampler):
@@ -144,24 +186,28 @@ def _checked(
     if description is not None and not isinstance(description, Mapping):
         raise TypeError(f"description: expected a mapping or None, got {type(description).__name__}")
     conditioning = check_conditioning(conditioning, seeds.shape[0])
-    return seeds, describe(sampler, seeds, shape, batch_size, conditioning, description or {})
+    check_choice("files", files, FILES)
+    manifest = describe(sampler, seeds, shape, batch_size, conditioning, files, description or {})
+    return seeds, manifest
 
 
 def _prepare(folder: Path, manifest: Manifest, seeds: Tensor) -> list[int]:
     """Check a folder, write its manifest where it has no shards, and return those that are missing."""
+    files = _files(folder, manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    found = shards_in(folder)
-    if not found:
+    found = files.there()
+    shards = range(shard_count(manifest))
+    # Of a run, too: images of a shard that was not finished, or samples kept in the other form.
+    if not any(any(folder.glob(pattern)) for pattern in ("shard-*", "*.png")):
         remove_leftovers(folder)
         write_manifest(folder, manifest)
-        return list(range(shard_count(manifest)))
+        return list(shards)
     different = differences(read_manifest(folder), manifest)
     if different:
         raise ValueError(
             f"{folder}: expected the folder of this run, got one with shards of another: {different}"
         )
-    own, batch_size = manifest_digest(manifest), manifest["batch_size"]
     for shard in found:
-        check_shard(folder, shard, own, _chunk(seeds, shard, batch_size))
+        files.check(shard, _chunk(seeds, shard, manifest["batch_size"]))
     remove_leftovers(folder)
-    return sorted(set(range(shard_count(manifest))) - set(found))
+    return sorted(set(shards) - set(found))

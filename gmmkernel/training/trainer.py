@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ from gmmkernel.training.share import Share
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOG_FILE = "log.jsonl"
 
+_SAMPLES = "samples"
+"""What `fit` adds to a configuration."""
+
 
 class Trainer:
     """Train a model of the noise, the data or v with the loss of S2-DM (arXiv 2401.01520), or of DDPM (tau = 1).
@@ -58,6 +62,7 @@ class Trainer:
         prediction_type: what the model predicts: "epsilon", "sample" or "v_prediction".
         batch_size: samples in a step, of all ranks together.
         learning_rate: of AdamW, positive.
+        warmup_steps: over how many steps the learning rate rises, in equal parts; None: it is there at once.
         cosine_steps: after how many steps a cosine takes the learning rate to 0; None: it stays.
         weight_decay: of AdamW; 0 is Adam.
         max_grad_norm: the gradient's norm is clipped to this; None: not at all.
@@ -66,6 +71,11 @@ class Trainer:
             classifier-free guidance needs it.
         null_conditioning: one entry for each of the conditioning: a number, or a tensor in the shape of a sample's.
         seed: of every random choice but the model's first weights, 0 to 2^63 - 1.
+        autocast: torch.bfloat16: call the model under `torch.autocast`; weights, average, loss and optimiser stay as
+            they are. None: not. torch.float16 is refused: its gradients underflow unless a loss scale is adapted, which
+            skips steps; bfloat16 has the range of float32.
+        notes: what else decides the numbers, as JSON has it, by names that no argument here has: settings of the model
+            and of the data. A checkpoint that was made with others is refused.
         backend: a backend's name for the ops; None chooses by device.
 
     Attributes:
@@ -89,6 +99,7 @@ class Trainer:
         prediction_type: str = "epsilon",
         batch_size: int = 128,
         learning_rate: float = 2e-4,
+        warmup_steps: int | None = None,
         cosine_steps: int | None = None,
         weight_decay: float = 0.0,
         max_grad_norm: float | None = 1.0,
@@ -96,6 +107,8 @@ class Trainer:
         conditioning_dropout: float = 0.0,
         null_conditioning: Sequence[Tensor | float] = (),
         seed: int = 0,
+        autocast: torch.dtype | None = None,
+        notes: Mapping[str, object] | None = None,
         backend: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -109,6 +122,8 @@ class Trainer:
         )
         batch_size = check_integer("batch_size", batch_size, 1)
         learning_rate = check_number("learning_rate", learning_rate, above=0)
+        if warmup_steps is not None:
+            warmup_steps = check_integer("warmup_steps", warmup_steps, 1)
         if cosine_steps is not None:
             cosine_steps = check_integer("cosine_steps", cosine_steps, 1)
         weight_decay = check_number("weight_decay", weight_decay, low=0)
@@ -119,6 +134,8 @@ class Trainer:
             raise ValueError("ema_decay: expected a number in [0, 1), got 1")
         conditioning_dropout = check_share("conditioning_dropout", conditioning_dropout)
         seed = check_integer("seed", seed, 0, INT64_MAX)
+        if autocast not in (None, torch.bfloat16):
+            raise ValueError(f"autocast: expected None or torch.bfloat16, got {autocast}")
 
         self._share = Share.of(model, batch_size)
         self._network = model
@@ -131,11 +148,15 @@ class Trainer:
         self._num_timesteps = schedule.num_train_timesteps
         self._reads_sample = prediction_type != "epsilon"
         self._batch_size = batch_size
-        self._learning_rate, self._cosine_steps = learning_rate, cosine_steps
+        self._learning_rate, self._warmup_steps, self._cosine_steps = (
+            learning_rate,
+            warmup_steps,
+            cosine_steps,
+        )
         self._max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._ema_decay = ema_decay
         self._dropout, self._null = conditioning_dropout, tuple(null_conditioning)
-        self._seed, self._backend = seed, backend
+        self._seed, self._autocast, self._backend = seed, autocast, backend
         self._noise_seeds = noise_seeds(seed, batch_size)[self._share.part].to(self._device)
         # Sum and number of the losses since the last line of the log.
         self._losses = torch.zeros(2, dtype=torch.float64, device=self._device)
@@ -156,7 +177,16 @@ class Trainer:
             "ema_decay": ema_decay,
             "conditioning_dropout": conditioning_dropout,
             "seed": seed,
+            "warmup_steps": warmup_steps,
+            "autocast": None if autocast is None else str(autocast),
         }
+        if notes is not None:
+            taken = sorted(set(notes) & {*self._configuration, _SAMPLES})
+            if taken:
+                raise ValueError(
+                    f"notes: expected names that the trainer does not use, got {', '.join(taken)}"
+                )
+            self._configuration |= json.loads(json.dumps(dict(notes)))  # as it will be read
 
     def fit(
         self,
@@ -169,6 +199,7 @@ class Trainer:
         num_workers: int = 0,
         progress: bool = True,
         callback: Callable[[Trainer], bool | None] | None = None,
+        after_checkpoint: Callable[[Trainer], None] | None = None,
     ) -> None:
         """Train until `step` is `steps`; with a folder, from the checkpoint in it, where there is one.
 
@@ -188,6 +219,7 @@ class Trainer:
             progress: show a progress bar.
             callback: called with the trainer after every step, on every rank; where it returns True, on all of them,
                 training stops as it does at the last step.
+            after_checkpoint: called with the trainer, on rank 0 alone, when a checkpoint has been written.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -206,7 +238,7 @@ class Trainer:
         log_every = check_integer("log_every", log_every, 1)
         num_workers = check_integer("num_workers", num_workers, 0)
         progress = check_flag("progress", progress)
-        configuration = self._configuration | {"samples": count}
+        configuration = self._configuration | {_SAMPLES: count}
         path = None if folder is None else Path(folder) / CHECKPOINT_FILE
         if path is not None and path.exists():
             self._resume(path, configuration)
@@ -240,6 +272,8 @@ class Trainer:
                 stop = callback is not None and callback(self) is True
                 if path is not None and (self.step % checkpoint_every == 0 or self.step == steps or stop):
                     self._write(path, configuration, norm)
+                    if after_checkpoint is not None and self._share.rank == 0:
+                        after_checkpoint(self)
                 if stop:
                     break
         self._share.wait()
@@ -261,7 +295,7 @@ class Trainer:
             backend=self._backend,
         )
         loss = skip_step_loss(
-            self._network(noisy, timesteps, *conditioning),
+            self._predict(noisy, timesteps, *conditioning),
             self._coefficients,
             row=timesteps,
             seeds=self._noise_seeds,
@@ -282,10 +316,21 @@ class Trainer:
         self.step += 1
         return norm, rate
 
+    def _predict(self, noisy: Tensor, *arguments: Tensor) -> Tensor:
+        if self._autocast is None:
+            made: Tensor = self._network(noisy, *arguments)
+            return made
+        with torch.autocast(self._device.type, self._autocast):
+            made = self._network(noisy, *arguments)
+        return made.to(noisy.dtype)
+
     def _rate(self, step: int) -> float:
+        rate = self._learning_rate
+        if self._warmup_steps is not None:
+            rate *= min((step + 1) / self._warmup_steps, 1)
         if self._cosine_steps is None:
-            return self._learning_rate
-        return self._learning_rate * (1 + math.cos(math.pi * min(step / self._cosine_steps, 1))) / 2
+            return rate
+        return rate * (1 + math.cos(math.pi * min(step / self._cosine_steps, 1))) / 2
 
     def _drop(self, conditioning: list[Tensor]) -> list[Tensor]:
         if not self._dropout:

@@ -28,7 +28,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def begin(*arguments: object, **options: object) -> None:
         raise AssertionError("the work has begun")
 
-    monkeypatch.setattr("gmmkernel.cli.sample.load_unet", begin)
+    monkeypatch.setattr("gmmkernel.cli.sample_digits.load_unet", begin)
     monkeypatch.setattr("gmmkernel.cli.compare.load_unet", begin)
     monkeypatch.setattr(Trainer, "fit", begin)
 
@@ -107,7 +107,7 @@ def test_samples_are_there_before_anything_else_can_fail(
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("figure: no fonts")
 
-    monkeypatch.setattr("gmmkernel.cli.sample.write_panels", fail)
+    monkeypatch.setattr("gmmkernel.cli.sample_digits.write_panels", fail)
     words = ["sample", *FEW, "--output", str(tmp_path / "x.png"), "--npz", str(tmp_path / "x.NPZ")]
     assert main(words) == 2
     assert "figure: no fonts" in capsys.readouterr().err

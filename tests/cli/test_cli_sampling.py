@@ -257,7 +257,7 @@ BAD_OPTIONS = [
     ("sample --digit 10", "--digit: invalid choice: "),
     ("sample --guidance-scale 2", "--guidance-scale: needs --digit"),
     ("sample --digit 1 --guidance-scale inf", "--guidance-scale: expected a finite number, got 'inf'"),
-    ("sample --count 1", "--count: expected an integer >= 2, got '1'"),
+    ("sample --count 1", "--count: expected at least 2 digits, whose distance is computed, got 1"),
     ("sample --seed 1.5", "--seed: expected an integer from "),
     ("sample --seed 9223372036854775800", "--seed: expected at most 9223372036854774807 for 1000 samples"),
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
@@ -310,7 +310,7 @@ def test_a_file_is_no_folder(tmp_path: Path, capsys: CaptureText) -> None:
 
 def test_ranks_need_a_folder_to_share(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:
     place = contextlib.nullcontext(Place(0, 2, torch.device("cpu")))
-    monkeypatch.setattr("gmmkernel.cli.sample.process_group", lambda device: place)
+    monkeypatch.setattr("gmmkernel.cli.sample_digits.process_group", lambda device: place)
     assert main(["sample", *SMALL]) == 2
     assert capsys.readouterr() == ("", "error: --shards: needed to share the samples among 2 ranks\n")
 

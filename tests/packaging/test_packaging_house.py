@@ -23,8 +23,11 @@ MAY_IMPORT = {
     "samplers": {"_checks", "backends", "mixtures", "ops", "schedules"},
     "integrations": {"_checks", "backends", "mixtures", "ops", "samplers", "schedules"},
     "sharding": {"_checks", "_files", "ops", "samplers"},
+    "pipelines": {"_checks", "integrations", "mixtures", "recipes", "samplers"},
     "training": {"_checks", "_files", "ops", "schedules"},
     "digits": {"schedules", "training"},
+    "recipes": {"_checks", "schedules", "training"},
+    "evaluation": {"_checks", "sharding"},
     "golden": {"backends", "mixtures", "ops", "schedules"},
     "cli": {
         *(
@@ -33,10 +36,13 @@ MAY_IMPORT = {
             "_files",
             "backends",
             "digits",
+            "evaluation",
             "golden",
             "mixtures",
             "moments",
             "ops",
+            "pipelines",
+            "recipes",
             "samplers",
             "schedules",
             "sharding",
@@ -127,6 +133,8 @@ def unknown_imports(path: Path) -> set[str]:
         known.add("triton")  # loaded when it is wanted
     if path.is_relative_to("gmmkernel/integrations/diffusers"):
         known.add("diffusers")  # the same
+    if path.is_relative_to("gmmkernel/pipelines"):
+        known |= {"diffusers", "PIL"}  # the same
     return {name.split(".")[0] for name in imports(path, top_level=True)} - known
 
 

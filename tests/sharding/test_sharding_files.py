@@ -73,7 +73,7 @@ def test_the_network_runs_on_the_chunks(options: dict[str, Any], tmp_path: Path)
     sampler = make_sampler(**options)
     model: Any = pair if sampler.guided else whole_batch
     report = run(tmp_path / "new" / "folder", sampler=sampler, model=model)
-    assert report == (SHARDS, 0, tuple(range(SHARDS)))
+    assert report == (SHARDS, 0, tuple(range(SHARDS)), len(SEEDS))
     sample, seeds = load_shards(str(tmp_path / "new" / "folder"))
     assert_same_bits(seeds, SEEDS)
     chunks = SEEDS.split(BATCH_SIZE)
@@ -85,7 +85,7 @@ def test_the_network_runs_on_the_chunks(options: dict[str, Any], tmp_path: Path)
 def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     run(tmp_path)
     before = identities(tmp_path)
-    assert run(tmp_path, model=never) == (SHARDS, SHARDS, ())
+    assert run(tmp_path, model=never) == (SHARDS, SHARDS, (), 0)
     assert identities(tmp_path) == before
 
 
@@ -103,7 +103,7 @@ def test_missing_shards_are_named_and_made(tmp_path: Path) -> None:
         batches.append(len(x))
         return whole_batch(x, timestep)
 
-    assert run(tmp_path, model=model) == (SHARDS, 5, (1, 6))
+    assert run(tmp_path, model=model) == (SHARDS, 5, (1, 6), 3)
     assert batches == [2] * 6  # the last file holds one sample, and the model still gets two
     assert before.items() <= identities(tmp_path).items()
     assert contents(tmp_path) == complete
@@ -145,7 +145,7 @@ def test_a_kill_while_a_shard_is_written_leaves_none(moment: str, tmp_path: Path
     before = identities(folder)
     (leftover,) = before.keys() - {"manifest.json", *shard_names(0)}
     assert leftover.startswith(".shard-000001.safetensors.")
-    assert run(folder) == (SHARDS, 1, tuple(range(1, SHARDS)))
+    assert run(folder) == (SHARDS, 1, tuple(range(1, SHARDS)), 11)
     assert contents(folder) == contents(alone)
     assert {name: before[name] for name in shard_names(0)}.items() <= identities(folder).items()
 
@@ -229,7 +229,7 @@ def test_samplers_that_differ_never_share_a_folder() -> None:
     seen: dict[str, str] = {}
     samplers = different_samplers()
     for name, sampler in samplers.items():
-        manifest = describe(sampler, SEEDS, SHAPE, BATCH_SIZE, (), {})
+        manifest = describe(sampler, SEEDS, SHAPE, BATCH_SIZE, (), "safetensors", {})
         other = seen.setdefault(manifest_digest(manifest), name)
         assert other == name, f"{name} and {other} have one manifest"
 
@@ -237,7 +237,7 @@ def test_samplers_that_differ_never_share_a_folder() -> None:
 def test_what_no_bit_depends_on_is_no_difference() -> None:
     """The backend, whether a mixture has weights for densities to read, and which object it is."""
     manifests = [
-        describe(make_sampler(backend=backend), SEEDS, SHAPE, BATCH_SIZE, (), {})
+        describe(make_sampler(backend=backend), SEEDS, SHAPE, BATCH_SIZE, (), "safetensors", {})
         for backend in (None, "reference", "cpu")
     ]
     assert manifests[0] == manifests[1] == manifests[2]
@@ -381,9 +381,9 @@ def test_damaged_and_foreign_files_are_named(
 
 def test_a_shard_of_other_seeds_is_no_part_of_the_run(tmp_path: Path) -> None:
     run(tmp_path)
-    own = files.shard_path(tmp_path, 1)
+    own = files.TensorFiles(tmp_path, "").path(1)
     label = files.safe_open(own, framework="pt").metadata()["gmmkernel"].split()[0]
-    files.write_shard(tmp_path, 1, label, torch.zeros(2, *SHAPE), torch.tensor([1, 2]))
+    files.TensorFiles(tmp_path, label).write(1, torch.zeros(2, *SHAPE), torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"shard-000001.safetensors: .* its seeds are not those of the man"):
         run(tmp_path, model=never)
     with pytest.raises(ValueError, match=r"manifest.json: .* its seeds are not those of the shards"):

@@ -160,7 +160,7 @@ def test_a_run_killed_twice_loses_nothing(tmp_path: Path, expected: dict[str, by
     second = identities(folder)
     assert sorted(second) == ["manifest.json", *shard_names(0, 1, 2, 3, 4)]
     assert first.items() <= second.items()
-    assert run(folder) == (SHARDS, 5, (5, 6))
+    assert run(folder) == (SHARDS, 5, (5, 6), 3)
     assert second.items() <= identities(folder).items()
     assert contents(folder) == expected
 
@@ -193,8 +193,8 @@ def test_the_command_line_under_torchrun(
 
     assert figures(done.stdout) == [*figures(by_one.out), f"arrays: {npz}"]
     assert "shards: 3 made, 0 were there before" in figures(done.stdout)
-    assert "2/2" in done.stderr  # the first rank's bar
-    assert "1/1" not in done.stderr  # the second's
+    assert "12/12" in done.stderr  # the first rank's bar
+    assert "8/8" not in done.stderr  # the second's
 
     assert main([*words, str(alone)]) == 0
     assert "shards: 0 made, 3 were there before" in figures(capfd.readouterr().out)

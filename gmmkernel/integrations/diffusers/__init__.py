@@ -11,9 +11,16 @@ except ImportError as error:
 
 from gmmkernel.integrations.diffusers.ddim import GMMDDIMScheduler
 from gmmkernel.integrations.diffusers.flow import FlowTransition, GMMFlowMatchScheduler
+from gmmkernel.integrations.diffusers.samplers import sampler_from_config
 
 # model_index.json of a saved pipeline names the module a class says it is from, and diffusers looks there for the
 # class and for the base that tells how to load it: this module is the one to keep.
 GMMDDIMScheduler.__module__ = GMMFlowMatchScheduler.__module__ = __name__
 
-__all__ = ["FlowTransition", "GMMDDIMScheduler", "GMMFlowMatchScheduler", "SchedulerMixin"]
+__all__ = [
+    "FlowTransition",
+    "GMMDDIMScheduler",
+    "GMMFlowMatchScheduler",
+    "SchedulerMixin",
+    "sampler_from_config",
+]

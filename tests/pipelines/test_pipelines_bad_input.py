@@ -1,0 +1,170 @@
+"""What cannot work is said before anything is computed, by the option's name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import small_pipelines as small
+import torch
+
+from gmmkernel import gaussian_mixture
+from gmmkernel.cli import main
+from gmmkernel.integrations.diffusers import sampler_from_config
+from gmmkernel.pipelines import load_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CaptureText = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pipelines")
+    for kind in ("ddpm", "ldm", "dit", "stable-diffusion", "stable-diffusion-3", "flux"):
+        small.save(kind, place)
+    (place / "prompts.txt").write_text("a cat\n")
+    (place / "empty.txt").write_text("\n \n")
+    (place / "latin.txt").write_bytes("a caf\xe9".encode("latin-1"))
+    return place
+
+
+def error_of(capsys: CaptureText, *words: str) -> str:
+    """Return what a command that does nothing says."""
+    capsys.readouterr()
+    try:
+        status = main(["sample", *words])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    assert status == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--pipeline @/ddpm", "--images: expected a folder for PNG images, or --shards for arrays, got neither"),
+        ("--pipeline @/ddpm --shards @/x --images @/x", "or --shards for arrays, got both"),
+        ("--images @/x", "--images: is for pipelines: needs --pipeline"),
+        ("--vae-batch-size 2", "--vae-batch-size: is for pipelines: needs --pipeline"),
+        ("--pipeline @/ddpm --images @/x --digit 3", "--digit: is for the digits, and there is --pipeline"),
+        ("--sampler flow", "--sampler: expected one of ddim, pndm, plms, deis, "),
+        ("--pipeline @/ddpm --images @/x --scale 1", "--scale: describes a mixture, and --variant none has"),
+        ("--pipeline @/ddpm --images @/x --sampler flow", "--sampler: expected one of ddim, pndm, plms, de"),
+        (
+            "--pipeline @/flux --images @/x --prompts @/prompts.txt --sampler ddim",
+            "--sampler: expected 'flow' for a rectified flow, whose method is 'flow', got 'ddim'",
+        ),
+        (
+            "--pipeline @/flux --images @/x --prompts @/prompts.txt --spacing leading",
+            "--spacing: expected None for a rectified flow, got 'leading'",
+        ),
+        ("--pipeline @/ddpm --images @/x --eta 1", "--eta: expected 0 with method='dpm-solver', got 1"),
+        ("--pipeline @/ddpm --images @/x --sampler deis --variant rand", "--variant: expected None with meth"),
+        ("--pipeline @/ddpm --images @/x --guidance-scale 2", "--guidance-scale: expected None for a model w"),
+        ("--pipeline @/ldm --images @/x --guidance-scale 2", "--guidance-scale: expected None for a model wi"),
+        ("--pipeline @/ldm --images @/x --height 64", "--height: expected None for a LDMPipeline, whose size"),
+        ("--pipeline @/ldm --images @/x --classes 1", "--classes: expected none for a LDMPipeline without con"),
+        ("--pipeline @/ldm --images @/x --negative-prompt a", "--negative-prompt: expected none for a LDMPipe"),
+        ("--pipeline @/dit --images @/x", "--classes: needed by a DiTPipeline that is conditioned on a class"),
+        ("--pipeline @/dit --images @/x --classes 1000", "--classes: expected 'balanced' or numbers from 0 to"),
+        ("--pipeline @/dit --images @/x --classes 1,,2", "--classes: expected 'balanced', or numbers or name"),
+        ("--pipeline @/stable-diffusion --images @/x", "--prompts: needed by a StableDiffusionPipeline that"),
+        ("--pipeline @/dit --images @/x --prompts @/absent", "--prompts: expected the name of a file, got"),
+        ("--pipeline @/stable-diffusion --images @/x --prompts @/empty.txt", "--prompts: expected a prompt in"),
+        ("--pipeline @/stable-diffusion --images @/x --prompts @/latin.txt", "--prompts: expected text in UTF"),
+        (
+            "--pipeline @/stable-diffusion --images @/x --prompts @/prompts.txt --width 17",
+            "--width: expected a multiple of 2, got 17",
+        ),
+        (
+            "--pipeline @/flux --images @/x --prompts @/prompts.txt --negative-prompt b",
+            "--negative-prompt: expected none for Flux, got 'b'",
+        ),
+        ("--pipeline @/absent --images @/x", "--pipeline: expected a folder, or a name such as 'google/ddpm"),
+        ("--pipeline @ --images @/x", "--pipeline: expected the folder of a pipeline, with model_index.json"),
+        ("--pipeline @/ddpm --images @/prompts.txt", "--images: expected the name of a folder, got"),
+        ("--pipeline @/ddpm --images @/x --device cuda", "--device: expected cuda:0 to be there"),
+    ],
+)  # fmt: skip
+def test_the_command(words: str, message: str, saved: Path, capsys: CaptureText) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert message in error_of(capsys, *words.replace("@", str(saved)).split())
+    assert not list(saved.glob("x/*"))
+
+
+def test_a_name_where_there_is_no_network(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    error = error_of(capsys, "--pipeline", "nobody/nothing", "--images", "out/never")
+    assert "--pipeline: 'nobody/nothing' is no folder here, and could not be fetched: " in error
+    Path("out/never").rmdir()
+
+
+def test_other_pipelines(saved: Path, tmp_path: Path, capsys: CaptureText) -> None:
+    index = tmp_path / "model_index.json"
+    index.write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
+    error = error_of(capsys, "--pipeline", str(tmp_path), "--images", str(tmp_path / "x"))
+    assert "--pipeline: expected one of DDPMPipeline, DDIMPipeline, " in error
+    assert f"got {str(tmp_path)!r}, a KandinskyPipeline" in error
+    index.write_text("{")
+    assert "got a damaged" in error_of(capsys, "--pipeline", str(tmp_path), "--images", str(tmp_path / "x"))
+    index.write_text((saved / "ddpm" / "model_index.json").read_text())
+    error = error_of(capsys, "--pipeline", str(tmp_path), "--images", str(tmp_path / "x"))
+    assert f"--pipeline: cannot load {str(tmp_path)!r}: " in error
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"},
+            "_class_name: GMMDDIMScheduler does not follow EDMEulerScheduler",
+        ),
+        (
+            diffusers.DPMSolverMultistepScheduler(use_karras_sigmas=True).config,
+            "use_karras_sigmas: GMMDDIMScheduler does not support it; expected False, got True",
+        ),
+        (diffusers.DDIMScheduler(thresholding=True).config, "thresholding: expected False in the config with met"),
+    ],
+)  # fmt: skip
+def test_configs_that_cannot_be_followed(config: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampler_from_config(config, 4, method="deis")
+
+
+def test_arguments_of_a_sampler() -> None:
+    config = diffusers.DDIMScheduler().config
+    with pytest.raises(ValueError, match="method: expected one of "):
+        sampler_from_config(config, 4, method="euler")
+    with pytest.raises(ValueError, match="mixture: expected None with method='plms'; ddim, sde-dpm-solver"):
+        sampler_from_config(config, 4, method="plms", mixture=gaussian_mixture("rand", elements=4))
+    with pytest.raises(ValueError, match="eta: expected 0 with method='pndm', got 1"):
+        sampler_from_config(config, 4, method="pndm", eta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": torch.float64}, "dtype: expected float32, bfloat16 or float16, got torch.float64"),
+        ({"vae_batch_size": 0}, "vae_batch_size: expected an integer >= 1, got 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: expected a finite number"),
+    ],
+)
+def test_arguments_of_a_pipeline(options: dict[str, Any], message: str, saved: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_pipeline(saved / "ddpm", **options)
+
+
+@pytest.mark.parametrize("missing", ["diffusers", "PIL"])
+def test_missing_extras(
+    missing: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: CaptureText
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("gmmkernel.pipelines")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    error = error_of(capsys, "--pipeline", str(saved / "ddpm"), "--images", str(tmp_path / "images"))
+    assert 'pip install "gmmkernel[pipelines]"' in error
