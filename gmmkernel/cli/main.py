@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 on success, 1 when a check failed, 2 on bad arguments.
+        Exit status: 0 on success, 1 when a check failed, 2 on bad arguments, 130 when it was interrupted.
     """
     try:
         with lasting_output():
@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: Sequence[str] | None) -> int:

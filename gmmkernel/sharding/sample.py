@@ -136,7 +136,12 @@ def sample_shards(
                     batch_size=batch_size,
                     progress=False,
                 ).sample
-                kept.write(shard, made if decode is None else decode(made), chunk)
+                images = made if decode is None else decode(made)
+                try:
+                    kept.write(shard, images, chunk)
+                except OSError as error:
+                    what = f"{error.strerror}; what was written before stays, and the same call goes on there"
+                    raise OSError(error.errno, what, error.filename) from error
 
     together(work)
     count = shard_count(manifest)

@@ -162,3 +162,12 @@ def test_without_any_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyP
     npz = tmp_path / "x.npz"
     assert main(["sample", *FEW, "--npz", str(npz)]) == 0
     assert npz.exists()
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: CaptureText) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gmmkernel.cli.sample_digits.load_unet", interrupt)
+    assert main(["sample", "--count", "2"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -55,7 +55,10 @@ def ddpm(**options: Any) -> Any:
 
 def ddim() -> Any:
     unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **_UNET, **_PLAIN)
-    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(clip_sample_range=2.0))
+    scheduler = diffusers.DDIMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5
+    )
+    return diffusers.DDIMPipeline(unet, scheduler)
 
 
 def ldm() -> Any:
@@ -68,7 +71,8 @@ def ldm() -> Any:
         num_vq_embeddings=32,
         scaling_factor=0.7,
     )
-    return diffusers.LDMPipeline(vae, unet, diffusers.DDIMScheduler(**SCHEDULE))
+    scheduler = diffusers.DDIMScheduler(prediction_type="v_prediction", **SCHEDULE)
+    return diffusers.LDMPipeline(vae, unet, scheduler)
 
 
 def dit() -> Any:
