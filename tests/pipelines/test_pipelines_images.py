@@ -377,3 +377,36 @@ def test_compiled(saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", lambda module: given.append(module) or module)
     pipeline = load_pipeline(saved("ddpm"), compile=True)
     assert given == [pipeline.pipe.unet]
+
+
+def test_a_model_of_ones_own_images(tmp_path: Path, capsys: CaptureText) -> None:
+    """What `train --images` saves, `sample --pipeline` draws from: classes by their names, with guidance."""
+    for number, name in enumerate(("ant", "bee")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for shade in (40, 90):
+            Image.new("RGB", (8, 8), (shade, 100 * number, 0)).save(
+                tmp_path / "images" / name / f"{shade}.png"
+            )
+    words = "--classes folders --size 8 --channels 8 --multipliers 1,2 --layers 1 --attention none --steps 2"
+    output = tmp_path / "trained"
+    given = [
+        "--images",
+        str(tmp_path / "images"),
+        "--output",
+        str(output),
+        "--batch-size",
+        "2",
+        "--workers",
+        "0",
+    ]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        assert main(["train", *given, *words.split()]) == 0
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    options = ("--classes", "bee", "--guidance-scale", 2, "--count", 2, "--images", tmp_path / "drawn")
+    assert sample(output / "pipeline", *options) == 0
+    assert len(arrays(tmp_path / "drawn")) == 2
+    capsys.readouterr()
+    assert sample(output / "pipeline", "--classes", "cat", "--images", tmp_path / "none") == 2
+    assert "or names such as 'ant', got 'cat'" in capsys.readouterr().err
