@@ -5,15 +5,24 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 from importlib import metadata
+from typing import get_args
 
 import pytest
 from repository import ROOT
 
 import gmmkernel
 from gmmkernel import Column, Stream, TrainingColumn, _core
+from gmmkernel.backends import available_backends
 from gmmkernel.backends.constants import MAX_COMPONENTS, MAX_HISTORY, Prediction
 from gmmkernel.backends.reference import elementary, normal
+from gmmkernel.mixtures import VARIANTS
 from gmmkernel.ops.checks import SAMPLE_DTYPES
+from gmmkernel.ops.step import PredictionName
+from gmmkernel.samplers.methods import METHODS
+from gmmkernel.schedules import SPACINGS, TARGETS
+from gmmkernel.schedules.flow_sde import FLOW_DYNAMICS
+from gmmkernel.schedules.noise import NOISE_SCHEDULES
+from gmmkernel.schedules.rows import PREDICTION_TYPES
 
 INCLUDE = ROOT / "csrc/include/gmmkernel"
 HEADER = (INCLUDE / "gmmkernel.h").read_text(encoding="utf-8")
@@ -119,3 +128,22 @@ def test_one_version_everywhere() -> None:
         "the installed package": metadata.version("gmmkernel"),
     }
     assert len(set(found.values())) == 1, found
+
+
+def test_the_table_of_names_has_them_all() -> None:
+    """docs/how_to.md lists what every option that is a name may be."""
+    table = (ROOT / "docs" / "how_to.md").read_text(encoding="utf-8").partition("the name of an option?")[2]
+    options = {
+        "noise schedules": NOISE_SCHEDULES,
+        "predictions": PREDICTION_TYPES,
+        "spacings": SPACINGS,
+        "mixtures": VARIANTS,
+        "samplers of the command line": (*METHODS, "flow"),
+        "`dynamics` of `FlowSampler`": FLOW_DYNAMICS,
+        "`target` of the skip-step loss": TARGETS,
+        "`prediction=` of `gmm_step`": get_args(PredictionName),
+        "backends": [backend.name for backend in available_backends()],
+    }
+    for what, names in options.items():
+        (line,) = re.findall(rf"^\| {re.escape(what)} \| (.*) \|$", table, re.MULTILINE)
+        assert set(re.findall(r"`([a-z0-9_+-]+)`", line)) == set(names), what
