@@ -5,8 +5,10 @@ NumPy's scalars and 0-d arrays are taken where Python's numbers are, and come ba
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,25 @@ from torch import Tensor
 
 INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
+
+_OTHER_NAMES = {
+    "cosine": ("squaredcos_cap_v2",),
+    "dance": ("dance-sde",),
+    "dpm++": ("dpm-solver",),
+    "dpm++2m": ("dpm-solver",),
+    "dpmpp2m": ("dpm-solver",),
+    "dpmsolver++": ("dpm-solver",),
+    "eps": ("epsilon",),
+    "euler": ("flow", "ddim"),
+    "noise": ("epsilon",),
+    "quad": ("quadratic",),
+    "sde": ("flow-sde", "sde-dpmsolver++", "sde-dpm-solver"),
+    "uniform": ("leading",),
+    "v": ("v_prediction",),
+    "velocity": ("v_prediction",),
+    "x0": ("sample",),
+}
+"""What the field or other libraries call something that has a name here, without case and separators."""
 
 
 def plain(value: Any) -> Any:
@@ -80,11 +101,33 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
     """Accept `value` if it is one of the strings allowed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not; the message suggests what it may have meant.
     """
     choices = tuple(allowed)
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}: expected one of {expected}, got {value!r}{suggestion(value, choices)}")
+
+
+def suggestion(value: object, choices: Sequence[str]) -> str:
+    """Return the end of a message about a name that is no choice: "; did you mean 'x'?"; "" without a guess.
+
+    A guess is the same name in other letters, what others call it, or one spelt much like it, in this order.
+    """
+    if not isinstance(value, str):
+        return ""
+    bare = {choice: _bare(choice) for choice in choices}
+    guesses = [choice for choice in choices if bare[choice] == _bare(value)]
+    if not guesses:
+        guesses = [choice for choice in _OTHER_NAMES.get(_bare(value), ()) if choice in choices]
+    if not guesses:
+        near = difflib.get_close_matches(_bare(value), bare.values(), n=1, cutoff=0.7)
+        guesses = [choice for choice in choices if bare[choice] in near][:1]
+    return f"; did you mean {' or '.join(map(repr, guesses))}?" if guesses else ""
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.lower())
 
 
 def check_flag(name: str, value: object) -> bool:

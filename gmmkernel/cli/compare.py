@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from gmmkernel.cli.figures import settings, versions, write_json
 from gmmkernel.cli.options import (
     VARIANTS,
     add_mixture_options,
@@ -20,10 +22,12 @@ from gmmkernel.cli.options import (
 )
 from gmmkernel.cli.outputs import check_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
-from gmmkernel.cli.values import integer, number
+from gmmkernel.cli.progress import shows_progress
+from gmmkernel.cli.values import choice, integer, number
 from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid_by_group, load_unet
 from gmmkernel.moments import moment_report
 from gmmkernel.samplers import DDIMSampler
+from gmmkernel.samplers.counting import counted
 from gmmkernel.schedules import SPACINGS, noise_schedule
 
 GROUPS = 5
@@ -52,16 +56,16 @@ def add_parser(commands: Any) -> None:
         help="shares of the DDPM noise (default 0 1)",
     )
     parser.add_argument(
-        "--spacing", choices=SPACINGS, default="trailing", help="timesteps (default trailing)"
+        "--spacing", **choice(SPACINGS), default="trailing", help="timesteps (default trailing)"
     )
-    parser.add_argument("--variant", choices=VARIANTS, default="ortho", help="mixture (default ortho)")
+    parser.add_argument("--variant", **choice(VARIANTS), default="ortho", help="mixture (default ortho)")
     add_mixture_options(parser)
     add_run_options(parser, count="2500")
     parser.set_defaults(run=run, count=2500, output=Path("out/comparison.png"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Sample with every method at every setting, print the table, write the picture.
+    """Sample with every method at every setting, print the table, write the picture and the file.
 
     Every digit is asked for as often: which of them come up by luck is most of the noise of a distance.
     """
@@ -72,28 +76,48 @@ def run(arguments: argparse.Namespace) -> int:
         )
     check_matplotlib()
     seeds = make_seeds(arguments)
-    settings = [
+    cells = [
         (steps, eta, _samplers(arguments, steps, eta)) for steps in arguments.steps for eta in arguments.eta
     ]
     check_file("--output", arguments.output)
+    check_file("--json", arguments.json)
     model, labels = load_unet(), torch.arange(len(seeds)) % NUM_CLASSES
-    panels, lines = [], []
-    for steps, eta, samplers in settings:
-        rows: list[Row] = []
-        baseline: Tensor | None = None
-        for name, sampler in samplers.items():
-            print(f"{steps} steps, eta {eta:g}: {name}")
-            images = sampler.sample(
-                model, seeds, IMAGE_SHAPE, conditioning=(labels,), batch_size=batch_size(arguments)
-            ).sample
-            distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
-            baseline = distances if baseline is None else baseline
-            mean, error = _mean_and_error(distances)
-            change, change_error = _mean_and_error(distances - baseline)
-            difference = "" if name == "DDIM" else f"{change:+8.2f} ± {change_error:5.2f}"
-            lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:5.2f}  {difference}")
-            rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
-        panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
+    batches = -(-len(seeds) // batch_size(arguments))
+    calls = sum(len(sampler.timesteps) for _, _, samplers in cells for sampler in samplers.values()) * batches
+    panels, lines, figures = [], [], []
+    with tqdm(total=calls, unit="call", disable=not shows_progress()) as bar:
+        for steps, eta, samplers in cells:
+            rows: list[Row] = []
+            baseline: Tensor | None = None
+            for name, sampler in samplers.items():
+                with bar.external_write_mode():  # or the line would go on where the bar ends
+                    print(f"{steps} steps, eta {eta:g}: {name}")
+                images = sampler.sample(
+                    counted(model, bar),
+                    seeds,
+                    IMAGE_SHAPE,
+                    conditioning=(labels,),
+                    batch_size=batch_size(arguments),
+                    progress=False,
+                ).sample
+                distances = digit_fid_by_group(images.clamp(-1, 1), GROUPS)
+                baseline = distances if baseline is None else baseline
+                mean, error = _mean_and_error(distances)
+                change, change_error = _mean_and_error(distances - baseline)
+                plain = name == "DDIM"
+                difference = "" if plain else f"{change:+8.2f} ± {change_error:5.2f}"
+                lines.append(f"{steps:5d}  {eta:4g}  {name:22s}  {mean:8.2f} ± {error:5.2f}  {difference}")
+                rows.append(Row(f"{name}\n{mean:.1f} ± {error:.1f}", images[:SHOWN]))
+                figures.append(
+                    {
+                        "steps": steps,
+                        "eta": eta,
+                        "method": name,
+                        "distance": {"mean": mean, "standard_error": error, "groups": distances},
+                        "difference": None if plain else {"mean": change, "standard_error": change_error},
+                    }
+                )
+            panels.append(Panel(f"{steps} steps, eta = {eta:g}", rows))
     print()
     print(
         f"digit-FID of {GROUPS} groups of {arguments.count // GROUPS} samples, as many of each digit; "
@@ -102,6 +126,13 @@ def run(arguments: argparse.Namespace) -> int:
     print("steps   eta  method                  distance          difference from DDIM, same seeds")
     print("\n".join(lines))
     print("Where the mixture adds no variance (see `moment_report`), the control is DDIM itself: +0.00.")
+    known = {
+        "figures": figures,
+        "settings": settings(arguments, batch_size=batch_size(arguments), groups=GROUPS),
+        "seeds": {"first": int(seeds[0]), "last": int(seeds[-1])},
+        "versions": versions(),
+    }
+    write_json(arguments.json, known)
     scale = f"s = {arguments.scale:g}" if arguments.rho is None else f"rho = {arguments.rho:g}"
     mixture = f"{arguments.variant.upper()} K = {arguments.components}, {scale}"
     write_panels(
@@ -119,10 +150,13 @@ def _samplers(arguments: argparse.Namespace, steps: int, eta: float) -> dict[str
     mixture = make_mixture(arguments, arguments.variant, steps)
     make = partial(DDIMSampler, noise_schedule("linear"), steps, eta=eta, spacing=arguments.spacing)
     plain = make()
+    mixed = make(mixture=mixture)
+    # The mixture's own rows, which hold the scale that `rho` gives each step.
+    control = moment_report(mixture, mixed.coefficients).control_sigma
     return {
         "DDIM": plain,
-        f"DDIM-GMM {arguments.variant}": make(mixture=mixture),
-        "DDIM + isotropic noise": plain.with_sigma(moment_report(mixture, plain.coefficients).control_sigma),
+        f"DDIM-GMM {arguments.variant}": mixed,
+        "DDIM + isotropic noise": plain.with_sigma(control),
     }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from gmmkernel.cli.figures import add_json_option, write_json
 from gmmkernel.cli.outputs import check_file, write_file
-from gmmkernel.cli.values import file, integer
+from gmmkernel.cli.progress import shows_progress
+from gmmkernel.cli.values import choice, file, integer
 from gmmkernel.evaluation import METRICS, Evaluation, evaluate
 from gmmkernel.evaluation.statistics import pack_statistics
 
@@ -48,7 +49,7 @@ def add_parser(commands: Any) -> None:
         "--batch-size", type=integer(1), default=64, metavar="B", help="images at a time (default 64)"
     )
     parser.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (default cpu)"
+        "--device", **choice(["cpu", "cuda"]), default="cpu", help="where to compute (default cpu)"
     )
     parser.add_argument(
         "--is-splits",
@@ -66,9 +67,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--neighbours", type=integer(1), default=3, metavar="K", help="for precision and recall (default 3)"
     )
-    parser.add_argument(
-        "--json", type=file(".json"), metavar="FILE", help="write figures and what they depend on (.json)"
-    )
+    add_json_option(parser)
     parser.add_argument(
         "--save-statistics",
         type=file(".npz"),
@@ -107,11 +106,12 @@ def run(arguments: argparse.Namespace) -> int:
         kid_subsets=arguments.kid_subsets,
         kid_subset_size=arguments.kid_subset_size,
         neighbours=arguments.neighbours,
+        progress=shows_progress(),
     )
     print("\n".join(_report(found)))
-    if arguments.json is not None:
-        known = {name: value for name, value in found._asdict().items() if name != "statistics"}
-        write_file("--json", arguments.json, (json.dumps(known, indent=2) + "\n").encode())
+    write_json(
+        arguments.json, {name: value for name, value in found._asdict().items() if name != "statistics"}
+    )
     if arguments.save_statistics is not None and found.statistics is not None:
         write_file("--save-statistics", arguments.save_statistics, pack_statistics(found.statistics))
     return 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
 import gmmkernel
+from gmmkernel._checks import check_choice, suggestion
 from gmmkernel.cli import compare, evaluate, info, sample, train, verify
 from gmmkernel.cli.options import OPTION_OF
 from gmmkernel.cli.outputs import lasting_output
+
+_NO_OPTIONS = ("command", "run", "samples")
+"""What the parsed arguments hold besides options: of `samples`, a place says which they are."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,11 +43,29 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for module in (sample, compare, train, evaluate, verify, info):
         module.add_parser(commands)
-    parsed = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and not words[0].startswith("-"):
+        try:
+            check_choice("command", words[0], commands.choices)
+        except ValueError as error:
+            parser.error(str(error))
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        own: argparse.ArgumentParser = commands.choices[parsed.command]
+        options = sorted({*re.findall(r"--[a-z-]+", own.format_usage())})
+        guess = suggestion(unknown[0].partition("=")[0], options)
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{guess}")
     try:
         status: int = parsed.run(parsed)
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:
         name, colon, rest = str(error).partition(":")
-        print(f"error: {OPTION_OF.get(name, name)}{colon}{rest}", file=sys.stderr)
+        print(f"error: {_option(name, parsed)}{colon}{rest}", file=sys.stderr)
         return 2
     return status
+
+
+def _option(name: str, parsed: argparse.Namespace) -> str:
+    """Return the option that sets the argument an error names, or the name itself where none does."""
+    if name in OPTION_OF:
+        return OPTION_OF[name]
+    return "--" + name.replace("_", "-") if name in vars(parsed) and name not in _NO_OPTIONS else name

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gmmkernel._checks import INT64_MAX, INT64_MIN
 from gmmkernel.backends.constants import MAX_COMPONENTS
+from gmmkernel.cli.figures import add_json_option
 from gmmkernel.cli.values import file, integer, number
 from gmmkernel.digits import IMAGE_SHAPE
 from gmmkernel.mixtures import VARIANTS, Mixture, gaussian_mixture
@@ -104,6 +105,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, count: str) -> None:
         "many there are (default: all of them, 500 at most)",
     )
     group.add_argument("--output", type=file(".png"), metavar="FILE", help="picture to write (.png)")
+    add_json_option(group)
 
 
 def batch_size(arguments: argparse.Namespace) -> int:
@@ -137,6 +139,11 @@ def make_mixture(
     if arguments.rho is not None and arguments.scale is not None:
         raise ValueError(
             f"--scale: expected none beside --rho, which gives each step its own, got {arguments.scale:g}"
+        )
+    if arguments.rho is not None and not variant.endswith("exact"):
+        raise ValueError(
+            f"--rho: expected none with --variant {variant}, whose offsets have a --scale, "
+            f"got {arguments.rho:g}"
         )
     if arguments.rho is None and arguments.scale is None:
         if variant.endswith("exact"):

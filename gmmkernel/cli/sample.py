@@ -9,11 +9,12 @@ import torch
 
 from gmmkernel.cli import sample_digits, sample_pipeline
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, check_no_mixture_options
-from gmmkernel.cli.values import existing_file, file, folder, integer, number
+from gmmkernel.cli.values import choice, existing_file, file, folder, integer, number
 from gmmkernel.digits import NUM_CLASSES
 from gmmkernel.samplers.methods import METHODS
 from gmmkernel.schedules import SPACINGS
 
+_FEWEST_PNDM_STEPS = 4
 _OF_DIGITS = {"digit": None, "npz": None, "output": None}
 _OF_PIPELINES = {
     **dict.fromkeys(("images", "classes", "prompts", "negative_prompt", "height", "width", "dtype")),
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--sampler",
-        choices=[*METHODS, "flow"],
+        **choice([*METHODS, "flow"]),
         help="method (default dpm-solver, without noise; flow for rectified flows, and only those)",
     )
     parser.add_argument(
@@ -44,13 +45,13 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--spacing",
-        choices=SPACINGS,
+        **choice(SPACINGS),
         help="timesteps (default the pipeline's own; for the digits quadratic, beyond "
         f"{sample_digits.MOST_QUADRATIC_STEPS} steps trailing)",
     )
     parser.add_argument(
         "--variant",
-        choices=["none", *VARIANTS],
+        **choice(["none", *VARIANTS]),
         default="none",
         help="mixture, for samplers that draw noise (default none)",
     )
@@ -70,7 +71,9 @@ def add_parser(commands: Any) -> None:
 
 def _add_digits_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("digits")
-    group.add_argument("--digit", type=int, choices=range(NUM_CLASSES), help="draw only this digit")
+    group.add_argument(
+        "--digit", type=integer(0, NUM_CLASSES - 1), metavar="DIGIT", help="draw only this digit, 0 to 9"
+    )
     group.add_argument(
         "--npz", type=file(".npz"), metavar="FILE", help="also write samples and seeds as arrays (.npz)"
     )
@@ -102,7 +105,7 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--width", type=integer(1), metavar="PIXELS", help="the same")
     group.add_argument(
         "--dtype",
-        choices=sample_pipeline.DTYPES,
+        **choice(sample_pipeline.DTYPES),
         help="of the networks' weights (default float32 on the CPU, bfloat16 on CUDA); samples are float32",
     )
     group.add_argument(
@@ -125,7 +128,7 @@ def _add_rank_options(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="write a file for each batch, share them among the ranks, and go on where a run was stopped",
     )
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what to use (default cpu)")
+    group.add_argument("--device", **choice(["cpu", "cuda"]), default="cpu", help="what to use (default cpu)")
     group.add_argument(
         "--threads",
         type=integer(1),
@@ -145,6 +148,11 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"{option}: is for {whose}")
     if arguments.variant == "none":
         check_no_mixture_options(arguments)
+    if arguments.sampler == "pndm" and arguments.steps < _FEWEST_PNDM_STEPS:
+        raise ValueError(
+            f"--steps: expected at least {_FEWEST_PNDM_STEPS} with --sampler pndm, got {arguments.steps} "
+            "(--sampler plms takes fewer)"
+        )
     writes_folder = of_pipeline or arguments.shards is not None
     if arguments.threads is not None or writes_folder:
         torch.set_num_threads(arguments.threads or 1)

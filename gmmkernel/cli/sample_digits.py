@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from typing import Any
 
 import numpy as np
 import torch
 
+from gmmkernel.cli.figures import moments, settings, versions, write_json
 from gmmkernel.cli.options import batch_size, make_mixture, make_seeds
 from gmmkernel.cli.outputs import check_file, check_folder, write_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
+from gmmkernel.cli.progress import shows_progress
 from gmmkernel.cli.ranks import Place, process_group
 from gmmkernel.cli.samplers import make_sampler
 from gmmkernel.digits import IMAGE_SHAPE, DigitsUNet, digit_fid, load_unet
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     with process_group(arguments.device) as place:
         if place.ranks > 1 and arguments.shards is None:
             raise ValueError(f"--shards: needed to share the samples among {place.ranks} ranks")
-        images = _sample(arguments, mixture, seeds, place)
+        images, figures = _sample(arguments, mixture, seeds, place)
     if images is None:
         return 0
     if arguments.npz is not None:  # first, so that whatever happens to the rest the samples are there
@@ -60,7 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
         np.savez_compressed(arrays, samples=images.numpy(), seeds=seeds.numpy())
         write_file("--npz", arguments.npz, arrays.getvalue())
     if arguments.digit is None:
-        print(f"digit-FID {digit_fid(images.clamp(-1, 1)):.2f} ({arguments.count} samples, lower is better)")
+        figures["digit_fid"] = digit_fid(images.clamp(-1, 1))
+        print(f"digit-FID {figures['digit_fid']:.2f} ({arguments.count} samples, lower is better)")
+    known = {
+        "figures": figures,
+        "settings": settings(arguments, batch_size=batch_size(arguments)),
+        "seeds": {"first": int(seeds[0]), "last": int(seeds[-1])},
+        "ranks": place.ranks,
+        "versions": versions(),
+    }
+    write_json(arguments.json, known)
     if arguments.output is not None:
         method = METHODS[arguments.sampler]
         title = (
@@ -78,15 +90,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _sample(
     arguments: argparse.Namespace, mixture: Mixture | None, seeds: torch.Tensor, place: Place
-) -> torch.Tensor | None:
-    """Draw the samples and print what it took; on other ranks than the first return None."""
+) -> tuple[torch.Tensor | None, dict[str, Any]]:
+    """Draw the samples, print what it took, return both; on other ranks than the first, nothing."""
+    figures: dict[str, Any] = {}
     sampler = make_sampler(arguments, mixture, place.device)
     if place.rank == 0:
         check_file("--output", arguments.output)
         check_file("--npz", arguments.npz)
+        check_file("--json", arguments.json)
         check_folder("--shards", arguments.shards)
     if mixture is not None and place.rank == 0:
-        print(moment_report(mixture, sampler.coefficients))
+        report = moment_report(mixture, sampler.coefficients)
+        figures["moments"] = moments(report)
+        print(report)
         print()
     unet = load_unet(place.device)
     model = _guided(unet) if sampler.guided else unet
@@ -96,17 +112,24 @@ def _sample(
     begin = time.perf_counter()
     if arguments.shards is None:
         images = sampler.sample(
-            model, seeds, IMAGE_SHAPE, conditioning=labels, batch_size=batch_size(arguments)
+            model,
+            seeds,
+            IMAGE_SHAPE,
+            conditioning=labels,
+            batch_size=batch_size(arguments),
+            progress=shows_progress(),
         ).sample.cpu()
         seconds = time.perf_counter() - begin
         batches = -(-arguments.count // batch_size(arguments))
         each = seconds / (batches * len(sampler.timesteps))
-        print(f"{arguments.count} samples in {seconds:.2f} s: {arguments.count / seconds:.0f} samples/s")
+        speed = arguments.count / seconds
+        figures |= {"seconds": seconds, "samples_per_second": speed, "seconds_per_call": each}
+        print(f"{arguments.count} samples in {seconds:.2f} s: {speed:.0f} samples/s")
         print(
             f"{each:.4f} s per call of the network with {batch_size(arguments)} samples, the sampler's step included"
         )
-        return images
-    report = sample_shards(
+        return images, figures
+    done = sample_shards(
         sampler,
         model,
         seeds,
@@ -115,13 +138,15 @@ def _sample(
         batch_size=batch_size(arguments),
         conditioning=labels,
         description={"model": "digits", "digit": arguments.digit},
+        progress=shows_progress(),
     )
     if place.rank > 0:
-        return None
+        return None, {}
     seconds = time.perf_counter() - begin
-    made = report.shards - report.found
-    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {report.found} were there before")
-    return load_shards(arguments.shards).sample
+    made = done.shards - done.found
+    figures |= {"seconds": seconds, "shards_made": made, "shards_found": done.found}
+    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {done.found} were there before")
+    return load_shards(arguments.shards).sample, figures
 
 
 def _guided(unet: DigitsUNet) -> Model:

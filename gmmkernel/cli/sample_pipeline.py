@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gmmkernel.cli.figures import moments, settings, versions, write_json
 from gmmkernel.cli.options import make_mixture, make_seeds
-from gmmkernel.cli.outputs import check_folder
+from gmmkernel.cli.outputs import check_file, check_folder
+from gmmkernel.cli.progress import loading, shows_progress
 from gmmkernel.cli.ranks import Place, process_group
 from gmmkernel.moments import moment_report
 from gmmkernel.sharding import sample_shards
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     with process_group(arguments.device) as place:
         if place.rank == 0:
             check_folder(f"--{kept[0]}", getattr(arguments, kept[0]))
+            check_file("--json", arguments.json)
         _sample(arguments, kept[0], seeds, prompts, place)
     return 0
 
@@ -63,13 +66,17 @@ def _sample(
         mixture=mixture,
         spacing=arguments.spacing,
     )
+    figures: dict[str, Any] = {}
     if mixture is not None and place.rank == 0:
-        print(moment_report(mixture, sampler.coefficients))
+        moment = moment_report(mixture, sampler.coefficients)
+        figures["moments"] = moments(moment)
+        print(moment)
         print()
     begin = time.perf_counter()
     batch_size = (
         min(arguments.count, _LARGEST_BATCH) if arguments.batch_size is None else arguments.batch_size
     )
+    description = _description(arguments, pipeline, prompts)
     report = sample_shards(
         sampler,
         pipeline,
@@ -80,13 +87,26 @@ def _sample(
         conditioning=conditioning,
         decode=pipeline.decode,
         files="png" if kept == "images" else "safetensors",
-        description=_description(arguments, pipeline, prompts),
+        description=description,
+        progress=shows_progress(),
     )
     if place.rank == 0:
         seconds = time.perf_counter() - begin
         made = report.samples
+        found = arguments.count - made
+        figures |= {"seconds": seconds, "images_made": made, "images_found": found}
+        figures["images_per_second"] = made / seconds if made else None
+        known = {
+            "figures": figures,
+            "settings": settings(arguments, batch_size=batch_size),
+            "pipeline": description,
+            "seeds": {"first": int(seeds[0]), "last": int(seeds[-1])},
+            "ranks": place.ranks,
+            "versions": versions(),
+        }
+        write_json(arguments.json, known)
         speed = f" in {seconds:.2f} s by {place.ranks} ranks: {made / seconds:.3g} images/s" if made else ""
-        print(f"{made} images made{speed}; {arguments.count - made} were there before")
+        print(f"{made} images made{speed}; {found} were there before")
         print(f"images: {getattr(arguments, kept)}")
 
 
@@ -94,16 +114,17 @@ def _load(arguments: argparse.Namespace, place: Place) -> ImagePipeline:
     from gmmkernel.pipelines import load_pipeline
 
     arguments.dtype = arguments.dtype or ("float32" if place.device.type == "cpu" else "bfloat16")
-    return load_pipeline(
-        arguments.pipeline,
-        dtype=getattr(torch, arguments.dtype),
-        device=place.device,
-        guidance_scale=arguments.guidance_scale,
-        height=arguments.height,
-        width=arguments.width,
-        vae_batch_size=arguments.vae_batch_size,
-        compile=arguments.compile,
-    )
+    with loading():
+        return load_pipeline(
+            arguments.pipeline,
+            dtype=getattr(torch, arguments.dtype),
+            device=place.device,
+            guidance_scale=arguments.guidance_scale,
+            height=arguments.height,
+            width=arguments.width,
+            vae_batch_size=arguments.vae_batch_size,
+            compile=arguments.compile,
+        )
 
 
 def _read_prompts(path: Path | None) -> list[str]:

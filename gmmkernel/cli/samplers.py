@@ -24,7 +24,11 @@ def make_sampler(arguments: argparse.Namespace, mixture: Mixture | None, device:
     if method.has_eta:
         options["eta"] = arguments.eta
     elif arguments.eta != 0:
-        raise ValueError(f"--eta: expected none with --sampler {arguments.sampler}, got {arguments.eta:g}")
+        takers = [f"--sampler {name}" for name, other in METHODS.items() if other.has_eta]
+        raise ValueError(
+            f"--eta: expected none with --sampler {arguments.sampler}, got {arguments.eta:g} "
+            f"({', '.join(takers)} takes one)"
+        )
     if mixture is not None:
         if not method.has_mixture:
             takers = [f"--sampler {name}" for name, other in METHODS.items() if other.has_mixture]

@@ -12,9 +12,10 @@ from safetensors.torch import save
 
 from gmmkernel._checks import INT64_MAX
 from gmmkernel.cli.outputs import check_folder, write_file
+from gmmkernel.cli.progress import shows_progress
 from gmmkernel.cli.ranks import process_group
 from gmmkernel.cli.train_images import add_options, train_on_images
-from gmmkernel.cli.values import folder, integer, number
+from gmmkernel.cli.values import choice, folder, integer, number
 from gmmkernel.digits import DigitsUNet, denoising_loss, digits_trainer, load_digits
 from gmmkernel.schedules import TARGETS
 
@@ -61,7 +62,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument(
         "--target",
-        choices=TARGETS,
+        **choice(TARGETS),
         help="of the other part (default independent; for images, with --loss skip)",
     )
     parser.add_argument(
@@ -70,7 +71,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--checkpoint-every", type=integer(1), metavar="N", help="steps between (default 500)"
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="where to train (default cpu)")
+    parser.add_argument("--device", **choice(["cpu", "cuda"]), help="where to train (default cpu)")
     parser.add_argument(
         "--threads", type=integer(1), metavar="N", help="on the CPU (default 1); the bits depend on it"
     )
@@ -103,7 +104,7 @@ def _train_on_digits(options: dict[str, Any], *, output: Path, device: str, chec
     with process_group(device) as place:
         trainer = digits_trainer(steps, **options, device=place.device, distributed=place.ranks > 1)
         check_folder("--output", output)
-        trainer.fit(data, steps, folder=output, checkpoint_every=checkpoint_every)
+        trainer.fit(data, steps, folder=output, checkpoint_every=checkpoint_every, progress=shows_progress())
         if place.rank > 0:
             return
     unet = trainer.average

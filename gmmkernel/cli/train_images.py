@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gmmkernel.cli.outputs import check_folder
+from gmmkernel.cli.progress import shows_progress
 from gmmkernel.cli.ranks import process_group
 from gmmkernel.cli.values import integer
 from gmmkernel.recipes import (
@@ -133,6 +134,7 @@ def train_on_images(given: dict[str, Any], *, output: Path, device: str, checkpo
                 folder=output,
                 checkpoint_every=checkpoint_every,
                 num_workers=given.get("workers", WORKERS),
+                progress=shows_progress(),
                 after_checkpoint=save,
             )
         except DamagedImageError as error:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from gmmkernel._checks import check_choice
 
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -41,6 +44,20 @@ def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], fl
         return value
 
     return convert
+
+
+def choice(names: Iterable[str]) -> dict[str, Any]:
+    """Return what `add_argument` takes for an option with one of these names; its error suggests one."""
+    allowed = tuple(names)
+
+    def convert(text: str) -> str:
+        try:
+            check_choice("", text, allowed)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from error
+        return text
+
+    return {"type": convert, "metavar": "{" + ",".join(allowed) + "}"}
 
 
 def file(suffix: str) -> Callable[[str], Path]:

@@ -182,7 +182,12 @@ def refuse_gradient(tensor: Tensor, name: str) -> None:
 
 def check_seeds(seeds: Tensor) -> Tensor:
     """Check seeds int64 [B]; returns them contiguous."""
-    check_tensor(seeds, "seeds")
+    if not isinstance(seeds, Tensor):
+        numbers = "[seeds]" if isinstance(plain(seeds), int) else "seeds"
+        raise TypeError(
+            f"seeds: expected a torch.Tensor, got {type(seeds).__name__}; "
+            f"make one of ints by torch.tensor({numbers})"
+        )
     if seeds.dtype != torch.int64:
         raise TypeError(f"seeds: expected int64, got {seeds.dtype}")
     if seeds.dim() != 1:

@@ -15,6 +15,7 @@ from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.checks import check_seeds
 from gmmkernel.samplers import Model, Sampler
 from gmmkernel.samplers.chunks import check_conditioning
+from gmmkernel.samplers.counting import counted
 from gmmkernel.sharding.files import Files, TensorFiles
 from gmmkernel.sharding.images import ImageFiles
 from gmmkernel.sharding.manifest import (
@@ -129,7 +130,7 @@ def sample_shards(
             for shard in mine:
                 chunk = _chunk(seeds, shard, batch_size)
                 made = sampler.sample(
-                    _counted(model, bar, len(chunk) / len(sampler.timesteps)),
+                    counted(model, bar, len(chunk) / len(sampler.timesteps)),
                     chunk,
                     manifest["shape"],
                     conditioning=[_chunk(entries, shard, batch_size) for entries in conditioning],
@@ -146,17 +147,6 @@ def sample_shards(
     together(work)
     count = shard_count(manifest)
     return ShardReport(count, count - len(missing), tuple(mine), samples_in(missing))
-
-
-def _counted(model: Model, bar: tqdm[None], share: float) -> Model:
-    """Return the model with a bar that each of its calls moves on by a share of the samples."""
-
-    def call(*arguments: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        made = model(*arguments)
-        bar.update(share)
-        return made
-
-    return call
 
 
 def _files(folder: Path, manifest: Manifest) -> Files:

@@ -217,8 +217,8 @@ BAD_OPTIONS = [
     ("sample --steps ten", "--steps: expected an integer >= 1, got 'ten'"),
     ("sample --steps 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
     ("sample --steps 30 --spacing quadratic", "--steps: expected at most 29 with spacing='quadratic'"),
-    ("sample --sampler euler", "--sampler: invalid choice: 'euler'"),
-    ("sample --sampler plms --eta 0.5", "--eta: expected none with --sampler plms, got 0.5"),
+    ("sample --sampler euler", "got 'euler'; did you mean 'flow' or 'ddim'?"),
+    ("sample --sampler plms --eta 0.5", "--eta: expected none with --sampler plms, got 0.5 (--sampler ddim"),
     (
         "sample --sampler deis --variant ortho",
         "--variant: expected none with --sampler deis, which draws no noise, got ortho "
@@ -229,16 +229,31 @@ BAD_OPTIONS = [
         "--rho: --variant exact needs it, or --scale",
     ),
     (
+        "sample --sampler ddim --variant ortho --rho 0.5",
+        "--rho: expected none with --variant ortho, whose offsets have a --scale, got 0.5",
+    ),
+    (
+        "sample --sampler ddim --variant exact --rho 2",
+        "error: --rho: expected a number from 0 to 0.999999, got 2.0",
+    ),
+    (
+        "sample --sampler ddim --variant exact --scale 100 --eta 1",
+        "error: --scale: expected at most ",
+    ),
+    (
         "sample --sampler ddim --variant exact --rho 0.5 --scale 0.72",
         "--scale: expected none beside --rho, which gives each step its own, got 0.72",
     ),
     ("sample --sampler dpm-solver --scale 1", "--scale: describes a mixture, and --variant none has none"),
-    ("sample --sampler pndm --steps 3", "timesteps: expected at least 4 without skip_prk_steps, got 3"),
-    ("sample --spacing cosine", "--spacing: invalid choice: 'cosine'"),
+    ("sample --sampler pndm --steps 3", "--steps: expected at least 4 with --sampler pndm, got 3"),
+    (
+        "sample --spacing cosine",
+        "--spacing: expected one of 'leading', 'trailing', 'linspace', 'quadratic', got 'cosine'",
+    ),
     ("sample --eta -0.5", "--eta: expected a number from 0 to 1, got '-0.5'"),
     ("sample --eta nan", "--eta: expected a number from 0 to 1, got 'nan'"),
     ("sample --eta much", "--eta: expected a number from 0 to 1, got 'much'"),
-    ("sample --variant vub", "--variant: invalid choice: 'vub'"),
+    ("sample --variant vub", "--variant: expected one of 'none', 'rand', 'ortho', "),
     ("sample --components 0", "--components: expected an integer from 1 to 1024, got '0'"),
     (
         "sample --components 1025 --variant rand",
@@ -254,7 +269,7 @@ BAD_OPTIONS = [
     ("sample --variant none --scale 1", "--scale: describes a mixture, and --variant none has none"),
     ("sample --variant none --shared", "--shared: describes a mixture"),
     ("sample --variant none --mixture-seed 2", "--mixture-seed: describes a mixture"),
-    ("sample --digit 10", "--digit: invalid choice: "),
+    ("sample --digit 10", "--digit: expected an integer from 0 to 9, got '10'"),
     ("sample --guidance-scale 2", "--guidance-scale: needs --digit"),
     ("sample --digit 1 --guidance-scale inf", "--guidance-scale: expected a finite number, got 'inf'"),
     ("sample --count 1", "--count: expected at least 2 digits, whose distance is computed, got 1"),
@@ -263,7 +278,7 @@ BAD_OPTIONS = [
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
     ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
     ("sample --threads 0", "--threads: expected an integer >= 1, got '0'"),
-    ("sample --device tpu", "--device: invalid choice: 'tpu'"),
+    ("sample --device tpu", "--device: expected one of 'cpu', 'cuda', got 'tpu'"),
     ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
     (
         "compare --count 60",
@@ -272,9 +287,18 @@ BAD_OPTIONS = [
     ("compare --steps 5 0", "--steps: expected an integer >= 1, got '0'"),
     ("compare --steps 5 1001", "--steps: expected an integer from 1 to 1000, got 1001"),
     ("compare --eta 0 1.5", "--eta: expected a number from 0 to 1, got '1.5'"),
-    ("compare --variant none", "--variant: invalid choice: 'none'"),
-    ("paint", "invalid choice: 'paint'"),
+    ("compare --variant none", "'rand-exact', got 'none'"),
+    (
+        "paint",
+        "command: expected one of 'sample', 'compare', 'train', 'evaluate', 'verify', 'info', got 'paint'",
+    ),
     ("sample --colour", "unrecognized arguments: --colour"),
+    ("sample --digit seven", "--digit: expected an integer from 0 to 9, got 'seven'"),
+    (
+        "sample --batch_size 3",
+        "gmmkernel sample: error: unrecognized arguments: --batch_size 3; did you mean '--batch-size'?",
+    ),
+    ("sampel", "got 'sampel'; did you mean 'sample'?"),
 ]
 
 

@@ -41,7 +41,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(words: str, capsys: CaptureText) -> list[str]:
     """Run the command with the weights of the folder, and return the lines that it prints."""
     assert main(f"evaluate {words} --weights weights.pth".split()) == 0
-    return capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert printed.err == ""  # which is no terminal, and gets no bars
+    return printed.out.splitlines()
 
 
 def failed(words: str, capsys: CaptureText) -> str:
@@ -95,11 +97,11 @@ def test_the_report_and_the_files(place: Path, capsys: CaptureText) -> None:
     assert again[5:7] == lines[5:7]
     assert len(again) == 9
     assert failed("samples --reference out/x.npz --weights other.pth", capsys).startswith(
-        "weights: expected a file"
+        "--weights: expected a file"
     )
     torch.save({"weight": torch.ones(1)}, "other.pth")
     assert failed("samples --reference out/x.npz --weights other.pth", capsys).startswith(
-        "reference: expected statistics made with other.pth ("
+        "--reference: expected statistics made with other.pth ("
     )
 
 
@@ -154,7 +156,7 @@ def test_the_first_samples(place: Path, capsys: CaptureText) -> None:
     assert some.samples["count"] == 6
     assert some.figures == fewer.figures
     assert failed("samples --count 13 --weights weights.pth", capsys) == (
-        "count: expected at most the 12 images of samples, got 13"
+        "--count: expected at most the 12 images of samples, got 13"
     )
 
 
@@ -163,15 +165,15 @@ def test_the_first_samples(place: Path, capsys: CaptureText) -> None:
     ("words", "message"),
     [
         ("x", "samples: expected a folder or an .npz, got 'x', which is not there"),
-        ("samples --reference x", "reference: expected a folder or an .npz, got 'x', which is not there"),
+        ("samples --reference x", "--reference: expected a folder or an .npz, got 'x', which is not there"),
         (
             "statistics.npz",
             "samples: expected an .npz with arr_0, uint8 [N, H, W, 3], got statistics.npz without it",
         ),
-        ("samples --metrics fid", "reference: expected a reference for fid, got none"),
+        ("samples --metrics fid", "--reference: expected a reference for fid, got none"),
         (
             "samples --reference statistics.npz --metrics fid,kid,prc",
-            "reference: expected images for kid, prc, got statistics.npz, which has statistics alone, enough for fid",
+            "--reference: expected images for kid, prc, got statistics.npz, which has statistics alone, enough for fid",
         ),
         (
             "samples --reference real.npz",
@@ -179,19 +181,19 @@ def test_the_first_samples(place: Path, capsys: CaptureText) -> None:
         ),
         (
             "samples --reference real.npz --kid-subset-size 12",
-            "reference: expected at least 12 images for kid_subset_size = 12, got 11",
+            "--reference: expected at least 12 images for kid_subset_size = 12, got 11",
         ),
         (
             "samples --reference real.npz --metrics prc --neighbours 11",
-            "reference: expected at least 12 images for neighbours = 11, got 11",
+            "--reference: expected at least 12 images for neighbours = 11, got 11",
         ),
         ("samples --is-splits 13", "samples: expected at least 13 images for is_splits = 13, got 12"),
         (
             "samples --count 1 --is-splits 1 --reference statistics.npz",
             "samples: expected at least 2 images for FID",
         ),
-        ("samples --weights x.pth", "weights: expected a file, got 'x.pth', which is none"),
-        ("samples --device cuda", "device: expected a CUDA device to be there, got none"),
+        ("samples --weights x.pth", "--weights: expected a file, got 'x.pth', which is none"),
+        ("samples --device cuda", "--device: expected a CUDA device to be there, got none"),
         ("samples --json samples/a/0000.png/x.json", "--json: cannot write "),
         (
             "samples --save-statistics x.npz",
@@ -261,7 +263,7 @@ def test_a_reference_that_is_nothing(place: Path, capsys: CaptureText) -> None:
         "got x.npz without it, and without statistics mu and sigma"
     )
     assert failed("samples --reference y.npz --weights weights.pth", capsys).startswith(
-        "reference: expected an .npz, got y.npz, damaged or foreign: "
+        "--reference: expected an .npz, got y.npz, damaged or foreign: "
     )
 
 
@@ -282,7 +284,7 @@ def test_weights_of_something_else(state: Any, place: Path, capsys: CaptureText)
     else:
         torch.save(state, "x.pth")
     assert failed("samples --weights x.pth", capsys).startswith(
-        "weights: expected torch-fidelity's state of Inception-v3, got x.pth: "
+        "--weights: expected torch-fidelity's state of Inception-v3, got x.pth: "
     )
     assert not (place / "ran").exists()
 
@@ -313,7 +315,7 @@ def test_weights_are_fetched_or_the_error_says_what_to_put_where(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     folder = place / "hub" / "checkpoints"
     assert failed("samples", capsys) == (
-        f"weights: expected {STANDARD_NAME} in {str(folder)!r}, got none, and it cannot be fetched (no network): put "
+        f"--weights: expected {STANDARD_NAME} in {str(folder)!r}, got none, and it cannot be fetched (no network): put "
         f"the file from https://example.org/{STANDARD_NAME} there, or say where it is"
     )
 

@@ -410,3 +410,33 @@ def test_a_model_of_ones_own_images(tmp_path: Path, capsys: CaptureText) -> None
     capsys.readouterr()
     assert sample(output / "pipeline", "--classes", "cat", "--images", tmp_path / "none") == 2
     assert "or names such as 'ant', got 'cat'" in capsys.readouterr().err
+
+
+def test_what_the_file_of_figures_says_and_what_a_pipe_gets(
+    saved: Callable[[str], Path], prompts: Path, tmp_path: Path, capsys: CaptureText
+) -> None:
+    """Neither our bars nor those of diffusers and transformers, which load the networks, are for a pipe."""
+    diffusers.utils.logging.enable_progress_bar()
+    folder = saved("stable-diffusion")
+    capsys.readouterr()
+    words = ["--prompts", prompts, "--seed", 5, "--images", tmp_path / "x", "--json", tmp_path / "x.json"]
+    words += ["--sampler", "ddim", "--variant", "ortho", "--eta", 1]
+    assert sample(folder, *words) == 0
+    printed = capsys.readouterr()
+    assert "%|" not in printed.err
+    assert "\r" not in printed.err
+    assert diffusers.utils.logging.is_progress_bar_enabled()
+    known = json.loads((tmp_path / "x.json").read_text())
+    figures, manifest = known["figures"], json.loads((tmp_path / "x" / "manifest.json").read_text())
+    assert (figures["images_made"], figures["images_found"]) == (3, 0)
+    assert (
+        f"{figures['seconds']:.2f} s by 1 ranks: {figures['images_per_second']:.3g} images/s" in printed.out
+    )
+    assert figures["moments"]["verdict"] in printed.out
+    assert known["pipeline"] == manifest["description"]
+    assert known["seeds"] == {"first": 5, "last": 7}
+    assert known["settings"]["count"] == known["settings"]["batch_size"] == 3
+    assert known["versions"]["torch"] == torch.__version__
+    assert sample(folder, *words) == 0
+    again = json.loads((tmp_path / "x.json").read_text())["figures"]
+    assert (again["images_made"], again["images_found"], again["images_per_second"]) == (0, 3, None)

@@ -132,20 +132,20 @@ def test_bad_options(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--tau", "0.9"), "error: tau: expected loss 'skip' beside it"),
-        (("--class-dropout", "0.1"), "error: class_dropout: expected classes beside it"),
-        (("--classes", "labels"), "error: classes: expected 'folders' or 'none'"),
-        (("--attention", "16"), "error: attention: expected some of the resolutions 8, 4, or none, got 16"),
-        (("--loss", "skip", "--skip", "1000"), "error: skip: expected 1 to 999"),
-        (("--recipe", "mnist"), "error: recipe: expected celeba64, cifar10 or a .toml file, got 'mnist'"),
-        (("--crop", "9"), "error: crop: expected a square within every image, got 9, and"),
+        (("--tau", "0.9"), "error: --tau: expected loss 'skip' beside it"),
+        (("--class-dropout", "0.1"), "error: --class-dropout: expected classes beside it"),
+        (("--classes", "labels"), "error: --classes: expected 'folders' or 'none'"),
+        (("--attention", "16"), "error: --attention: expected some of the resolutions 8, 4, or none, got 16"),
+        (("--loss", "skip", "--skip", "1000"), "error: --skip: expected 1 to 999"),
+        (("--recipe", "mnist"), "error: --recipe: expected celeba64, cifar10 or a .toml file, got 'mnist'"),
+        (("--crop", "9"), "error: --crop: expected a square within every image, got 9, and"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(
     images: Path, tmp_path: Path, capsys: CaptureText, words: tuple[str, ...], message: str
 ) -> None:
     assert train(images, tmp_path / "none", *words) == 2
-    assert capsys.readouterr().err.replace("error: --", "error: ").startswith(message)
+    assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "none").exists()
 
 
@@ -181,7 +181,7 @@ def test_an_image_that_cannot_be_decoded_is_named(
     file.write_bytes(file.read_bytes()[:-60])
     assert train(images, tmp_path / "made", "--workers", workers) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: images: expected an image in {str(file)!r}, got a damaged file: ")
+    assert error.startswith(f"error: --images: expected an image in {str(file)!r}, got a damaged file: ")
 
 
 @pytest.mark.parametrize("missing", ["diffusers", "PIL"])

@@ -354,7 +354,10 @@ def test_methods_that_store_nothing_take_no_history() -> None:
         (lambda: FlowSampler(0), "num_inference_steps: expected an integer >= 1, got 0"),
         (lambda: FlowSampler(2, times=torch.ones(2)), "times: expected shape [3] for 2 steps"),
         (lambda: FlowSampler(1, times=torch.ones(2), shift=2.0), "and no shift beside them, got shape"),
-        (lambda: FlowSampler(1, times=torch.tensor([0.0, 1.0]).double()), "times: expected strictly descending"),
+        (
+            lambda: FlowSampler(1, times=torch.tensor([0.0, 1.0]).double()),
+            "times: expected strictly descending",
+        ),
         (lambda: FlowSampler(5, shift=0.0), "shift: expected a finite number > 0, got 0.0"),
         (lambda: FlowSampler(5, eta=1.5), "eta: expected a number from 0 to 1, got 1.5"),
         (

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -165,23 +169,49 @@ def test_a_run_killed_twice_loses_nothing(tmp_path: Path, expected: dict[str, by
     assert contents(folder) == expected
 
 
+@contextmanager
+def written_to_a_terminal() -> Iterator[tuple[int, list[bytes]]]:
+    """Give a terminal, and what is written to it, which is all there when the block has ended."""
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 100))  # it begins without columns, on which a bar has no text
+    written: list[bytes] = []
+
+    def read() -> None:
+        with suppress(OSError):  # when nobody has the terminal any more
+            while part := os.read(ours, 4096):
+                written.append(part)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        yield terminal, written
+    finally:
+        os.close(terminal)
+        reader.join(PATIENCE)
+        os.close(ours)
+
+
 def test_the_command_line_under_torchrun(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two ranks write the files of one process; the first one alone reports."""
+    """Two ranks write the files of one process; the first one alone reports, on a terminal with a bar."""
     words = ["sample", "--sampler", "ddim", "--variant", "ortho", "--eta", "1", "--steps", "2"]
     words += ["--count", "20", "--batch-size", "8", "--shards"]
     alone, shared, npz = tmp_path / "alone", tmp_path / "shared", tmp_path / "x.npz"
     assert main([*words, str(alone)]) == 0
     by_one = capfd.readouterr()
-    done = subprocess.run(
-        [*TORCHRUN, "2", "-m", "gmmkernel", *words, shared, "--npz", npz],
-        env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
+    assert by_one.err == ""  # which is no terminal
+    with written_to_a_terminal() as (terminal, written):
+        done = subprocess.run(
+            [*TORCHRUN, "2", "-m", "gmmkernel", *words, shared, "--npz", npz],
+            env=ENVIRONMENT | {"TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            timeout=PATIENCE,
+        )
+    bars = b"".join(written).decode()
+    assert done.returncode == 0, bars
     assert contents(shared) == contents(alone)
     samples, seeds = load_shards(shared)
     with np.load(npz) as arrays:
@@ -193,8 +223,8 @@ def test_the_command_line_under_torchrun(
 
     assert figures(done.stdout) == [*figures(by_one.out), f"arrays: {npz}"]
     assert "shards: 3 made, 0 were there before" in figures(done.stdout)
-    assert "12/12" in done.stderr  # the first rank's bar
-    assert "8/8" not in done.stderr  # the second's
+    assert "12/12" in bars  # the first rank's
+    assert "8/8" not in bars  # the second's
 
     assert main([*words, str(alone)]) == 0
     assert "shards: 0 made, 3 were there before" in figures(capfd.readouterr().out)
