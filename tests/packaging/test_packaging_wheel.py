@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,14 +29,16 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {
     "OMP_NUM_THREADS": "1",
     "GMM_CUDA_ARCHITECTURES": "90",  # one is quicker
+    "CMAKE_ARGS": "-DGMM_MANYLINUX=ON" if platform.machine() == "x86_64" else "",  # as `make wheel` does
 }
 
 
-def run(*command: str | Path, directory: Path) -> str:
+def run(*command: str | Path, directory: Path, **environment: str) -> str:
     """Run a command and return what it printed; a failure shows all of it."""
     words = [str(word) for word in command]
+    env = ENVIRONMENT | environment
     done = subprocess.run(
-        words, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words, cwd=directory, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}"
     return done.stdout
@@ -71,13 +75,15 @@ def python(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFa
     return python
 
 
-def test_the_sdist_has_what_a_build_needs(distributions: tuple[Path, Path]) -> None:
+def test_the_sdist_has_what_a_build_needs_and_no_more(distributions: tuple[Path, Path]) -> None:
     with tarfile.open(distributions[0]) as archive:
-        names = {Path(*Path(name).parts[1:]).as_posix() for name in archive.getnames()}
-    needed = [path.as_posix() for path in files() if path.parts[0] == "csrc" and "tests" not in path.parts]
-    for name in ("CMakeLists.txt", "setup.py", "pyproject.toml", "README.md", "LICENSE", *needed):
-        assert name in names, name
-    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+        members = [member.name for member in archive.getmembers() if member.isfile()]
+    names = {Path(*Path(name).parts[1:]).as_posix() for name in members}
+    expected = {path.as_posix() for path in files() if path.parts[0] in {"csrc", "gmmkernel"}}
+    expected |= {"CMakeLists.txt", "MANIFEST.in", "pyproject.toml", "setup.py"}
+    expected |= {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md"}
+    made = {name for name in names if name.startswith("gmmkernel.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert names - made == expected
 
 
 def test_the_wheel_has_what_a_user_needs(distributions: tuple[Path, Path]) -> None:
@@ -92,7 +98,29 @@ def test_the_wheel_has_what_a_user_needs(distributions: tuple[Path, Path]) -> No
     data = [f"digits/weights/{name}.safetensors" for name in networks]
     assert {f"gmmkernel/{name}" for name in ("golden.json", "py.typed", "_core.pyi", *data)} <= installed
     assert [name for name in names if name.endswith("LICENSE")]
-    assert distributions[1].stat().st_size < 5_000_000
+    assert distributions[1].stat().st_size < 6_000_000
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="GMM_MANYLINUX knows the symbols of x86-64")
+def test_the_extensions_load_on_older_systems(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    """They ask for no symbol newer than manylinux_2_28's, for no C++ library, and show one of their own."""
+    with zipfile.ZipFile(distributions[1]) as archive:
+        extensions = [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path, extensions)
+    assert extensions
+    for name in extensions:
+        symbols = run("objdump", "-T", name, directory=tmp_path)
+        assert "GLIBCXX" not in symbols
+        assert "CXXABI" not in symbols
+        versions = {(int(major), int(minor)) for major, minor in re.findall(r"GLIBC_(\d+)\.(\d+)", symbols)}
+        assert max(versions) <= (2, 28)
+        needed = set(re.findall(r"NEEDED +(\S+)", run("objdump", "-p", name, directory=tmp_path)))
+        glibc = {"libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"}
+        assert needed <= glibc | {"libgcc_s.so.1", "ld-linux-x86-64.so.2"}
+        shown = [
+            line.split()[-1] for line in symbols.splitlines() if " Base " in line and "*UND*" not in line
+        ]
+        assert shown == [f"PyInit_{Path(name).name.split('.')[0]}"]
 
 
 def test_the_installed_package_is_the_one_used(python: Path, tmp_path: Path) -> None:
@@ -108,10 +136,39 @@ print(json.dumps(found))
 
 
 def test_its_bits_are_right(python: Path, tmp_path: Path) -> None:
-    out = run(python, "-m", "gmmkernel", "verify", directory=tmp_path)
+    nothing = str(tmp_path)  # no compiler, for one
+    out = run(python, "-m", "gmmkernel", "verify", directory=tmp_path, PATH=nothing)
     assert out.endswith("every bit as committed\n")
     assert "reference: " in out
     assert "cpu portable: " in out
+
+
+USER = """
+import torch
+
+from gmmkernel import DDIMSampler, ddim_coefficients, gmm_step, noise_schedule, standard_normal, timesteps
+
+schedule = noise_schedule("linear")
+coefficients = ddim_coefficients(schedule, timesteps(4, spacing="trailing"), eta=1.0)
+seeds = torch.tensor([7, 8])
+sample: torch.Tensor = standard_normal(seeds, (3, 8, 8))
+sample = gmm_step(sample, torch.tanh(sample), coefficients, row=0, seeds=seeds).prev_sample
+drawn = DDIMSampler(schedule, 4).sample(lambda x, t: torch.tanh(x), seeds, (3, 8, 8), progress=False)
+print(tuple(drawn.sample.shape), sample.dtype)
+"""
+
+
+def test_its_types_are_seen(python: Path, tmp_path: Path) -> None:
+    """A user's strict mypy takes what is right, and finds what is not."""
+    (tmp_path / "user.py").write_text(USER, encoding="utf-8")
+    (tmp_path / "wrong.py").write_text(USER.replace("row=0", 'row="0"'), encoding="utf-8")
+    mypy = ("-m", "mypy", "--strict", "--config-file=", "--python-executable", python)
+    # One cache for both: most of the time goes into PyTorch's own types.
+    run(sys.executable, *mypy, "user.py", directory=tmp_path)
+    words = [sys.executable, *map(str, mypy), "wrong.py"]
+    wrong = subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert 'Argument "row" to "gmm_step" has incompatible type "str"' in wrong.stdout
+    assert "(2, 3, 8, 8) torch.float32" in run(python, "user.py", directory=tmp_path)
 
 
 def test_it_samples(python: Path, tmp_path: Path) -> None:

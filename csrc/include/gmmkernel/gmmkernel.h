@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define GMM_VERSION_MAJOR 0
-#define GMM_VERSION_MINOR 1
+#define GMM_VERSION_MINOR 2
 #define GMM_VERSION_PATCH 0
 
 #define GMM_MAX_COMPONENTS 1024
