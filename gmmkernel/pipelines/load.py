@@ -92,7 +92,7 @@ def load_pipeline(
             f"pipeline: expected a folder, or a name such as 'google/ddpm-celebahq-256', got {text!r}"
         )
     try:
-        pipe = _from_pretrained(text, torch_dtype=dtype)
+        pipe = _from_pretrained(text, dtype=dtype)
     except ImportError as error:
         raise ImportError(
             f'pipeline: {text!r} needs more than is there: pip install "gmmkernel[pipelines]" '
