@@ -119,7 +119,7 @@ def load_pipeline(
             f"{word}: expected None for a {type(pipe).__name__}, whose size is fixed, got {size}"
         )
     elif kind is PixelPipeline and folder is not None and (folder / CLASSES_FILE).exists():
-        options = _read(folder / CLASSES_FILE, "pipeline: expected the classes of the model")
+        options = _classes(folder / CLASSES_FILE)
     made = kind(pipe, guidance_scale, vae_batch_size, **options)
     if compile:
         made.compile()
@@ -130,6 +130,15 @@ def _kind(name: str, found: str | None) -> type[ImagePipeline]:
     if found not in KINDS:
         raise ValueError(f"pipeline: expected one of {', '.join(KINDS)}, got {name!r}, a {found}")
     return KINDS[found]
+
+
+def _classes(path: Path) -> dict[str, Any]:
+    """Return the names of the classes and the number of the one that stands for none, which a training has written."""
+    what = "pipeline: expected the classes of the model"
+    found = _read(path, what)
+    if not isinstance(found, dict) or set(found) != {"classes", "null_class"}:
+        raise ValueError(f"{what}, 'classes' and 'null_class', got something else in {str(path)!r}")
+    return found
 
 
 def _read(path: Path, what: str) -> Any:

@@ -61,6 +61,8 @@ class TextPipeline(ImagePipeline):
     def _conditioning(
         self, count: int, classes: str | None, prompts: Sequence[str], negative_prompt: str
     ) -> tuple[Tensor, ...]:
+        if negative_prompt and self.guidance_scale is None:
+            raise ValueError(f"negative_prompt: expected none without guidance, got {negative_prompt!r}")
         self._prompts, self._negative_prompt, self._encoded = list(prompts), negative_prompt, None
         return (torch.arange(count) % len(prompts),)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gmmkernel.recipes.library import load_diffusers
+from gmmkernel.recipes.extras import load_diffusers
 from gmmkernel.recipes.settings import Settings
 from gmmkernel.recipes.unet import Denoiser
 

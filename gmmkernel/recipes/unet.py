@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gmmkernel.recipes.library import load_diffusers
+from gmmkernel.recipes.extras import load_diffusers
 from gmmkernel.recipes.settings import Settings
 
 _GROUPS = 32

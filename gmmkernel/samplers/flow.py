@@ -13,6 +13,7 @@ from gmmkernel.mixtures import Mixture
 from gmmkernel.samplers.base import Sampler, row_dtype
 from gmmkernel.schedules import flow_coefficients, flow_sde_coefficients, flow_times
 from gmmkernel.schedules.flow_sde import dynamics_options
+from gmmkernel.schedules.rows import check_levels
 
 
 class FlowSampler(Sampler):
@@ -69,11 +70,14 @@ class FlowSampler(Sampler):
         num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
         if times is None:
             times = flow_times(num_inference_steps, shift=shift)
-        elif shift != 1 or times.shape != (check_integer("num_inference_steps", num_inference_steps, 1) + 1,):
-            raise ValueError(
-                f"times: expected shape [{num_inference_steps + 1}] for {num_inference_steps} steps, and no shift "
-                f"beside them, got shape {list(times.shape)} and shift = {shift:g}"
-            )
+        else:
+            check_levels("times", times, high=1)
+            steps = check_integer("num_inference_steps", num_inference_steps, 1)
+            if shift != 1 or len(times) != steps + 1:
+                raise ValueError(
+                    f"times: expected shape [{steps + 1}] for {steps} steps, and no shift beside them, got shape "
+                    f"{list(times.shape)} and shift = {shift:g}"
+                )
         options: dict[str, Any] = {
             "clip_sample_range": clip_sample_range,
             "guidance_scale": 1.0 if guidance_scale is None else guidance_scale,

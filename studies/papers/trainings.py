@@ -28,7 +28,7 @@ from gmmkernel.recipes import (
     read_recipe,
     save_pipeline,
 )
-from gmmkernel.recipes.library import load_diffusers
+from gmmkernel.recipes.extras import load_diffusers
 from gmmkernel.samplers import Model
 from gmmkernel.training import Trainer
 from studies.folder import write_json

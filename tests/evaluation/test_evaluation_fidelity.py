@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 SAMPLES, REAL = some_images(10), some_images(9, seed=1)
 
-DECLARATION = """import torch
+DECLARATION = """from torch import library
 for name in ("nms", "qnms"):
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 
 

@@ -84,6 +84,10 @@ def error_of(capsys: CaptureText, *words: str) -> str:
             "--pipeline @/flux --images @/x --prompts @/prompts.txt --negative-prompt b",
             "--negative-prompt: expected none for Flux, got 'b'",
         ),
+        (
+            "--pipeline @/stable-diffusion --images @/x --prompts @/prompts.txt --guidance-scale 1 --negative-prompt b",
+            "--negative-prompt: expected none without guidance, got 'b'",
+        ),
         ("--pipeline @/absent --images @/x", "--pipeline: expected a folder, or a name such as 'google/ddpm"),
         ("--pipeline @ --images @/x", "--pipeline: expected the folder of a pipeline, with model_index.json"),
         ("--pipeline @/ddpm --images @/prompts.txt", "--images: expected the name of a folder, got"),
@@ -102,6 +106,15 @@ def test_a_name_where_there_is_no_network(capsys: CaptureText, monkeypatch: pyte
     error = error_of(capsys, "--pipeline", "nobody/nothing", "--images", "out/never")
     assert "--pipeline: 'nobody/nothing' is no folder here, and could not be fetched: " in error
     Path("out/never").rmdir()
+
+
+def test_classes_that_no_training_has_written(tmp_path: Path) -> None:
+    small.ddpm().save_pretrained(tmp_path)
+    (tmp_path / "gmmkernel.json").write_text(json.dumps({"classes": ["ant"]}))
+    with pytest.raises(
+        ValueError, match="pipeline: expected the classes of the model, 'classes' and 'null_class', got"
+    ):
+        load_pipeline(tmp_path)
 
 
 def test_other_pipelines(saved: Path, tmp_path: Path, capsys: CaptureText) -> None:

@@ -352,8 +352,14 @@ def test_methods_that_store_nothing_take_no_history() -> None:
             "mixture: expected one made for 5 steps or shared by all, got one made for 6",
         ),
         (lambda: FlowSampler(0), "num_inference_steps: expected an integer >= 1, got 0"),
-        (lambda: FlowSampler(2, times=torch.ones(2)), "times: expected shape [3] for 2 steps"),
-        (lambda: FlowSampler(1, times=torch.ones(2), shift=2.0), "and no shift beside them, got shape"),
+        (
+            lambda: FlowSampler(2, times=torch.tensor([1.0, 0.0]).double()),
+            "times: expected shape [3] for 2 steps",
+        ),
+        (
+            lambda: FlowSampler(1, times=torch.tensor([1.0, 0.0]).double(), shift=2.0),
+            "and no shift beside them, got shape",
+        ),
         (
             lambda: FlowSampler(1, times=torch.tensor([0.0, 1.0]).double()),
             "times: expected strictly descending",
