@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,8 +142,46 @@ def check_flag(name: str, value: object) -> bool:
     return flag
 
 
-def check_numbers(name: str, values: object, count: int) -> Tensor:
+def check_callable(name: str, value: Callable[..., object]) -> None:
+    """Accept `value` if it can be called.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}: expected something that can be called, got {value!r}")
+
+
+def check_device(name: str, device: torch.device | str) -> torch.device:
+    """Return `device` as a torch.device if this machine has it.
+
+    Raises:
+        ValueError: it is no device, or not there.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        expected = ", ".join(map(repr, there))
+        raise ValueError(f"{name}: expected a device of this machine ({expected}), got {device!r}") from error
+    return found
+
+
+def type_name(value: object) -> str:
+    """Return the name of a value's type, with its module: others have a Generator or a Module, too."""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__name__}".removeprefix("builtins.")
+
+
+def check_numbers(name: str, values: object, count: int, of: str = "") -> Tensor:
     """Return `values`, a sequence, array or tensor of real numbers, as float64 [count] on the CPU.
+
+    Args:
+        name: the argument's.
+        values: what came.
+        count: how many there are to be.
+        of: what says so, for the message.
 
     Raises:
         TypeError: it holds something else than real numbers, or requires a gradient.
@@ -158,5 +196,5 @@ def check_numbers(name: str, values: object, count: int) -> Tensor:
     if tensor.requires_grad:
         raise TypeError(f"{name}: expected numbers without gradient, got a tensor that requires one")
     if list(tensor.shape) != [count]:
-        raise ValueError(f"{name}: expected shape [{count}], got {list(tensor.shape)}")
+        raise ValueError(f"{name}: expected shape [{count}]{of and ' of ' + of}, got {list(tensor.shape)}")
     return tensor.double()

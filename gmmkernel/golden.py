@@ -186,7 +186,7 @@ def _tables(
         timesteps(STEPS),
         eta=eta,
         clip_sample_range=1.0,
-        guidance_scale=2.5,
+        guidance_scale=2.5 if everything else 1.0,
         dtype=row_dtype,
     )
     if everything:

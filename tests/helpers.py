@@ -161,6 +161,13 @@ def random_coefficients(rng: np.random.Generator, rows: int, dtype: torch.dtype 
     return torch.from_numpy(table).to(dtype)
 
 
+def bare(coefficients: Tensor) -> Tensor:
+    """Return rows that read neither a history nor a guidance pair."""
+    rows = coefficients.clone()
+    rows[:, Column.HISTORY_0 : Column.HISTORY_3 + 1], rows[:, Column.GUIDANCE] = 0, 0
+    return rows
+
+
 def random_case(
     seed: int,
     *,
@@ -240,10 +247,14 @@ def random_case(
         step = None if step is None else torch.from_numpy(rng.integers(2**32, size=batch))
     if isinstance(prediction, str) and prediction == "any":
         prediction = PREDICTIONS[rng.integers(len(PREDICTIONS))]
+    output, coefficients = like_sample(), random_coefficients(rng, rows, arithmetic)
+    coefficients[:, Column.HISTORY_0 + history : Column.HISTORY_3 + 1] = 0
+    if not guidance:
+        coefficients[:, Column.GUIDANCE] = 1
     return StepCase(
         sample=sample,
-        model_output=like_sample(),
-        coefficients=random_coefficients(rng, rows, arithmetic),
+        model_output=output,
+        coefficients=coefficients,
         row=row,
         step=step,
         seeds=torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, size=batch)),

@@ -130,6 +130,26 @@ inline gmm_step_arguments inputs(Call& call, py::handle given) {
   return a;
 }
 
+// Whether the rows taken, in the CPU's memory, ask for no history and no guidance that is not given.
+inline bool has_what_rows_read(const gmm_step_arguments& a) {
+  const std::int64_t samples = a.row.data == nullptr ? std::min<std::int64_t>(a.batch, 1) : a.batch;
+  for (std::int64_t b = 0; b < samples; ++b) {
+    const std::int64_t row = a.row.data == nullptr ? a.row.value : a.row.data[b * a.row.stride];
+    if (row < 0 || row >= a.coefficient_rows) return false;
+    const auto column = [&](std::int64_t index) -> double {
+      const std::int64_t at = row * GMM_ROW_COLUMNS + index;
+      if (a.sample.dtype == GMM_FLOAT64) return static_cast<const double*>(a.coefficients)[at];
+      return static_cast<const float*>(a.coefficients)[at];
+    };
+    for (int j = 0; j < GMM_MAX_HISTORY; ++j) {
+      if (a.history[j].data == nullptr && column(GMM_HISTORY_0 + j) != 0) return false;
+    }
+    const double guidance = column(GMM_GUIDANCE);
+    if (a.model_output_uncond.data == nullptr && guidance != 0 && guidance != 1) return false;
+  }
+  return true;
+}
+
 inline gmm_step_arguments step(Call& call, py::handle of_step, py::handle result, py::handle prediction,
                                int prediction_kind, py::handle components, py::handle log_prob, py::handle workspace) {
   gmm_step_arguments a = inputs(call, of_step);

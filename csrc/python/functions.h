@@ -25,11 +25,16 @@ struct Functions {
     return true;
   }
 
+  // Rows on a device are not read.
+  static bool is_read_here(const gmm_step_arguments& a, std::int64_t first) {
+    return Api::device(first).type != tensors::cpu_device || arguments::has_what_rows_read(a);
+  }
+
   // Whether a step of tensors that may require gradients is plain.
   static bool is_plain_step(py::handle inputs, std::int64_t first, std::uintptr_t) {
     Call call(Api::device(first), arguments::Fields(inputs).next(), false);
-    arguments::inputs(call, inputs);
-    return call.is_plain();
+    const gmm_step_arguments a = arguments::inputs(call, inputs);
+    return call.is_plain() && is_read_here(a, first);
   }
 
   // `checked`, `tracks`: see Call.
@@ -39,6 +44,7 @@ struct Functions {
     Call call(Api::device(first), arguments::Fields(inputs).next(), checked, tracks);
     const gmm_step_arguments a =
         arguments::step(call, inputs, result, prediction, prediction_kind, components, log_prob, workspace);
+    if (!checked) call.require(call.is_plain() && is_read_here(a, first));
     return finish(call, a, Api::step, first, second);
   }
 

@@ -33,6 +33,9 @@ class Column(IntEnum):
         mean = SAMPLE * x + OUTPUT * o + X0 * x0 + sum_j HISTORY_j * hist_j
         x_s  = mean + OFFSET * delta_k + std * z                         std is SIGMA where the mixture gives none
         eps  = EPS_SAMPLE * x + EPS_OUTPUT * o                           only written on request
+
+    Where there is no hist_j a row should have HISTORY_j = 0, and where there is no pair GUIDANCE 1 or 0: otherwise
+    that term is left out, which the ops refuse where they can read the rows.
     """
 
     X0_SAMPLE = 0

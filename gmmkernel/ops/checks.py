@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gmmkernel._checks import plain
+from gmmkernel._checks import plain, type_name
 from gmmkernel.backends.constants import (
     MAX_COMPONENTS,
     MAX_ELEMENT,
@@ -23,6 +23,7 @@ from gmmkernel.backends.constants import (
     Column,
     TrainingColumn,
 )
+from gmmkernel.backends.protocol import LogProbInputs, LogRatioInputs, StepInputs
 from gmmkernel.ops.tables import MixtureTables
 
 SAMPLE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -38,6 +39,13 @@ DTYPES_BESIDE = {
 
 _COLUMNS = len(Column)
 _TRAINING_COLUMNS = len(TrainingColumn)
+
+
+def check_sample_dtype(dtype: object) -> None:
+    """Check that samples can have a dtype."""
+    if dtype not in SAMPLE_DTYPES:
+        expected = ", ".join(map(str, SAMPLE_DTYPES[:-1]))
+        raise TypeError(f"dtype: expected {expected} or {SAMPLE_DTYPES[-1]}, got {dtype!r}")
 
 
 def check_tensor(value: object, name: str) -> Tensor:
@@ -140,6 +148,36 @@ def check_history(history: Sequence[Tensor], sample: Tensor) -> list[Tensor]:
     return list(history)
 
 
+def check_terms(inputs: StepInputs | LogProbInputs | LogRatioInputs) -> None:
+    """Refuse rows with a term whose tensor is missing: those of another sampler, or guidance that would be left out.
+
+    Only values on the CPU are read, and none that a derivative is taken of: differences move every column. Rows that
+    are not finite, or out of range, are the backends' to deal with.
+    """
+    coefficients, row, stored = inputs.coefficients, inputs.row, len(inputs.history)
+    if coefficients.requires_grad or inputs.sample.numel() == 0 or not is_eager():
+        return
+    if any(isinstance(read, Tensor) and read.device.type != "cpu" for read in (coefficients, row)):
+        return
+    taken = torch.as_tensor(row).reshape(-1)
+    found = coefficients[taken.clamp(0, len(coefficients) - 1)]
+    read = found.isfinite() & (found != 0)
+    missing = read[:, Column.HISTORY_0 + stored : Column.HISTORY_3 + 1]
+    if bool(missing.any()):
+        sample, j = missing.nonzero()[0].tolist()
+        raise ValueError(
+            f"history: expected at least {stored + j + 1} tensors, which row {int(taken[sample])} reads, got {stored}; "
+            "a multistep solver's rows need its stored predictions (the samplers' `step` keeps them)"
+        )
+    scale = found[:, Column.GUIDANCE]
+    unused = read[:, Column.GUIDANCE] & (scale != 1)
+    if inputs.model_output_uncond is None and bool(unused.any()):
+        raise ValueError(
+            f"model_output_uncond: expected the unconditional output, for the GUIDANCE of {float(scale[unused][0]):g} "
+            f"in row {int(taken[unused][0])}, got None"
+        )
+
+
 def arithmetic_dtype(sample: Tensor) -> torch.dtype:
     """Return the type a step computes in: float64 for float64 samples, float32 for all others."""
     return torch.float64 if sample.dtype == torch.float64 else torch.float32
@@ -216,8 +254,7 @@ def check_index(
         check_device(index, name, device, other)
         return contiguous(index if index.dim() == 1 else index.reshape(1))
     if type(index) is not int and not is_integer(index := plain(index)):
-        kind = f"{type(index).__module__}.{type(index).__name__}"
-        raise TypeError(f"{name}: expected an int or an int64 tensor, got {kind.removeprefix('builtins.')}")
+        raise TypeError(f"{name}: expected an int or an int64 tensor, got {type_name(index)}")
     if not 0 <= index <= last:
         raise IndexError(f"{name}: expected 0 to {last}, got {index}")
     return index

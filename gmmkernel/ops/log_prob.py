@@ -93,6 +93,7 @@ def gmm_step_log_prob(
         raise ValueError(
             'reduction: expected "sum" or "mean" with a mixture, which is no sum over elements, got "tiles"'
         )
+    checks.check_terms(inputs)
     made = log_density(inputs, backends.resolve(sample.device, backend), tiles=reduction == "tiles")
     return reduce(made, reduction, sample)
 

@@ -105,6 +105,7 @@ def gmm_step_log_ratio(
         *(sample, model_output, old_model_output, coefficients, prev_sample, row),
         *(model_output_uncond, old_model_output_uncond, stored),
     )
+    checks.check_terms(inputs)
     backend, tiles = backends.resolve(sample.device, backend), reduction == "tiles"
     if checks.wants_gradient("gmm_step_log_ratio", (*LOG_RATIO.primals_of(inputs), coefficients)):
         made = log_ratio_with_gradient(inputs, backend, tiles=tiles)

@@ -28,9 +28,10 @@ def standard_normal(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Draw standard normal noise, one sample a seed: the same bits on every backend, device and batch split.
+    """Draw standard normal noise for each seed, of `shape`, the shape of one sample, without the batch.
 
-    Philox4x32-10 keyed by the seed, Box-Muller in float32 (docs/exactness.md); |z| is at most 6.66.
+    The same bits on every backend, device and batch split: Philox4x32-10 keyed by the seed, Box-Muller in float32
+    (docs/exactness.md); |z| is at most 6.66.
 
     Args:
         seeds: int64 [B].
@@ -53,8 +54,7 @@ def standard_normal(
         RuntimeError: the backend asked for is not available, or `out` is given inside a transform of `torch.func`.
     """
     seeds = checks.check_seeds(seeds)
-    if dtype not in checks.SAMPLE_DTYPES:
-        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+    checks.check_sample_dtype(dtype)
     sizes = checks.check_shape(shape)
     step = checks.check_step(step, seeds.shape[0], seeds.device)
     first_element = checks.check_first_element(first_element, seeds.shape[0], seeds.device, "seeds")
@@ -193,5 +193,6 @@ def check_stream(stream: object) -> Stream:
     """Return `stream` as a Stream."""
     stream = plain(stream)
     if isinstance(stream, bool) or not isinstance(stream, int) or stream not in list(Stream):
-        raise ValueError(f"stream: expected one of {[s.name for s in Stream]}, got {stream!r}")
+        names = ", ".join(f"gmmkernel.Stream.{known.name}" for known in Stream)
+        raise ValueError(f"stream: expected one of {names}, got {stream!r}")
     return Stream(stream)

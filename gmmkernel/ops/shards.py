@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel._checks import check_integer
-from gmmkernel.backends.constants import Column
+from gmmkernel.backends.constants import SUM_TILE, Column
 from gmmkernel.backends.reference.density import HALF_LOG_2_PI
 from gmmkernel.ops import checks
 from gmmkernel.ops.exact import tree_sum
@@ -80,7 +80,8 @@ def join_log_prob(tiles: Tensor, elements: int) -> Tensor:
     elsewhere the sum agrees but for its rounding. Those of `gmm_step_log_ratio` have no constant: `elements=0`.
 
     Args:
-        tiles: [B, T] float32 or float64, each sample's tiles.
+        tiles: [B, T] float32 or float64, each sample's tiles: D/1024 of them, rounded up, or more where shards were
+            cut elsewhere, at most one for each element.
         elements: D of the whole sample; 0 for log-ratios and divergences.
 
     Returns:
@@ -88,7 +89,7 @@ def join_log_prob(tiles: Tensor, elements: int) -> Tensor:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: `tiles` is not [B, T], or `elements` is negative.
+        ValueError: `tiles` is not [B, T], `elements` is negative, or so many elements have not so many tiles.
     """
     checks.check_tensor(tiles, "tiles")
     if tiles.dtype not in (torch.float32, torch.float64):
@@ -96,6 +97,12 @@ def join_log_prob(tiles: Tensor, elements: int) -> Tensor:
     if tiles.dim() != 2:
         raise ValueError(f"tiles: expected shape [B, T], got {tuple(tiles.shape)}")
     elements = check_integer("elements", elements, 0)
+    least, count = -(-elements // SUM_TILE), tiles.shape[1]
+    if elements and not least <= count <= elements:
+        raise ValueError(
+            f"tiles: expected {least} of each sample of {elements} elements, or more where shards are not cut at "
+            f"multiples of {SUM_TILE}, at most one for each element, got {count}"
+        )
     total = tree_sum(tiles)[:, None]
     # -D log(2 pi) / 2 + total by one fma, which PyTorch does not have: the step of a sample that is the constant.
     row = total.new_zeros(1, len(Column))

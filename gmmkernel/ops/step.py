@@ -157,7 +157,9 @@ def gmm_step(
         model_output: like `sample`; float32 or the sample's dtype, bfloat16 and float16 also beside float32. The
             conditional output when `model_output_uncond` is given.
         coefficients: [S, 16] float32, float64 beside a float64 sample: one row a step, columns as in
-            `gmmkernel.Column`; `gmmkernel.schedules` makes them.
+            `gmmkernel.Column`; `gmmkernel.schedules` makes them. Rows of a multistep solver need its `history`, and
+            rows with guidance a `model_output_uncond`: it is an error where those are missing, but on a device, in
+            a compiled call, and for rows that require a gradient, where their terms are left out.
         row: which row each sample takes: int, or int64 tensor [], [1] or [B].
         seeds: int64 [B], the key of each sample's random numbers.
         step: step of the noise counter, 0 to 2^32 - 1, in the same forms; None: the same as `row`. Use the row's
@@ -181,8 +183,8 @@ def gmm_step(
 
     Raises:
         TypeError: an argument is of a type or dtype that is not allowed.
-        ValueError: a shape or device does not fit, `mixture` was made for another D or number of steps, or there is a
-            `first_element` beside it.
+        ValueError: a shape or device does not fit, a row has a term whose tensor is missing, `mixture` was made for
+            another D or number of steps, or there is a `first_element` beside it.
         IndexError: a row, step or first element is out of range (tensors on the CPU; elsewhere such a sample is filled
             with NaN).
         RuntimeError: `out` is given where an input requires a gradient, an input has a forward-mode tangent, or the
@@ -233,6 +235,7 @@ def gmm_step(
         raise ValueError(
             f"prediction: expected None, 'x0', 'epsilon', 'model_output' or 'mean', got {prediction!r}"
         )
+    checks.check_terms(inputs)
     kind = _PREDICTIONS[prediction]
     of_density = density_tables(tables, coefficients) if return_log_prob and tables is not None else {}
     wants_gradient = checks.wants_gradient("gmm_step", STEP.primals_of(inputs))

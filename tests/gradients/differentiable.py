@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from helpers import StepCase, random_case
+from helpers import StepCase, bare, random_case
 from torch import Tensor
 
 from gmmkernel import Column, gmm_step, gmm_step_log_prob
@@ -196,19 +196,23 @@ def smooth(case: StepCase) -> StepCase:
     """Return a case whose derivatives can be taken by differences: every term there, every bound finite."""
     coefficients = case.coefficients.clone()
     coefficients.clamp_(-1e3, 1e3)
-    for column in (Column.SIGMA, Column.OFFSET, *range(Column.HISTORY_0, Column.HISTORY_3 + 1)):
+    for column in (
+        Column.SIGMA,
+        Column.OFFSET,
+        *range(Column.HISTORY_0, Column.HISTORY_0 + len(case.history)),
+    ):
         coefficients[coefficients[:, column] == 0, column] = 0.3
     return replace(case, coefficients=coefficients)
 
 
 CASE = random_case(
-    3, batch=3, components=3, removed=20, guidance=True, history=2, prediction="x0", dtype=torch.float32
+    3, batch=3, components=3, removed=20, guidance=False, history=0, prediction="x0", dtype=torch.float32
 )
 DENSITY = random_density(3, batch=3, components=3, removed=20, guidance=True, history=2, dtype=torch.float32)
 ARGUMENTS = (
     CASE.sample,
     CASE.model_output.float(),
-    DENSITY.case.coefficients,
+    bare(DENSITY.case.coefficients),
     CASE.mixture.offsets,
 )  # of those below
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from differentiable import CASE, DENSITY
+from helpers import bare
 from torch import Tensor
 
 from gmmkernel import gmm_step, gmm_step_log_prob
@@ -18,7 +19,7 @@ def refuse(error: type[Exception], message: str, **changes: Any) -> None:
         "prev_sample": DENSITY.prev_sample,
         "sample": case.sample,
         "model_output": case.model_output,
-        "coefficients": case.coefficients,
+        "coefficients": bare(case.coefficients),
         "row": 0,
         "mixture": case.mixture,
     }

@@ -15,13 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gmmkernel import MixtureTables, gmm_step
+from gmmkernel import Column, MixtureTables, gmm_step
 from gmmkernel.backends import cpu
 from gmmkernel.ops import checks
 
 IS_EAGER = checks.is_eager
 BATCH, ELEMENTS = 2, 3
 COEFFICIENTS = torch.ones(4, 16)
+COEFFICIENTS[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = 0
 OTHER = torch.randn(BATCH, ELEMENTS)
 
 
@@ -91,6 +92,8 @@ EXPLAINED: dict[str, dict[str, Any]] = {
     "rows for another batch": {"row": torch.zeros(BATCH + 1, dtype=torch.int64)},
     "seeds for another batch": {"seeds": torch.arange(BATCH + 1)},
     "seeds that are none": {"seeds": torch.zeros(BATCH)},
+    "a row that reads a history": {"coefficients": torch.ones(4, 16)},
+    "a row that is guided": {"coefficients": 2 * COEFFICIENTS},
     "a column too few": {"coefficients": torch.ones(4, 15)},
     "coefficients of another type": {"coefficients": torch.ones(4, 16, dtype=torch.float64)},
     "too long a history": {"history": [OTHER] * 5},
@@ -133,7 +136,7 @@ def outcome(**choice: Any) -> list[Any]:
         made = gmm_step(
             torch.ones(shape, dtype=dtype, requires_grad=choice["requires_grad"]),
             torch.ones(shape, dtype=choice["output_dtype"]),
-            torch.full((4, 16), 0.5, dtype=table),
+            0.5 * COEFFICIENTS.to(table) + torch.eye(16, dtype=table)[int(Column.GUIDANCE)] / 2,
             row=choice["row"],
             seeds=torch.arange(shape[0]),
             step=choice["step"],

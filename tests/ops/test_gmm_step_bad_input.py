@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, random_case
 
-from gmmkernel import MixtureTables
+from gmmkernel import Column, MixtureTables, gmm_step_log_prob, gmm_step_log_ratio
 
 Change = Callable[[StepCase], dict[str, Any]]
 PREDICTION_NAMES = "None, 'x0', 'epsilon', 'model_output' or 'mean'"
@@ -270,6 +270,51 @@ def test_bad_input_is_refused(change: Change, error: type[Exception], message: s
 def test_an_index_tensor_out_of_range_is_refused(backend: str, change: Change, message: str) -> None:
     case = good_case()
     assert_refused(case, IndexError, re.escape(message), backend=backend, **change(case))
+
+
+MISSING = [
+    (Column.HISTORY_3, 0.5, "history: expected at least 4 tensors, which row 2 reads, got 2"),
+    (
+        Column.GUIDANCE,
+        7.5,
+        "model_output_uncond: expected the unconditional output, for the GUIDANCE of 7.5 in row 2",
+    ),
+]
+
+
+@pytest.mark.parametrize("row", [2, torch.tensor([1, 2])], ids=["int", "each"])
+@pytest.mark.parametrize(("column", "value", "message"), MISSING, ids=["history", "guidance"])
+def test_a_term_whose_tensor_is_missing_is_refused(
+    column: int, value: float, message: str, row: int | torch.Tensor
+) -> None:
+    """Only where it is read: not by other rows, and not where differences are taken of coefficients."""
+    case = replace(good_case(), mixture=None, prediction=None, row=row)
+    x, rows = case.sample, case.coefficients
+    if column == Column.GUIDANCE:
+        case = replace(case, model_output_uncond=None)
+        rows[:, Column.GUIDANCE] = 1
+    rows[2, column] = value
+    given = {
+        "row": row,
+        "history": case.history,
+        "model_output_uncond": case.model_output_uncond,
+        "backend": "cpu",
+    }
+    out = torch.full_like(x, 9)
+    for call in (
+        lambda: case.run(out=out),
+        lambda: replace(case, sample=x.clone().requires_grad_()).run(),
+        lambda: gmm_step_log_prob(x, x, x, rows, **given),
+        lambda: gmm_step_log_ratio(
+            x, x, x, x, rows, old_model_output_uncond=case.model_output_uncond, **given
+        ),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call()
+    assert bool((out == 9).all())
+    other = replace(case, row=1)
+    other.run()
+    replace(case, coefficients=rows.clone().requires_grad_()).run()
 
 
 def test_float64_samples_take_float64_coefficients_and_tables() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from covering import check_all, numbered, pairs
-from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, assert_same_output, random_case
+from helpers import DTYPE_PAIRS, DTYPES, StepCase, assert_same_bits, assert_same_output, bare, random_case
 from losses import random_case as random_training
 from torch import Tensor
 
@@ -273,7 +273,7 @@ def test_gradients_go_through_joined_tiles() -> None:
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
     leaf = case.sample.clone().requires_grad_()
-    tiles = gmm_step_log_prob(y, leaf, case.model_output, case.coefficients, row=1, reduction="tiles")
+    tiles = gmm_step_log_prob(y, leaf, case.model_output, bare(case.coefficients), row=1, reduction="tiles")
     (grad,) = torch.autograd.grad(tiles.sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match=r"^reduction: expected"):
         grad.sum().backward()
@@ -294,6 +294,18 @@ def test_a_density_that_overflows_joins_to_minus_infinity() -> None:
         (torch.zeros(3), 3, ValueError, r"tiles: expected shape \[B, T\]"),
         (torch.zeros(2, 3), -1, ValueError, "elements: expected"),
         (torch.zeros(2, 3), 2.5, TypeError, "elements: expected"),
+        (
+            torch.zeros(2, 3),
+            4000,
+            ValueError,
+            "tiles: expected 4 of each sample of 4000 elements, or more .* got 3",
+        ),
+        (
+            torch.zeros(2, 3),
+            2,
+            ValueError,
+            "tiles: expected 1 of each sample of 2 elements, or more .* got 3",
+        ),
     ],
 )
 def test_what_does_not_join_is_refused(

@@ -96,9 +96,13 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"dtype": torch.int32},
         TypeError,
-        "dtype: expected float32, bfloat16, float16 or float64, got torch.int32",
+        "dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.float64, got torch.int32",
     ),
-    ({"dtype": "float32"}, TypeError, "dtype: expected float32, bfloat16, float16 or float64, got float32"),
+    (
+        {"dtype": "float32"},
+        TypeError,
+        "dtype: expected torch.float32, torch.bfloat16, torch.float16 or torch.float64, got 'float32'",
+    ),
     ({"step": -1}, IndexError, "step: expected 0 to 4294967295, got -1"),
     ({"step": 2**32}, IndexError, "step: expected 0 to 4294967295, got 4294967296"),
     ({"step": 1.5}, TypeError, "step: expected an int or an int64 tensor, got float"),
@@ -106,9 +110,13 @@ BAD_INPUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"step": torch.zeros(3).long()}, ValueError, "step: expected shape [], [1] or [4], got (3,)"),
     ({"step": torch.zeros(4)}, TypeError, "step: expected an int or an int64 tensor, got torch.float32"),
     ({"step": torch.zeros(4, device="meta").long()}, ValueError, "step: expected a tensor on cpu like"),
-    ({"stream": 6}, ValueError, "stream: expected one of ['TRANSITION', 'COMPONENT', 'INITIAL', "),
-    ({"stream": "initial"}, ValueError, "stream: expected one of ['TRANSITION', "),
-    ({"stream": True}, ValueError, "stream: expected one of ['TRANSITION', "),
+    (
+        {"stream": 6},
+        ValueError,
+        "stream: expected one of gmmkernel.Stream.TRANSITION, gmmkernel.Stream.COMPONENT, ",
+    ),
+    ({"stream": "INITIAL"}, ValueError, "stream: expected one of gmmkernel.Stream.TRANSITION, "),
+    ({"stream": True}, ValueError, "stream: expected one of gmmkernel.Stream.TRANSITION, "),
     (
         {"backend": "numpy"},
         ValueError,

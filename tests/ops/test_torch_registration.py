@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import StepCase, assert_same_bits, assert_same_output, random_case
+from helpers import StepCase, assert_same_bits, assert_same_output, bare, random_case
 from torch import library as torch_library
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -189,7 +189,7 @@ def test_exported_programs_give_the_same_bits_for_any_batch() -> None:
         )
         return case.sample, case.model_output, case.row, case.seeds
 
-    module = Sampler(CASES["everything"].coefficients)
+    module = Sampler(bare(CASES["everything"].coefficients))
     batch = torch.export.Dim("batch", min=2, max=64)
     shapes = tuple({0: batch} for _ in range(4))
     program = torch.export.export(module, inputs(3), dynamic_shapes=shapes)

@@ -46,6 +46,7 @@ typedef enum gmm_dtype { GMM_FLOAT32 = 0, GMM_BFLOAT16 = 1, GMM_FLOAT16 = 2, GMM
  *   mean = SAMPLE x + OUTPUT o + X0 x0 + sum_j HISTORY_j hist_j
  *   x_s  = mean + OFFSET delta_k + std z                           std is SIGMA where the mixture gives none
  *   eps  = EPS_SAMPLE x + EPS_OUTPUT o
+ * Where there is no hist_j its term is left out, whatever HISTORY_j is, and without a pair GUIDANCE is not read.
  */
 typedef enum gmm_column {
   GMM_X0_SAMPLE = 0,
