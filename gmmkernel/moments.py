@@ -142,10 +142,12 @@ def moment_report(mixture: Mixture, coefficients: Tensor) -> MomentReport:
         The figures for each step; `print` shows them as a table.
 
     Raises:
-        TypeError: `coefficients` has another dtype.
+        TypeError: `mixture` is not a Mixture, or `coefficients` has another dtype.
         ValueError: it has another shape, or not one row for each step of the mixture; or moments are to be matched
             exactly, and there is no such mixture: see `Mixture.bind`.
     """
+    if not isinstance(mixture, Mixture):
+        raise TypeError(f"mixture: expected a Mixture, got {type(mixture).__name__}")
     check_coefficients(coefficients, mixture.n_steps)
     mixture.check_noise(coefficients)
     levels = coefficients.detach().to("cpu", torch.float64, copy=True)

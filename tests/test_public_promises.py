@@ -223,8 +223,9 @@ def made_by_everything() -> dict[str, Any]:
         ],
         "flow_coefficients": flow_coefficients(flow_times(4), eta=0.5),
         "flow_sde_coefficients": [
-            flow_sde_coefficients(flow_times(4), dynamics=dynamics, noise_level=[0.7, 0.3, 0, 1])
+            flow_sde_coefficients(flow_times(4), dynamics=dynamics, noise_level=level)
             for dynamics in FLOW_DYNAMICS
+            for level in ([None] if dynamics == "ode" else [[0.7, 0.3, 0, 1]])
         ],
         "sigma_coefficients": sigma_coefficients(flow_times(4) * 10),
         "training_coefficients": training_coefficients(schedule, target="consistent"),

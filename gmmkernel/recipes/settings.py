@@ -16,7 +16,7 @@ from gmmkernel._checks import (
     plain,
 )
 from gmmkernel.schedules import TARGETS
-from gmmkernel.schedules.noise import NOISE_SCHEDULES
+from gmmkernel.schedules.noise import NOISE_SCHEDULES, check_beta, check_betas, uses_betas
 from gmmkernel.schedules.rows import PREDICTION_TYPES
 
 FILTERS = ("lanczos", "bicubic", "bilinear", "box")
@@ -61,13 +61,6 @@ def _below_one(name: str, value: Any) -> float:
     if share == 1:
         raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
     return share
-
-
-def _beta(name: str, value: Any) -> float:
-    beta = check_number(name, value, above=0)
-    if beta > 1:
-        raise ValueError(f"{name}: expected a number in (0, 1], got {value!r}")
-    return beta
 
 
 def _integers(name: str, value: Any, allowed: str, low: int, counts: range) -> tuple[int, ...]:
@@ -125,7 +118,7 @@ class Settings:
 
     Raises:
         TypeError: a value has the wrong type.
-        ValueError: a value is out of range or unknown.
+        ValueError: a value is out of range or unknown, or has no use beside another.
     """
 
     size: int = _setting(64, _integer(1), "pixels of a side (64)")
@@ -173,8 +166,8 @@ class Settings:
     target: str | None = _setting(None, _choice(*TARGETS), "of its other part (independent)")
     schedule: str = _setting("linear", _choice(*NOISE_SCHEDULES), "of the noise (linear)")
     timesteps: int = _setting(1000, _integer(2), "of the schedule (1000)")
-    beta_start: float = _setting(1e-4, Kind(_beta, float, "B"), "the first (1e-4)")
-    beta_end: float = _setting(0.02, Kind(_beta, float, "B"), "the last (0.02)")
+    beta_start: float = _setting(1e-4, Kind(check_beta, float, "B"), "the first (1e-4)")
+    beta_end: float = _setting(0.02, Kind(check_beta, float, "B"), "the last (0.02)")
     prediction_type: str = _setting("epsilon", _choice(*PREDICTION_TYPES), "of the U-Net (epsilon)")
 
     steps: int | None = _setting(None, _integer(1), "of the optimiser; there is no default")
@@ -198,6 +191,8 @@ class Settings:
             value = getattr(self, setting.name)
             if value is not None or setting.default is not None:
                 object.__setattr__(self, setting.name, kind_of(setting).check(setting.name, value))
+        unused_with = None if uses_betas(self.schedule) else f"schedule={self.schedule!r}"
+        check_betas(self.beta_start, self.beta_end, unused_with)
         for name in ("skip", "tau", "target"):
             if self.loss == "simple" and getattr(self, name) is not None:
                 raise ValueError(f"{name}: expected loss 'skip' beside it, which it is part of, got 'simple'")

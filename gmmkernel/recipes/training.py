@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from gmmkernel._checks import check_device
 from gmmkernel.recipes.images import Images
 from gmmkernel.recipes.settings import Settings
 from gmmkernel.recipes.unet import new_unet
 from gmmkernel.schedules import noise_schedule
 from gmmkernel.training import Trainer
 
+_OF_IMAGES = ("size", "crop", "filter", "flip", "classes")
+"""Settings that decide what the images are."""
+
 _NOTED = (
-    *("size", "crop", "filter", "flip", "classes"),
+    *_OF_IMAGES,
     *("channels", "multipliers", "layers", "attention", "head_dim", "dropout"),
 )
 """Settings that decide the numbers and are no arguments of the trainer."""
@@ -42,9 +46,21 @@ def image_trainer(
         The trainer; call its `fit(images, settings.steps, ...)`. Its `average` is a `Denoiser`.
 
     Raises:
-        ValueError: settings do not fit each other.
+        TypeError: an argument has the wrong type.
+        ValueError: settings do not fit each other, the images were loaded with others, or `device` is not there.
         ImportError: diffusers is not installed.
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings: expected Settings, got {type(settings).__name__}")
+    if not isinstance(images, Images):
+        raise TypeError(f"images: expected what load_images returns, got {type(images).__name__}")
+    for name in _OF_IMAGES:
+        own, loaded = getattr(settings, name), getattr(images.settings, name)
+        if own != loaded:
+            raise ValueError(
+                f"images: expected some loaded with {name} = {own!r} like the settings, got {name} = {loaded!r}"
+            )
+    device = check_device("device", device)
     dropped = null_class(settings, images)
     taken = None if images.classes is None else len(images.classes) + (dropped is not None)
     schedule = noise_schedule(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from gmmkernel._checks import check_flag, check_integer
+from gmmkernel._checks import check_callable, check_device, check_flag, check_integer, plain
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.mixtures import Mixture
 from gmmkernel.ops import MixtureTables, gmm_step, standard_normal
-from gmmkernel.ops.checks import SAMPLE_DTYPES, check_batch_of_seeds, check_seeds
+from gmmkernel.ops.checks import check_batch_of_seeds, check_sample_dtype, check_seeds
 from gmmkernel.ops.step import PredictionName
 from gmmkernel.samplers.chunks import Chunk, check_conditioning, chunks
 from gmmkernel.samplers.recording import StepRecorder, check_keep_steps
@@ -46,6 +46,8 @@ class Sampler:
     stored_prediction: PredictionName | None = None
     """What each step stores for later ones: "x0" or "epsilon"; None for one-step methods."""
 
+    _eta: float | None = None  # that a sampler was made with, where it has one
+
     def __init__(
         self,
         timesteps: Tensor,
@@ -60,6 +62,7 @@ class Sampler:
         backend: str | None = None,
     ) -> None:
         learned_variance = check_flag("learned_variance", learned_variance)
+        device = check_device("device", device)
         self._bind(timesteps.to(device), coefficients.to(device), mixture)
         self.guided = guided
         self.learned_variance = learned_variance
@@ -86,6 +89,15 @@ class Sampler:
     def mixture(self) -> Mixture | None:
         """The mixture itself, or None."""
         return self._mixture
+
+    def __repr__(self) -> str:
+        eta = "" if self._eta is None else f", eta={self._eta:g}"
+        mixture = "" if self._mixture is None else f", mixture={self._mixture.variant!r}"
+        return f"{type(self).__name__}(steps={self._steps}{eta}{mixture})"
+
+    @property
+    def _steps(self) -> int:
+        return self._coefficients.shape[0]
 
     def _bind(self, timesteps: Tensor, coefficients: Tensor, mixture: Mixture | None) -> None:
         """Set what belongs together, on the device: nothing else sets any of it."""
@@ -162,7 +174,7 @@ class Sampler:
         return_log_prob: bool = False,
         keep_steps: Sequence[int] | None = None,
     ) -> SampleResult:
-        """Draw one sample for each seed.
+        """Draw one sample for each seed, of `shape`, the shape of one sample, without the batch.
 
         Args:
             model: called as `model(sample, timestep, *conditioning)` with the samples [B, ...], an entry of
@@ -170,7 +182,7 @@ class Sampler:
                 prediction [B, ...]. With `guidance_scale` it returns a pair (unconditional, conditional), or both in
                 one tensor [2 B, ...]; with `learned_variance` each has twice the channels.
             seeds: int64 [N], on any device; copied to the sampler's.
-            shape: shape of one sample.
+            shape: shape of one sample, without the batch.
             conditioning: tensors [N, ...] with what each sample is conditioned on (class labels, embeddings of a
                 prompt), on the device where the model wants them.
             initial: [N, *shape] of the sampler's dtype, where to start: samples with the noise of step `first_step`,
@@ -195,6 +207,9 @@ class Sampler:
             TypeError: an argument has the wrong type.
             ValueError: an argument does not fit; the message names it.
         """
+        check_callable("model", model)
+        if callback is not None:
+            check_callable("callback", callback)
         seeds = check_seeds(seeds).to(self.coefficients.device)
         sampler, first = self.starting_at(first_step)
         shape = self._check_shape(shape)
@@ -258,7 +273,7 @@ class Sampler:
 
         Args:
             model_output: the model's prediction for `sample` at `timesteps[index]`, as in `sample`.
-            index: index of the step.
+            index: index of the step, 0 to S - 1: not its timestep.
             sample: [B, ...].
             seeds: int64 [B].
             history: what the step before returned as `history`; nothing at the first.
@@ -273,6 +288,7 @@ class Sampler:
             ValueError: an argument does not fit: `history` is not what this step needs, or of another batch.
             IndexError: `index` is out of range.
         """
+        index = self._check_index(index)
         uncond, output = self._split(model_output, sample)
         read = self._read(index, history)
         stored = self.stored_prediction or ("x0" if return_x0 else None)
@@ -302,6 +318,16 @@ class Sampler:
         if self.stored_prediction is not None and made.prediction is not None:
             history = self._write(index, history, sample, made.prediction)
         return SamplerStep(made.prev_sample, x0, history, made.log_prob)
+
+    def _check_index(self, index: int) -> int:
+        last, index = self.coefficients.shape[0] - 1, plain(index)
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise TypeError(f"index: expected an integer from 0 to {last}, got {index!r}")
+        if not 0 <= index <= last:
+            steps = (self.timesteps == index).nonzero().flatten().tolist()
+            hint = f", a timestep: it is that of index {steps[0]}" if steps else ""
+            raise IndexError(f"index: expected an integer from 0 to {last}, got {index}{hint}")
+        return index
 
     def _read(self, index: int, history: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return what the op reads of the history at this step."""
@@ -457,8 +483,7 @@ def row_dtype(dtype: torch.dtype) -> torch.dtype:
     Raises:
         TypeError: samples cannot have that dtype.
     """
-    if dtype not in SAMPLE_DTYPES:
-        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+    check_sample_dtype(dtype)
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

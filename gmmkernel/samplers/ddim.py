@@ -87,6 +87,7 @@ class DDIMSampler(Sampler):
             dtype=dtype,
             backend=backend,
         )
+        self._eta = eta
 
     def with_sigma(self, sigma: Tensor) -> DDIMSampler:
         """Return the Gaussian sampler with the same mean and other noise levels.
@@ -111,4 +112,6 @@ class DDIMSampler(Sampler):
             raise ValueError(f"sigma: expected finite numbers >= 0, got {sigma.tolist()}")
         rows = self.coefficients.clone()
         rows[:, Column.SIGMA] = sigma.to(rows)
-        return self._bound_to(self.timesteps, rows, None)
+        changed = self._bound_to(self.timesteps, rows, None)
+        changed._eta = None
+        return changed

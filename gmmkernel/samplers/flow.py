@@ -29,7 +29,7 @@ class FlowSampler(Sampler):
         eta: share of the noise that each step draws anew: 0 is the Euler step of the ODE, 1 draws all of it.
         dynamics: noise for reinforcement learning in place of that of `eta`: "flow-sde", "dance-sde", "cps", "ddim" or
             "ode", which `flow_sde_coefficients` describes, and the next three.
-        noise_level: with `dynamics`, how much noise: a number, or one for each step; None: 0.7.
+        noise_level: with `dynamics` but "ode", how much noise: a number, or one for each step; None: 0.7.
         sde_steps: with `dynamics`, the steps that draw noise; None: all.
         sigma_max: with "flow-sde", what stands for a time of 1; None: the second time.
         mixture: a mixture for the transition (arXiv 2311.04938), shared by all steps or made for S steps.
@@ -100,3 +100,4 @@ class FlowSampler(Sampler):
             dtype=dtype,
             backend=backend,
         )
+        self._eta = None if noisy else eta

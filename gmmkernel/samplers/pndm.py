@@ -65,6 +65,11 @@ class PNDMSampler(Sampler):
     ) -> None:
         columns = row_dtype(dtype)
         visited = timesteps_of(schedule, num_inference_steps, spacing=spacing, steps_offset=steps_offset)
+        if not skip_prk_steps and len(visited) <= RUNGE_KUTTA_STEPS:
+            raise ValueError(
+                f"num_inference_steps: expected at least {RUNGE_KUTTA_STEPS + 1} without skip_prk_steps, "
+                f"got {len(visited)}"
+            )
 
         evaluations = partial(
             pndm_coefficients,
@@ -99,6 +104,10 @@ class PNDMSampler(Sampler):
         changed = self._bound_to(*self._evaluations(visited), self.mixture)
         changed._visited = visited
         return changed, 0
+
+    @property
+    def _steps(self) -> int:
+        return len(self._visited)
 
     def _read(self, index: int, history: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Histories: [e1, e2, e3]; in a Runge-Kutta step [b, k1, k2, k3, e1, e2]; [b, e1] where a step is redone."""

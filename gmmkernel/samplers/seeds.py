@@ -8,7 +8,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from gmmkernel._checks import INT64_MAX, check_integer, plain
+from gmmkernel._checks import INT64_MAX, check_integer, plain, type_name
 
 
 def seeds_from_generator(generator: torch.Generator, count: int) -> Tensor:
@@ -26,7 +26,7 @@ def seeds_from_generator(generator: torch.Generator, count: int) -> Tensor:
         ValueError: the generator is not on the CPU, or `count` is negative.
     """
     if not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
+        raise TypeError(f"generator: expected a torch.Generator, got {type_name(generator)}")
     if generator.device.type != "cpu":
         raise ValueError(f"generator: expected one on the CPU, got one on {generator.device}")
     count = check_integer("count", count, 0)

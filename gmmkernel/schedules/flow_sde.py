@@ -21,6 +21,7 @@ FLOW_DYNAMICS = ("flow-sde", "dance-sde", "cps", "ddim", "ode")
 
 _DRAW_SHARES = ("cps", "ddim")  # of the noise at the step's end; the others add noise to a drift
 
+_NOISE_LEVEL = 0.7  # of Flow-GRPO
 _AT_NOISE = 1 - 1e-5
 """Above this a time counts as 1, where g of Flow-GRPO is not finite."""
 
@@ -46,7 +47,7 @@ def flow_sde_coefficients(
     times: Tensor,
     *,
     dynamics: str = "flow-sde",
-    noise_level: float | Sequence[float] | Tensor = 0.7,
+    noise_level: float | Sequence[float] | Tensor | None = None,
     sde_steps: Sequence[int] | None = None,
     sigma_max: float | None = None,
     clip_sample_range: float | None = None,
@@ -75,8 +76,8 @@ def flow_sde_coefficients(
     Args:
         times: float64 [S + 1] on the CPU, strictly descending, in [0, 1]: step i goes from times[i] to times[i + 1].
         dynamics: which of the five.
-        noise_level: a, at least 0, and at most 1 for cps and ddim: a number, or one for each of the S steps. ode has no
-            use for it.
+        noise_level: a, at least 0, and at most 1 for cps and ddim: a number, or one for each of the S steps; None: 0.7.
+            Not for ode, which draws nothing.
         sde_steps: indices of the steps that draw noise, in any order; None: all.
         sigma_max: t' of flow-sde where t > 1 - 1e-5, above 0 and below 1; None: times[1].
         clip_sample_range: clip x0 to [-clip_sample_range, clip_sample_range], in cps and ddim, where the mean is made
@@ -141,11 +142,12 @@ def window_rows(windows: Tensor, step: int | Tensor, num_steps: int) -> Tensor:
                    flow_sde_coefficients(times, dynamics="ode").coefficients])
 
     and the step `gmm_step(..., table, row=window_rows(windows, i, S), step=i)`: a sample takes row i while i is in its
-    window, and row S + i outside of it (MixGRPO, arXiv 2507.21802). No value is read on the host.
+    window, and row S + i outside of it (MixGRPO, arXiv 2507.21802). On a device no value is read.
 
     Args:
-        windows: int64 [B, 2], the first step of each sample's window and the one after its last: empty where they
-            are equal.
+        windows: int64 [B, 2], the first step of each sample's window and the one after its last, 0 <= first <= after
+            <= S: empty where they are equal. On a device that is not checked: a window that ends before it begins is
+            empty, and one that leaves the schedule is cut there.
         step: index of the step, int in 0 .. S - 1, or int64 tensor [], [1] or [B] beside `windows`.
         num_steps: S.
 
@@ -155,13 +157,21 @@ def window_rows(windows: Tensor, step: int | Tensor, num_steps: int) -> Tensor:
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a shape or device does not fit, or a number is out of range.
+        ValueError: a shape or device does not fit, or a number is out of range, a window's on the CPU included.
     """
     count = check_integer("num_steps", num_steps, 1)
     if not isinstance(windows, Tensor) or windows.dtype != torch.int64:
         raise TypeError(f"windows: expected an int64 tensor, got {_kind(windows)}")
     if windows.dim() != 2 or windows.shape[1] != 2:
         raise ValueError(f"windows: expected shape [B, 2], got {list(windows.shape)}")
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if windows.device.type == "cpu" and not traced:
+        wrong = (windows[:, 0] < 0) | (windows[:, 0] > windows[:, 1]) | (windows[:, 1] > count)
+        if bool(wrong.any()):
+            sample = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"windows: expected 0 <= first <= after <= {count}, got {windows[sample].tolist()} of sample {sample}"
+            )
     if not isinstance(step, Tensor):
         index: int | Tensor = check_integer("step", step, 0, count - 1)
     elif step.dtype != torch.int64:
@@ -200,6 +210,12 @@ def dynamics_options(
 
 def _check_noise_level(noise_level: object, dynamics: str, steps: int) -> Tensor:
     """Return the noise level of each step, float64 [S]."""
+    if noise_level is None:
+        noise_level = _NOISE_LEVEL
+    elif dynamics == "ode":
+        raise ValueError(
+            f"noise_level: expected None with dynamics='ode', which draws nothing, got {noise_level!r}"
+        )
     number = plain(noise_level)
     if isinstance(number, int | float):
         level = torch.full((steps,), check_number("noise_level", number), dtype=torch.float64, device="cpu")

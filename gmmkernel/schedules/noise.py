@@ -20,6 +20,7 @@ from gmmkernel._checks import check_choice, check_flag, check_integer, check_num
 NOISE_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Names of the schedules of betas, as diffusers has them."""
 
+_BETA_START, _BETA_END = 1e-4, 0.02
 _COSINE_OFFSET = 0.008
 _LARGEST_COSINE_BETA = 0.999
 _SERIES_TERMS = 10
@@ -73,8 +74,8 @@ def noise_schedule(
     name: str = "linear",
     *,
     num_train_timesteps: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
+    beta_start: float = _BETA_START,
+    beta_end: float = _BETA_END,
     trained_betas: Sequence[float] | Tensor | None = None,
     rescale_betas_zero_snr: bool = False,
 ) -> NoiseSchedule:
@@ -89,8 +90,8 @@ def noise_schedule(
         name: one of the three above.
         num_train_timesteps: T.
         beta_start: first beta, in (0, 1].
-        beta_end: last beta, in (0, 1].
-        trained_betas: T numbers in (0, 1] that take the place of those of `name`.
+        beta_end: last beta, in [`beta_start`, 1].
+        trained_betas: T numbers in (0, 1] that take the place of those of `name`, and of `beta_start` and `beta_end`.
         rescale_betas_zero_snr: shift and scale sqrt(a_t) so that the last one is 0 and the first one stays
             (Lin et al. 2023, arXiv 2305.08891): no data is left at the last timestep, and a model that
             predicts epsilon cannot start there.
@@ -100,11 +101,15 @@ def noise_schedule(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range, the name is unknown, or there is nothing to rescale (T = 1).
+        ValueError: an argument is out of range, the name is unknown, a beta is given to a schedule that has no use for
+            it, or there is nothing to rescale (T = 1).
     """
     check_choice("name", name, NOISE_SCHEDULES)
     num_train_timesteps = check_integer("num_train_timesteps", num_train_timesteps, 1)
-    beta_start, beta_end = _check_beta("beta_start", beta_start), _check_beta("beta_end", beta_end)
+    unused_with = None if uses_betas(name) else f"name={name!r}"
+    if trained_betas is not None:
+        unused_with = "trained_betas"
+    beta_start, beta_end = check_betas(beta_start, beta_end, unused_with)
     rescale_betas_zero_snr = check_flag("rescale_betas_zero_snr", rescale_betas_zero_snr)
     if trained_betas is not None:
         betas = _given_betas(trained_betas, num_train_timesteps)
@@ -121,7 +126,41 @@ def noise_schedule(
     return NoiseSchedule(torch.tensor(alphas, dtype=torch.float64, device="cpu"))
 
 
-def _check_beta(name: str, value: object) -> float:
+def uses_betas(name: str) -> bool:
+    """Return whether the schedule of a name is made of a first and a last beta."""
+    return name != "squaredcos_cap_v2"
+
+
+def check_betas(beta_start: object, beta_end: object, unused_with: str | None = None) -> tuple[float, float]:
+    """Return the first and the last beta of a schedule as floats.
+
+    Args:
+        beta_start: the first.
+        beta_end: the last.
+        unused_with: what the schedule is made of instead of them, for the message.
+
+    Raises:
+        TypeError: one is not a number.
+        ValueError: one is out of range, they fall, or one that nothing is made of is not its default.
+    """
+    start, end = check_beta("beta_start", beta_start), check_beta("beta_end", beta_end)
+    if unused_with is None and start > end:
+        raise ValueError(f"beta_start: expected at most beta_end = {end:g}, got {start:g}")
+    for name, beta, default in (("beta_start", start, _BETA_START), ("beta_end", end, _BETA_END)):
+        if unused_with is not None and beta != default:
+            raise ValueError(
+                f"{name}: expected {default:g}, its default, with {unused_with}, which has no use for it, got {beta:g}"
+            )
+    return start, end
+
+
+def check_beta(name: str, value: object) -> float:
+    """Return a beta as a float.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is not in (0, 1].
+    """
     beta = check_number(name, value, above=0)
     if beta > 1:
         raise ValueError(f"{name}: expected a number in (0, 1], got {beta!r}")
@@ -129,7 +168,7 @@ def _check_beta(name: str, value: object) -> float:
 
 
 def _given_betas(trained_betas: Sequence[float] | Tensor, count: int) -> list[float]:
-    values: list[float] = check_numbers("trained_betas", trained_betas, count).tolist()
+    values: list[float] = check_numbers("trained_betas", trained_betas, count, "num_train_timesteps").tolist()
     for i, beta in enumerate(values):
         if not 0 < beta <= 1:
             raise ValueError(f"trained_betas: expected values in (0, 1], got {beta} at index {i}")

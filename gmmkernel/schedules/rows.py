@@ -176,7 +176,7 @@ def rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:
         ValueError: a coefficient is too large for it.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
     found = rows.to(dtype)
     lost = rows.isfinite() & ~found.isfinite()
     if bool(lost.any()):

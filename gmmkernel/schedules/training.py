@@ -68,7 +68,7 @@ def training_coefficients(
     check_choice("target", target, TARGETS)
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype!r}")
 
     alphas = schedule.alphas_cumprod
     signal, noise = square_root(alphas), square_root(1 - alphas)

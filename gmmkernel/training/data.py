@@ -15,8 +15,8 @@ Data = Tensor | Sequence[Tensor] | Dataset[Any]
 """Samples [N, ...]; (samples, *conditioning), each with N entries; or a map-style dataset of either's items."""
 
 
-def check_data(data: Data) -> tuple[int, int]:
-    """Return the number of samples, and how many entries condition each.
+def check_data(data: Data) -> tuple[int, int, torch.dtype]:
+    """Return the number of samples, how many entries condition each, and the samples' dtype.
 
     Raises:
         TypeError: `data` is none of the forms of `Data`, or the samples are not floating-point numbers.
@@ -41,7 +41,7 @@ def check_data(data: Data) -> tuple[int, int]:
     if not isinstance(sample, Tensor) or not sample.is_floating_point():
         got = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
         raise TypeError(f"data: expected samples that are floating-point tensors, got {got}")
-    return count, len(entries) - 1
+    return count, len(entries) - 1, sample.dtype
 
 
 def batches(

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from gmmkernel._checks import INT64_MAX, check_flag, check_integer, check_number, check_share
+from gmmkernel._checks import (
+    INT64_MAX,
+    check_callable,
+    check_flag,
+    check_integer,
+    check_number,
+    check_share,
+    plain,
+    type_name,
+)
 from gmmkernel._files import remove_leftovers
 from gmmkernel.ops.add_noise import add_noise
 from gmmkernel.ops.skip_step_loss import skip_step_loss
@@ -112,7 +121,7 @@ class Trainer:
         backend: str | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+            raise TypeError(f"model: expected a torch.nn.Module, got {type_name(model)}")
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
             raise ValueError("model: expected parameters that require a gradient, got none")
@@ -133,9 +142,10 @@ class Trainer:
         if ema_decay == 1:
             raise ValueError("ema_decay: expected a number in [0, 1), got 1")
         conditioning_dropout = check_share("conditioning_dropout", conditioning_dropout)
+        _check_null(null_conditioning)
         seed = check_integer("seed", seed, 0, INT64_MAX)
         if autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast: expected None or torch.bfloat16, got {autocast}")
+            raise ValueError(f"autocast: expected None or torch.bfloat16, got {autocast!r}")
 
         self._share = Share.of(model, batch_size)
         self._network = model
@@ -208,13 +218,14 @@ class Trainer:
         after its last checkpoint is dropped.
 
         Args:
-            data: samples [N, ...]; a sequence of tensors (samples, *conditioning), each with N entries; or a map-style
-                dataset whose items are a sample or (sample, *conditioning). Items have to be the same each time that
-                they are asked for, or a training that was killed cannot end with the same bits.
+            data: samples [N, ...] of the dtype of the model's parameters, with `autocast` also of 16 bits; a sequence
+                of tensors (samples, *conditioning), each with N entries; or a map-style dataset whose items are a
+                sample or (sample, *conditioning). Items have to be the same each time that they are asked for, or a
+                training that was killed cannot end with the same bits.
             steps: optimiser steps in all, those before a checkpoint included.
             folder: where to write; made if need be. None: nothing is written.
             checkpoint_every: steps between checkpoints; the last step has one too.
-            log_every: steps between lines of the log.
+            log_every: steps between lines of the log; the last step has one too, which a training that goes on drops.
             num_workers: processes that load a dataset's items ahead.
             progress: show a progress bar.
             callback: called with the trainer after every step, on every rank; where it returns True, on all of them,
@@ -223,12 +234,18 @@ class Trainer:
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: an argument is out of range, the data do not fit, or the checkpoint is damaged, of another
-                training, or further than this trainer or `steps`.
-            RuntimeError: a loss or a gradient is not finite; what diverged is not written.
+            ValueError: an argument is out of range, the data do not fit, `folder` is a file, or the checkpoint is
+                damaged, of another training, or further than this trainer or `steps`.
+            RuntimeError: a loss or a gradient is not finite, which is looked at where the log has a line or a
+                checkpoint is due, and at the end; what diverged is not written.
         """
-        count, conditioning = check_data(data)
-        if self._dropout and len(self._null) != conditioning:
+        count, conditioning, dtype = check_data(data)
+        self._check_dtype(dtype)
+        if self._dropout and not conditioning:
+            raise ValueError(
+                f"conditioning_dropout: expected 0 with data that has no conditioning, got {self._dropout:g}"
+            )
+        if (self._dropout or self._null) and len(self._null) != conditioning:
             raise ValueError(
                 f"null_conditioning: expected {conditioning} entries, one for each of the data's conditioning, "
                 f"got {len(self._null)}"
@@ -238,6 +255,9 @@ class Trainer:
         log_every = check_integer("log_every", log_every, 1)
         num_workers = check_integer("num_workers", num_workers, 0)
         progress = check_flag("progress", progress)
+        for name, called in (("callback", callback), ("after_checkpoint", after_checkpoint)):
+            if called is not None:
+                check_callable(name, called)
         configuration = self._configuration | {_SAMPLES: count}
         path = None if folder is None else Path(folder) / CHECKPOINT_FILE
         if path is not None and path.exists():
@@ -246,10 +266,14 @@ class Trainer:
             raise ValueError(f"steps: expected at least {self.step}, the steps already done, got {steps}")
         log = None
         if path is not None and self._share.rank == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ValueError(f"folder: expected the name of a folder, got {str(folder)!r}") from error
             remove_leftovers(path.parent)
             log = LossLog(path.parent / LOG_FILE)
-            log.truncate(self.step)
+            # Where steps follow, what was a last step's line goes: the next one has its losses, too.
+            log.truncate(self.step - int(self._losses[1]) if self.step < steps else self.step)
 
         order = DataOrder(count, self._batch_size, self._seed)
         todo = range(self.step, steps)
@@ -264,13 +288,18 @@ class Trainer:
             for batch in batches(data, order, todo, self._share.part, num_workers):
                 norm, rate = self._train_step(batch)
                 bar.update()
-                if self.step % log_every == 0:
-                    loss = self._mean_loss()
-                    bar.set_postfix(loss=f"{loss:.4f}")
-                    if log is not None:
-                        log.append(step=self.step, loss=loss, grad_norm=norm.item(), learning_rate=rate)
                 stop = callback is not None and callback(self) is True
-                if path is not None and (self.step % checkpoint_every == 0 or self.step == steps or stop):
+                last = stop or self.step == steps
+                if last or self.step % log_every == 0:
+                    total, number = self._finite_losses(norm).tolist()
+                    bar.set_postfix(loss=f"{total / number:.4f}")
+                    if log is not None:
+                        log.append(
+                            step=self.step, loss=total / number, grad_norm=norm.item(), learning_rate=rate
+                        )
+                if self.step % log_every == 0:
+                    self._losses.zero_()
+                if path is not None and (last or self.step % checkpoint_every == 0):
                     self._write(path, configuration, norm)
                     if after_checkpoint is not None and self._share.rank == 0:
                         after_checkpoint(self)
@@ -347,17 +376,23 @@ class Trainer:
             for entry, null in zip(conditioning, self._null, strict=True)
         ]
 
-    def _mean_loss(self) -> float:
-        total, count = self._share.mean(self._losses).tolist()
-        self._check_finite("loss", total)
-        self._losses.zero_()
-        return float(total / count)
+    def _check_dtype(self, dtype: torch.dtype) -> None:
+        """Check that the samples are what the model takes; autocast casts 16 bits for it, but not float64."""
+        expected = self._parameters[0].dtype
+        wide = torch.float64 in (dtype, expected)
+        if dtype != expected and (wide or self._autocast is None):
+            raise TypeError(f"data: expected samples of {expected} like the model's parameters, got {dtype}")
 
-    def _write(self, path: Path, configuration: Configuration, norm: Tensor) -> None:
+    def _finite_losses(self, norm: Tensor) -> Tensor:
+        """Return sum and number of the losses since the last line of the log, of all ranks."""
         losses = self._share.mean(self._losses)
         # The losses show what the weights were, the gradient what they are now.
         self._check_finite("loss", float(losses[0]))
         self._check_finite("gradient", float(norm))
+        return losses
+
+    def _write(self, path: Path, configuration: Configuration, norm: Tensor) -> None:
+        losses = self._finite_losses(norm)
         if self._share.rank == 0:
             tensors = states(self.model, self.average, self._optimizer) | {"losses": losses}
             write_checkpoint(path, Checkpoint(self.step, configuration, tensors))
@@ -380,3 +415,13 @@ class Trainer:
         restore_states(path, found.tensors, self.model, self.average, self._optimizer)
         self._losses.copy_(found.tensors["losses"])
         self.step = found.step
+
+
+def _check_null(null_conditioning: object) -> None:
+    """Check what stands for a dropped conditioning: a sequence of numbers and tensors."""
+    allowed = "a sequence of numbers and tensors"
+    if not isinstance(null_conditioning, Sequence) or isinstance(null_conditioning, str):
+        raise TypeError(f"null_conditioning: expected {allowed}, got {null_conditioning!r}")
+    for place, entry in enumerate(null_conditioning):
+        if not isinstance(plain(entry), Tensor | float | int):
+            raise TypeError(f"null_conditioning[{place}]: expected a number or a tensor, got {entry!r}")

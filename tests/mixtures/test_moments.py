@@ -263,3 +263,8 @@ def test_a_report_stays_as_it_was_made() -> None:
 def test_bad_coefficients(coefficients: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"coefficients: .*{message}"):
         moment_report(gaussian_mixture("rand", elements=3, n_steps=5), coefficients)
+
+
+def test_reports_are_of_mixtures() -> None:
+    with pytest.raises(TypeError, match="mixture: expected a Mixture, got str"):
+        moment_report("ortho", rows(1.0))  # type: ignore[arg-type]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from gmmkernel import (
     Column,
     DDIMSampler,
+    FlowSampler,
+    PNDMSampler,
     backends,
     gaussian_mixture,
     noise_schedule,
@@ -202,6 +204,12 @@ def test_seeds_from_a_generator() -> None:
     [
         (0, 1, TypeError, "generator: expected a torch.Generator, got int"),
         (None, 1, TypeError, "generator: expected a torch.Generator, got NoneType"),
+        (
+            np.random.default_rng(0),
+            1,
+            TypeError,
+            "generator: expected a torch.Generator, got numpy.random._generator.Generator",
+        ),
         (torch.Generator(), -1, ValueError, "count: expected an integer >= 0, got -1"),
         (torch.Generator(), 2.0, TypeError, "count: expected an integer >= 0, got 2.0"),
     ],
@@ -217,7 +225,12 @@ OTHER_STEPS = gaussian_mixture("rand", elements=ELEMENTS, n_steps=STEPS + 1)
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"dtype": torch.int64}, TypeError, "dtype: expected float32, bfloat16, float16 or float64, got torch.int64"),
+        ({"dtype": torch.int64}, TypeError, "dtype: expected torch.float32, torch.bfloat16, torch.float16 or "),
+        ({"dtype": "float16"}, TypeError, "torch.float16 or torch.float64, got 'float16'"),
+        ({"device": "gpu"}, ValueError, "device: expected a device of this machine ('cpu'"),
+        ({"device": "cuda:99"}, ValueError, "), got 'cuda:99'"),
+        ({"device": 99}, ValueError, "device: expected a device of this machine ('cpu'"),
+        ({"device": None}, ValueError, "got None"),
         ({"mixture": OTHER_STEPS}, ValueError, "mixture: expected one made for 4 steps"),
         ({"mixture": MIXTURE.bind(make().coefficients)}, TypeError, "mixture: expected a Mixture or None"),
         ({"mixture": "ortho"}, TypeError, "mixture: expected a Mixture or None, got str"),
@@ -276,6 +289,8 @@ START = torch.zeros(5, *SHAPE)
         ({"seeds": [0, 1]}, TypeError, "seeds: expected a torch.Tensor, got list"),
         ({"shape": 15}, TypeError, "shape: expected a sequence of integers, got 15"),
         ({"shape": (3, -5)}, ValueError, "shape[1]: expected an integer >= 0, got -5"),
+        ({"model": None}, TypeError, "model: expected something that can be called, got None"),
+        ({"callback": 3}, TypeError, "callback: expected something that can be called, got 3"),
         ({"model": elementwise_pair}, TypeError, "model_output: expected one tensor, got a tuple of 2"),
         ({"model": lambda x, t: x[:, :1]}, ValueError, "model_output: expected the sample's shape (5, 3, 5), got"),
         ({"model": lambda x, t: x.double()}, TypeError, "beside a torch.float32 sample, got torch.float64"),
@@ -347,10 +362,28 @@ def test_noise_levels_that_are_none(sigma: Any, error: type[Exception], message:
         make().with_sigma(sigma)
 
 
-@pytest.mark.parametrize("index", [-1, STEPS])
-def test_steps_out_of_range(index: int) -> None:
-    with pytest.raises(IndexError, match=f"row: expected 0 to 3, got {index}"):
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (-1, IndexError, "0 to 3, got -1$"),
+        (STEPS, IndexError, "0 to 3, got 4$"),
+        (500, IndexError, "0 to 3, got 500, a timestep: it is that of index 1$"),
+        (True, TypeError, "0 to 3, got True"),
+        (torch.tensor(1), TypeError, r"0 to 3, got tensor\(1\)"),
+    ],
+)
+def test_steps_that_are_none(index: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match="^index: expected an integer from " + message):
         make().step(START, index, START, SEEDS)
+
+
+def test_samplers_say_what_they_are() -> None:
+    assert repr(make(eta=1, mixture=MIXTURE)) == "DDIMSampler(steps=4, eta=1, mixture='ortho')"
+    sigma = torch.ones(STEPS, dtype=torch.float64)
+    assert repr(make(eta=1.0).with_sigma(sigma)) == "DDIMSampler(steps=4)"
+    assert repr(PNDMSampler(SCHEDULE, 5)) == "PNDMSampler(steps=5)"
+    assert repr(FlowSampler(3)) == "FlowSampler(steps=3, eta=0)"
+    assert repr(FlowSampler(3, dynamics="cps")) == "FlowSampler(steps=3)"
 
 
 def test_seeds_of_ids_are_each_one_s_own() -> None:

@@ -365,12 +365,16 @@ def test_methods_that_store_nothing_take_no_history() -> None:
             "times: expected strictly descending",
         ),
         (lambda: FlowSampler(5, shift=0.0), "shift: expected a finite number > 0, got 0.0"),
+        (
+            lambda: FlowSampler(5, dynamics="ode", noise_level=5.0),
+            "noise_level: expected None with dynamics='ode', which draws nothing, got 5.0",
+        ),
         (lambda: FlowSampler(5, eta=1.5), "eta: expected a number from 0 to 1, got 1.5"),
         (
             lambda: FlowSampler(5, num_train_timesteps=0),
             "num_train_timesteps: expected an integer >= 1, got 0",
         ),
-        (lambda: PNDMSampler(SCHEDULE, 3), "timesteps: expected at least 4 without skip_prk_steps, got 3"),
+        (lambda: PNDMSampler(SCHEDULE, 3), "num_inference_steps: expected at least 4 without skip_prk_steps"),
         (
             lambda: PNDMSampler(SCHEDULE, 1000),
             "timesteps: expected a timestep between those of each of the first steps without skip_prk_steps, got 999",
@@ -409,7 +413,7 @@ def test_types_of_arguments(make: Any) -> None:
         make(1.0, 5)
     with pytest.raises(TypeError, match="learned_variance: expected True or False, got 1"):
         make(SCHEDULE, 5, learned_variance=1)
-    with pytest.raises(TypeError, match="dtype: expected float32, bfloat16, float16 or float64, got"):
+    with pytest.raises(TypeError, match=r"dtype: expected torch.float32, torch.bfloat16, torch.float16 or "):
         make(SCHEDULE, 5, dtype=torch.int64)
 
 

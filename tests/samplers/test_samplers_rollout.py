@@ -51,7 +51,7 @@ def run(sampler: Sampler, model: Any = elementwise, **options: Any) -> Any:
 )
 def test_a_run_is_gmm_step_over_the_rows(dynamics: str, options: dict[str, Any]) -> None:
     if dynamics == "ode":
-        options = {name: value for name, value in options.items() if name != "sde_steps"}
+        options = {name: options[name] for name in options if name not in ("noise_level", "sde_steps")}
     dtype = options.get("dtype", torch.float32)
     sampler = FlowSampler(STEPS, shift=3.0, dynamics=dynamics, **options)
     guided = "guidance_scale" in options

@@ -100,7 +100,7 @@ def smallest(schedule: NoiseSchedule) -> float:
 def test_pndm(name: str, skip_prk_steps: bool, steps: int, to_one: bool) -> None:
     if steps < 4 and not skip_prk_steps:
         with pytest.raises(
-            ValueError, match=f"timesteps: expected at least 4 without skip_prk_steps, got {steps}"
+            ValueError, match=f"num_inference_steps: expected at least 4 without skip_prk_steps, got {steps}"
         ):
             PNDMSampler(noise_schedule(name), steps)
         return

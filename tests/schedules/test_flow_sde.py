@@ -61,8 +61,9 @@ def applied(row: Tensor, x: float = X) -> float:
 @pytest.mark.parametrize("a", [0.0, 0.1, 0.7, 1.0])
 @pytest.mark.parametrize("dynamics", FLOW_DYNAMICS)
 def test_steps_are_the_formulas(dynamics: str, a: float) -> None:
+    options: dict[str, Any] = {"dynamics": dynamics} | ({} if dynamics == "ode" else {"noise_level": a})
     for times in TIMES:
-        made = flow_sde_coefficients(times, dynamics=dynamics, noise_level=a, dtype=torch.float64)
+        made = flow_sde_coefficients(times, **options, dtype=torch.float64)
         pairs = list(zip(times[:-1].tolist(), times[1:].tolist(), strict=True))
         wanted = [step(dynamics, a, t, s, float(times[1])) for t, s in pairs]
         found = [
@@ -78,7 +79,7 @@ def test_steps_are_the_formulas(dynamics: str, a: float) -> None:
         given = flow_coefficients(times, dtype=torch.float64)
         shared = [c for c in Column if c not in (Column.SAMPLE, Column.OUTPUT, Column.X0, Column.SIGMA)]
         assert torch.equal(made.coefficients[:, shared], given[:, shared])
-        rounded = flow_sde_coefficients(times, dynamics=dynamics, noise_level=a)
+        rounded = flow_sde_coefficients(times, **options)
         assert torch.equal(rounded.coefficients, made.coefficients.float())
         assert torch.equal(rounded.std, made.std)
 
@@ -222,6 +223,7 @@ def test_rows_of_windows_are_read_nowhere() -> None:
     each = torch.tensor([1, 4, -1])
     assert window_rows(windows, each, 4).tolist() == [1, -1, -1]
     assert window_rows(windows, torch.tensor(3), 4).tolist() == [7, 7, 7]
+    assert torch.compile(window_rows, fullgraph=True, backend="eager")(windows, 1, 4).tolist() == [1, 1, 5]
     assert window_rows(windows.to("meta"), 1, 4).shape == (3,)
     assert window_rows(windows.to("meta"), each.to("meta"), 4).device.type == "meta"
 
@@ -246,6 +248,7 @@ TWO = torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)
         ({"noise_level": 1e30}, ValueError, "dtype: expected one that holds every coefficient, got torch.float32"),
         ({"noise_level": 1.5, "dynamics": "cps"}, ValueError, "noise_level: expected numbers from 0 to 1 for"),
         ({"noise_level": 1.5, "dynamics": "ddim"}, ValueError, "noise_level: expected numbers from 0 to 1 for"),
+        ({"noise_level": 0.7, "dynamics": "ode"}, ValueError, "noise_level: expected None with dynamics='ode', which "),
         ({"sde_steps": [2]}, ValueError, "sde_steps[0]: expected an integer from 0 to 1, got 2"),
         ({"sde_steps": [0, -1]}, ValueError, "sde_steps[1]: expected an integer from 0 to 1, got -1"),
         ({"sde_steps": [1, 1]}, ValueError, "sde_steps: expected each step once, got 1 twice"),
@@ -280,6 +283,9 @@ def test_what_is_refused(options: dict[str, Any], error: type[Exception], messag
         ({"step": torch.tensor([1, 2])}, ValueError, "step: expected shape [], [1] or [3], got [2]"),
         ({"step": torch.tensor(1, device="meta")}, ValueError, "step: expected a tensor on cpu like windows, got meta"),
         ({"num_steps": 0}, ValueError, "num_steps: expected an integer >= 1, got 0"),
+        ({"windows": torch.tensor([[0, 1], [3, 2]])}, ValueError, "windows: expected 0 <= first <= after <= 4, got ["),
+        ({"windows": torch.tensor([[-1, 2]])}, ValueError, "windows: expected 0 <= first <= after <= 4, got [-1, 2]"),
+        ({"windows": torch.tensor([[1, 5]])}, ValueError, "windows: expected 0 <= first <= after <= 4, got [1, 5] of"),
     ],
 )  # fmt: skip
 def test_windows_that_are_none(options: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -33,7 +33,8 @@ def betas_in_high_precision(name: str, total: int, start: float, end: float) -> 
 @pytest.mark.parametrize("total", [1, 2, 63, 1000])
 @pytest.mark.parametrize("name", NAMES)
 def test_alphas_cumprod_are_the_product_of_one_minus_beta(name: str, total: int) -> None:
-    schedule = noise_schedule(name, num_train_timesteps=total, beta_start=0.00085, beta_end=0.012)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012} if name != "squaredcos_cap_v2" else {}
+    schedule = noise_schedule(name, num_train_timesteps=total, **betas)
     assert schedule.alphas_cumprod.dtype == torch.float64
     assert schedule.num_train_timesteps == total
     with mpmath.workdps(40):
@@ -59,12 +60,9 @@ def test_trained_betas_keep_their_precision(as_tensor: bool) -> None:
 @pytest.mark.parametrize("name", [*NAMES, "trained"])
 def test_alphas_cumprod_agree_with_diffusers(name: str, rescale: bool) -> None:
     trained = np.linspace(0.001, 0.03, 1000) ** 1.1 if name == "trained" else None
-    options = {
-        "beta_start": 0.0002,
-        "beta_end": 0.015,
-        "rescale_betas_zero_snr": rescale,
-        "trained_betas": trained,
-    }
+    options = {"rescale_betas_zero_snr": rescale, "trained_betas": trained}
+    if "linear" in name:
+        options |= {"beta_start": 0.0002, "beta_end": 0.015}
     schedule_name = "linear" if name == "trained" else name
     theirs = DDIMScheduler(beta_schedule=schedule_name, **options).alphas_cumprod
     ours = noise_schedule(schedule_name, **options).alphas_cumprod
@@ -119,7 +117,31 @@ def test_bad_alphas_cumprod(alphas: object, error: type[Exception], message: str
         ({"beta_end": math.nan}, ValueError, "beta_end"),
         ({"beta_end": 1.5}, ValueError, r"beta_end: expected a number in \(0, 1\], got 1.5"),
         ({"beta_end": "0.02"}, TypeError, "beta_end"),
-        ({"trained_betas": [0.1, 0.2]}, ValueError, r"trained_betas: expected shape \[1000\], got \[2\]"),
+        (
+            {"beta_start": 0.02, "beta_end": 1e-4},
+            ValueError,
+            "beta_start: expected at most beta_end = 0.0001, got 0.02",
+        ),
+        (
+            {"name": "scaled_linear", "beta_start": 0.05},
+            ValueError,
+            "beta_start: expected at most beta_end = 0.02",
+        ),
+        (
+            {"name": "squaredcos_cap_v2", "beta_start": 0.5},
+            ValueError,
+            "beta_start: expected 0.0001, its default, with name='squaredcos_cap_v2', which has no use for it, got 0.5",
+        ),
+        (
+            {"trained_betas": [0.1, 0.2], "num_train_timesteps": 2, "beta_end": 0.01},
+            ValueError,
+            "beta_end: expected 0.02, its default, with trained_betas",
+        ),
+        (
+            {"trained_betas": [0.1, 0.2]},
+            ValueError,
+            r"trained_betas: expected shape \[1000\] of num_train_timesteps, got \[2\]",
+        ),
         ({"trained_betas": [0.1, 0.0], "num_train_timesteps": 2}, ValueError, "got 0.0 at index 1"),
         ({"trained_betas": [1.1, 0.1], "num_train_timesteps": 2}, ValueError, "got 1.1.* at index 0"),
         ({"trained_betas": [0.1, math.nan], "num_train_timesteps": 2}, ValueError, "got nan at index 1"),

@@ -108,7 +108,7 @@ def test_a_checkpoint_is_there_when_it_is_told_of(tmp_path: Path) -> None:
             ValueError,
             "autocast: expected None or torch.bfloat16, got torch.float16",
         ),
-        ({"autocast": "bfloat16"}, ValueError, "autocast: expected None or torch.bfloat16, got bfloat16"),
+        ({"autocast": "bfloat16"}, ValueError, "autocast: expected None or torch.bfloat16, got 'bfloat16'"),
         ({"notes": {"seed": 1, "samples": 2}}, ValueError, "does not use, got samples, seed"),
         ({"notes": {"x": torch.zeros(1)}}, TypeError, "not JSON serializable"),
     ],

@@ -118,10 +118,14 @@ def test_the_log_has_means(tmp_path: Path) -> None:
         three = [other["loss"] for other in each[3 * number : 3 * number + 3]]
         assert line["loss"] == pytest.approx(sum(three) / 3, rel=1e-12)
     # A training that goes on may write more or fewer lines; the next one has all since the last.
-    fit(new_trainer(), tmp_path / "changed", steps=5, log_every=3)
+    for _ in range(2):  # of which the second has nothing to do
+        fit(new_trainer(), tmp_path / "changed", steps=5, log_every=3)
+        lines = [json.loads(line) for line in (tmp_path / "changed" / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [3, 5]
+        assert lines[1]["loss"] == pytest.approx((each[3]["loss"] + each[4]["loss"]) / 2, rel=1e-12)
     fit(new_trainer(), tmp_path / "changed", steps=12, log_every=4)
     lines = [json.loads(line) for line in (tmp_path / "changed" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 8, 12]
+    assert [line["step"] for line in lines] == [3, 8, 12]  # and 5 while it was the last
     assert lines[1]["loss"] == pytest.approx(sum(line["loss"] for line in each[3:8]) / 5, rel=1e-12)
 
 
@@ -217,6 +221,21 @@ def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tmp_p
         assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
 
+def test_what_is_not_finite_is_an_error_without_a_folder() -> None:
+    """At the end, whatever the log's interval; also where a callback makes it."""
+    images, labels = new_data()
+    options: dict[str, Any] = {"steps": 3, "log_every": 100}
+    with pytest.raises(RuntimeError, match="loss: expected finite numbers, got nan before the end of step 3"):
+        fit(new_trainer(), None, data=(images * math.nan, labels), **options)
+    network = new_network(Plain)
+    network.conv_out.bias.register_hook(lambda gradient: gradient * math.inf)
+    stop = {"callback": lambda trainer: True}
+    with pytest.raises(
+        RuntimeError, match="gradient: expected finite numbers, got inf before the end of step 1"
+    ):
+        fit(new_trainer(network), None, **options, **stop)
+
+
 def test_a_gradient_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
     network = new_network(Plain)
     network.conv_out.bias.register_hook(lambda gradient: gradient * math.inf)
@@ -245,6 +264,12 @@ BAD = [
         ValueError,
         "conditioning_dropout: expected a number from 0 to 1, got -0.1",
     ),
+    (
+        {"null_conditioning": 10},
+        TypeError,
+        "null_conditioning: expected a sequence of numbers and tensors, got 10",
+    ),
+    ({"null_conditioning": ["a"]}, TypeError, "null_conditioning[0]: expected a number or a tensor, got 'a'"),
     ({"seed": -1}, ValueError, "seed: expected an integer from 0 to"),
 ]
 
@@ -277,7 +302,27 @@ BAD_FIT = [
         TypeError,
         "data: expected samples that are floating-point tensors, got torch.int64",
     ),
-    ({"data": IMAGES}, ValueError, "null_conditioning: expected 0 entries, one for each of the data's"),
+    (
+        {"data": IMAGES},
+        ValueError,
+        "conditioning_dropout: expected 0 with data that has no conditioning, got 0.4",
+    ),
+    (
+        {"data": (IMAGES, LABELS, LABELS)},
+        ValueError,
+        "null_conditioning: expected 2 entries, one for each of the data's",
+    ),
+    (
+        {"data": (IMAGES.double(), LABELS)},
+        TypeError,
+        "data: expected samples of torch.float32 like the model's parameters, got torch.float64",
+    ),
+    (
+        {"data": (IMAGES.half(), LABELS)},
+        TypeError,
+        "data: expected samples of torch.float32 like the model's",
+    ),
+    ({"callback": 3}, TypeError, "callback: expected something that can be called, got 3"),
     ({"steps": 0}, ValueError, "steps: expected an integer >= 1, got 0"),
     ({"log_every": 0}, ValueError, "log_every: expected an integer >= 1, got 0"),
     ({"checkpoint_every": 2.0}, TypeError, "checkpoint_every: expected an integer >= 1, got 2.0"),
@@ -295,6 +340,13 @@ def test_bad_fits_write_nothing(
         fit(trainer, tmp_path / "folder", **changes)
     assert message in str(raised.value)
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "within"):
+        with pytest.raises(ValueError, match=r"folder: expected the name of a folder, got '.*file"):
+            fit(new_trainer(), folder)
 
 
 def test_datasets_are_looked_at_first() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import diffusers
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, SchedulerMixin
 
 # Choosing another scheduler is choosing another solver: how the replaced one steps between the noise levels, or
 # converts a model's output for itself, is no concern. Everything else that this package does not know might be.
@@ -33,6 +33,7 @@ class Rules(NamedTuple):
         harmless: options of others that have no bearing, whatever their value.
         neutral: values that have none, of options that otherwise would; the first is what errors propose.
         without: options of its own to set where another scheduler's config has none.
+        flow: whether it is for rectified flows.
     """
 
     classes: frozenset[str]
@@ -40,6 +41,7 @@ class Rules(NamedTuple):
     harmless: frozenset[str]
     neutral: Mapping[str, Values]
     without: Mapping[str, object]
+    flow: bool
 
 
 DDIM = Rules(
@@ -71,6 +73,7 @@ DDIM = Rules(
         "lambda_min_clipped": (-math.inf,),
     },
     without={"clip_sample": False},
+    flow=False,
 )
 """For DDIM: schedulers of betas, whose levels are alphas_cumprod at the timesteps."""
 
@@ -94,14 +97,39 @@ FLOW = Rules(
         "lambda_min_clipped": (-math.inf,),
     },
     without={},
+    flow=True,
 )
 """For rectified flow, which has no betas; schedulers that have them know flow as well."""
+
+_SCHEDULERS = ("GMMDDIMScheduler", "GMMFlowMatchScheduler")  # of a noise schedule, and of a rectified flow
 
 _OWN = frozenset({"timestep_spacing", "set_alpha_to_one"})
 """Options whose default is each class's own: where a solver's run begins and ends."""
 
 _SIGMAS = frozenset({"sigma_min", "sigma_max", "sigma_data", "sigma_schedule"})
 _FLOW = frozenset({"flow_shift", "use_flow_sigmas", "prediction_type", "beta_schedule"})
+
+
+def check_config(config: object) -> Mapping[str, Any]:
+    """Return the config of a scheduler.
+
+    Raises:
+        TypeError: it is something else, perhaps the scheduler itself.
+    """
+    if not isinstance(config, Mapping):
+        hint = "; pass its .config" if isinstance(config, SchedulerMixin) else ""
+        raise TypeError(f"config: expected the config of a scheduler, got {type(config).__name__}{hint}")
+    return config
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler's config is that of a rectified flow; one that was not saved has no class's name."""
+    return (
+        str(config.get("_class_name", "")).startswith(("FlowMatch", "GMMFlowMatch"))
+        or config.get("use_flow_sigmas") is True
+        or config.get("prediction_type") == "flow_prediction"
+        or ("_class_name" not in config and "shift" in config and "beta_schedule" not in config)
+    )
 
 
 def follow(
@@ -118,8 +146,9 @@ def follow(
 
     Raises:
         TypeError: an option given is not one of the scheduler's, nor of the config.
-        ValueError: an option that the scheduler cannot follow is set, or one that it needs is not; or the config says
-            that the model predicts its variance, and nobody says what is to become of it.
+        ValueError: the config is for the other scheduler of this package; an option that the scheduler cannot follow is
+            set, or one that it needs is not; or the config says that the model predicts its variance, and nobody says
+            what is to become of it.
     """
     known = _options(scheduler)
     words = rules.harmless.union(rules.neutral, _FLOW)
@@ -129,6 +158,20 @@ def follow(
 
     replaced = config.get("_class_name")
     foreign = getattr(diffusers, replaced, None) if isinstance(replaced, str) else None
+    other = DDIM if rules.flow else FLOW
+    chosen = {**config, **given}
+    if foreign is not None and replaced not in rules.classes:
+        fits_other = replaced in other.classes
+    elif rules.flow:  # a config that says neither lacks options, which are named below
+        fits_other = "beta_schedule" in chosen and not is_flow(chosen)
+    else:
+        fits_other = is_flow(chosen)
+    if fits_other:
+        kinds = ("a noise schedule", "a rectified flow")
+        raise ValueError(
+            f"config: {scheduler.__name__} expected one of {kinds[rules.flow]}, got one of {kinds[other.flow]}"
+            f"{f', {replaced}' if replaced else ''}; {_SCHEDULERS[other.flow]} is for those"
+        )
     if foreign is not None and replaced not in rules.classes:
         raise ValueError(
             f"_class_name: {scheduler.__name__} does not follow {replaced}, whose noise levels are others or which "

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import Tensor
 
-from gmmkernel._checks import check_choice, check_flag, check_integer, check_number
+from gmmkernel._checks import check_choice, check_device, check_flag, check_integer, check_number
 from gmmkernel.integrations.diffusers.configs import DDIM
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
 from gmmkernel.integrations.diffusers.seeds import Generators
@@ -19,7 +19,7 @@ from gmmkernel.integrations.diffusers.steps import DDIMSteps, ddim_timesteps
 from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
 from gmmkernel.ops import gmm_step
-from gmmkernel.ops.checks import check_like_sample
+from gmmkernel.ops.checks import check_like_sample, check_tensor
 from gmmkernel.samplers.thresholding import dynamic_thresholding
 from gmmkernel.schedules import NoiseSchedule
 from gmmkernel.schedules.noise import NOISE_SCHEDULES
@@ -144,7 +144,7 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
 
         Raises:
             TypeError: `num_inference_steps` is not an int.
-            ValueError: it is out of range, or an option of the config does not fit.
+            ValueError: it is out of range, an option of the config does not fit, or `device` is not there.
         """
         config = self.config
         total, spacing = config.num_train_timesteps, config.timestep_spacing
@@ -158,13 +158,18 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
             config.clip_sample_range if config.clip_sample else None,
             config.set_alpha_to_one,
         )
+        eta = None if config.eta is None else check_number("eta", config.eta, low=0)
+        if eta is not None and eta > 1:  # up to which every step has the noise
+            steps(eta=eta, clipped=config.use_clipped_model_output)
+        if device is not None:
+            device = check_device("device", device)
         visited = Timesteps(steps.timesteps, device, total)
         run = Run(MixtureOptions.of(config), visited, steps, steps.signature())
         # One attribute, so that a step in another thread takes all of a run or all of the one before it.
         self._chosen = _Chosen(
             visited,
             self._transition.begin(run),
-            None if config.eta is None else check_number("eta", config.eta, low=0),
+            eta,
             config.use_clipped_model_output,
             config.learned_variance,
             {"ratio": config.dynamic_thresholding_ratio, "max_value": config.sample_max_value}
@@ -216,6 +221,8 @@ class GMMDDIMScheduler(MixtureScheduler, DDIMScheduler):
         chosen, transition = self._chosen, self._transition
         if chosen is None:
             raise ValueError("set_timesteps: expected a call before the first step, got none")
+        check_tensor(model_output, "model_output")
+        check_tensor(sample, "sample")
         if chosen.drops_variance or model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample, chosen.drops_variance)
         clipped = use_clipped_model_output

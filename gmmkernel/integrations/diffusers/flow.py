@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor
 
-from gmmkernel._checks import check_integer, check_share, plain
+from gmmkernel._checks import check_device, check_integer, check_share, plain
 from gmmkernel.backends.constants import Column
 from gmmkernel.integrations.diffusers.configs import FLOW
 from gmmkernel.integrations.diffusers.mixin import MixtureScheduler
@@ -21,7 +21,7 @@ from gmmkernel.integrations.diffusers.seeds import Generators
 from gmmkernel.integrations.diffusers.timesteps import Timesteps
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Run
 from gmmkernel.ops import gmm_step, gmm_step_log_prob
-from gmmkernel.ops.checks import check_sample, check_seeds
+from gmmkernel.ops.checks import check_sample, check_seeds, check_tensor
 from gmmkernel.schedules import flow_coefficients, flow_sde_coefficients
 from gmmkernel.schedules.flow_sde import dynamics_options
 
@@ -55,7 +55,7 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         eta: share of the noise that each step draws anew, 0 to 1; None: 1 with `stochastic_sampling`, else 0.
         dynamics: noise for reinforcement learning in place of that of `eta`: "flow-sde", "dance-sde", "cps", "ddim" or
             "ode", which `flow_sde_coefficients` describes, and the next three.
-        noise_level: with `dynamics`, how much noise: a number, or one for each step; None: 0.7.
+        noise_level: with `dynamics` but "ode", how much noise: a number, or one for each step; None: 0.7.
         sde_steps: with `dynamics`, the steps that draw noise; None: all.
         sigma_max: with "flow-sde", what stands for a sigma of 1; None: the second sigma. Not that of UniPC and Euler.
         n_components: K, components of the mixture; 1 is the Gaussian step.
@@ -154,11 +154,13 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
             timesteps: [S] what the model is told, or None: `sigmas` T.
 
         Raises:
-            ValueError: the arguments do not go together, or the sigmas they give do not descend from at most 1; or
-                `noise_level`, `sde_steps` or `sigma_max` is not for these steps.
+            ValueError: the arguments do not go together, the sigmas they give do not descend from at most 1,
+                `noise_level`, `sde_steps` or `sigma_max` is not for these steps, or `device` is not there.
         """
         if num_inference_steps is not None:
             num_inference_steps = check_integer("num_inference_steps", num_inference_steps, 1)
+        if device is not None:
+            device = check_device("device", device)
         super().set_timesteps(num_inference_steps, "cpu", sigmas, mu, timesteps)  # type: ignore[misc]
         times = self.sigmas.double()
         if not bool((times[1:] < times[:-1]).all() and times[0] <= 1):
@@ -230,6 +232,8 @@ class GMMFlowMatchScheduler(MixtureScheduler, FlowMatchEulerDiscreteScheduler):
         """
         if self._chosen is None:
             raise ValueError("set_timesteps: expected a call before the first step, got none")
+        check_tensor(model_output, "model_output")
+        check_tensor(sample, "sample")
         if isinstance(timestep, int) or (isinstance(timestep, Tensor) and not timestep.is_floating_point()):
             raise TypeError("timestep: expected one of scheduler.timesteps, a float, got an integer")
         if s_churn or s_tmin or s_tmax != math.inf or s_noise != 1:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import check_device
 from gmmkernel.backends.constants import Stream
-from gmmkernel.integrations.diffusers.configs import Rules, follow
+from gmmkernel.integrations.diffusers.configs import Rules, check_config, follow
 from gmmkernel.integrations.diffusers.transition import MixtureOptions, Transition
 from gmmkernel.mixtures import Mixture
 from gmmkernel.ops import standard_normal
@@ -39,12 +40,11 @@ class MixtureScheduler:
             The scheduler, and with `return_unused_kwargs` the options that were not used.
 
         Raises:
-            TypeError: `kwargs` has something that is no option.
+            TypeError: `config` is no config, a scheduler for example, or `kwargs` has something that is no option.
             ValueError: the config sets an option that this scheduler does not support, does not say which noise levels
                 the model was trained with, or is that of a class with others.
         """
-        if isinstance(config, Mapping):
-            config = follow(cls, config, kwargs, cls._rules, strict=not return_unused_kwargs)
+        config = follow(cls, check_config(config), kwargs, cls._rules, strict=not return_unused_kwargs)
         return super().from_config(config, return_unused_kwargs, **kwargs)  # type: ignore[misc]
 
     def _prepare(self) -> None:
@@ -101,13 +101,15 @@ class MixtureScheduler:
 
         Raises:
             TypeError: `dtype` is not float32, bfloat16, float16 or float64.
-            ValueError: there are no seeds, or not one for each sample.
+            ValueError: there are no seeds, or not one for each sample; or `device` is not there.
         """
         seeds = self._transition.seeds.given
         if len(shape) < 1 or shape[0] != seeds.shape[0]:
             raise ValueError(
                 f"shape: expected ({seeds.shape[0]}, ...), one sample a seed, got {tuple(shape)}"
             )
+        if device is not None:
+            device = check_device("device", device)
         return standard_normal(seeds.to(device), shape[1:], stream=Stream.INITIAL, dtype=dtype)
 
     def set_mixture(self, mixture: Mixture | None) -> None:

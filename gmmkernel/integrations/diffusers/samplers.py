@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gmmkernel._checks import check_choice
+from gmmkernel.integrations.diffusers.configs import check_config, is_flow
 from gmmkernel.integrations.diffusers.ddim import GMMDDIMScheduler
 from gmmkernel.integrations.diffusers.flow import GMMFlowMatchScheduler
 from gmmkernel.mixtures import Mixture
@@ -17,15 +18,6 @@ from gmmkernel.schedules import NoiseSchedule
 
 FLOW = "flow"
 """The name of the sampler of rectified flows, beside those of `METHODS`."""
-
-
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Return whether a scheduler's config is that of a rectified flow."""
-    return (
-        str(config.get("_class_name", "")).startswith(("FlowMatch", "GMMFlowMatch"))
-        or config.get("use_flow_sigmas") is True
-        or config.get("prediction_type") == "flow_prediction"
-    )
 
 
 def sampler_from_config(
@@ -75,7 +67,7 @@ def sampler_from_config(
         ValueError: an argument is out of range or does not belong to the method, or the config has an option that the
             method does not follow; the message names it.
     """
-    flow = is_flow(config)
+    flow = is_flow(check_config(config))
     if method is None:
         method = FLOW if flow else "dpm-solver"
     check_choice("method", method, (*METHODS, FLOW))

@@ -24,8 +24,13 @@ from diffusers import (
 )
 from schedulers_beside import inputs, mixture_ddim
 
-from gmmkernel import gaussian_mixture
-from gmmkernel.integrations.diffusers import GMMDDIMScheduler, GMMFlowMatchScheduler, memory
+from gmmkernel import DPMSolverSampler, FlowSampler, gaussian_mixture
+from gmmkernel.integrations.diffusers import (
+    GMMDDIMScheduler,
+    GMMFlowMatchScheduler,
+    memory,
+    sampler_from_config,
+)
 
 LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
 OWN = {
@@ -103,7 +108,6 @@ def test_trained_betas_are_saved(tmp_path: Path) -> None:
     [
         (DPMSolverMultistepScheduler(use_karras_sigmas=True), "use_karras_sigmas"),
         (DPMSolverMultistepScheduler(use_lu_lambdas=True), "use_lu_lambdas"),
-        (UniPCMultistepScheduler(use_flow_sigmas=True), "use_flow_sigmas"),
         (EulerDiscreteScheduler(use_exponential_sigmas=True), "use_exponential_sigmas"),
         (EulerDiscreteScheduler(sigma_max=80.0), "sigma_max"),
         (EDMEulerScheduler(), "sigma_min"),
@@ -132,9 +136,69 @@ def test_a_learned_variance_must_be_decided_on() -> None:
         assert made.variance_type == "learned_range"  # where pipelines of DeepFloyd IF look
 
 
-def test_a_schedule_with_betas_is_no_flow() -> None:
-    with pytest.raises(ValueError, match=r"^beta_schedule: GMMFlowMatchScheduler does not support it"):
-        GMMFlowMatchScheduler.from_config(DDIMScheduler().config)
+@pytest.mark.parametrize("named", [False, True])
+def test_configs_for_the_other_scheduler_say_which(named: bool) -> None:
+    """A scheduler that was not saved has no class's name in its config."""
+    to_ddim = (
+        "^config: GMMDDIMScheduler expected one of a noise schedule, got one of a rectified flow"
+        ".*; GMMFlowMatchScheduler is for those"
+    )
+    to_flow = (
+        "^config: GMMFlowMatchScheduler expected one of a rectified flow, got one of a noise schedule"
+        ".*; GMMDDIMScheduler is for those"
+    )
+    for theirs, kind, message in (
+        (FlowMatchEulerDiscreteScheduler(), GMMDDIMScheduler, to_ddim),
+        (GMMFlowMatchScheduler(), GMMDDIMScheduler, to_ddim),
+        (UniPCMultistepScheduler(use_flow_sigmas=True), GMMDDIMScheduler, to_ddim),
+        (DDIMScheduler(), GMMFlowMatchScheduler, to_flow),
+        (GMMDDIMScheduler(), GMMFlowMatchScheduler, to_flow),
+    ):
+        name = {"_class_name": type(theirs).__name__} if named else {}
+        with pytest.raises(ValueError, match=message):
+            kind.from_config({**theirs.config, **name})
+
+
+def test_samplers_of_configs_without_a_name() -> None:
+    for theirs in (FlowMatchEulerDiscreteScheduler(shift=3.0), GMMFlowMatchScheduler(shift=3.0)):
+        made = sampler_from_config(theirs.config, 4)
+        theirs.set_timesteps(4)
+        assert isinstance(made, FlowSampler)
+        torch.testing.assert_close(made.timesteps, theirs.timesteps)
+    assert isinstance(sampler_from_config(GMMDDIMScheduler().config, 4), DPMSolverSampler)
+
+
+def test_a_scheduler_is_no_config() -> None:
+    message = "^config: expected the config of a scheduler, got DDIMScheduler; pass its .config"
+    for call in (
+        GMMDDIMScheduler.from_config,
+        GMMFlowMatchScheduler.from_config,
+        lambda theirs: sampler_from_config(theirs, 4),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call(DDIMScheduler())
+
+
+def test_schedules_whose_betas_go_unused_are_followed() -> None:
+    """Their configs have them all the same."""
+    config = DDIMScheduler(beta_schedule="squaredcos_cap_v2", beta_start=0.00085).config
+    assert GMMDDIMScheduler.from_config(config).config.beta_start == 0.00085
+    sampler_from_config(config, 4)
+
+
+@pytest.mark.parametrize("kind", [GMMDDIMScheduler, GMMFlowMatchScheduler])
+def test_devices_that_are_not_there(kind: type) -> None:
+    with pytest.raises(ValueError, match=r"device: expected a device of this machine \('cpu'.*\), got 'gpu'"):
+        kind().set_timesteps(4, device="gpu")
+    scheduler = kind()
+    scheduler.set_seeds(torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="device: expected a device of this machine"):
+        scheduler.initial_noise((2, 3), device="gpu")
+
+
+def test_an_eta_that_no_step_has_the_noise_for() -> None:
+    with pytest.raises(ValueError, match=r"eta: expected 1 - a_s - sigma.2 >= 0 at every step, got eta = 2"):
+        GMMDDIMScheduler(eta=2.0).set_timesteps(4)
 
 
 def test_options_that_nobody_knows() -> None:
@@ -235,6 +299,8 @@ NOT_DOUBLED = r"model_output: expected shape \(2, 6, 4, 5\), got \(2, 3, 4, 5\)$
             r"model_output: expected shape \(2, 3, 4, 5\), got \(1, 3, 4, 5\)$",
         ),
         ({"sample": X.long()}, TypeError, "sample: expected float32"),
+        ({"sample": 500, "timestep": X}, TypeError, "sample: expected a torch.Tensor, got int"),
+        ({"model_output": None}, TypeError, "model_output: expected a torch.Tensor, got NoneType"),
     ],
 )
 def test_arguments_of_a_step(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

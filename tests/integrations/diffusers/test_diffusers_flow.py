@@ -192,6 +192,7 @@ def test_sigmas_that_are_no_times(sigmas: list[float]) -> None:
         ({"s_noise": 1.1}, ValueError, "s_churn, s_tmin, s_tmax, s_noise: expected 0, 0, infinity and 1"),
         ({"per_token_timesteps": torch.ones(2, 3)}, ValueError, "per_token_timesteps: expected None"),
         ({"model_output": inputs((1, 3, 4, 5))}, ValueError, "model_output: expected the sample's shape"),
+        ({"sample": 500.0, "timestep": inputs()}, TypeError, "sample: expected a torch.Tensor, got float"),
     ],
     ids=str,
 )
