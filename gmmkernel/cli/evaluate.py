@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from gmmkernel._checks import suggestion
 from gmmkernel.cli.figures import add_json_option, write_json
 from gmmkernel.cli.outputs import check_file, write_file
 from gmmkernel.cli.progress import shows_progress
@@ -79,8 +80,10 @@ def add_parser(commands: Any) -> None:
 
 def _metrics(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
-    if not {*names} <= {*METRICS}:
-        raise argparse.ArgumentTypeError(f"expected some of {','.join(METRICS)}, got {text!r}")
+    for name in names:
+        if name not in METRICS:
+            guess = suggestion(name, METRICS)
+            raise argparse.ArgumentTypeError(f"expected some of {','.join(METRICS)}, got {name!r}{guess}")
     return names
 
 

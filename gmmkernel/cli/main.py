@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import gmmkernel
 from gmmkernel._checks import check_choice, suggestion
@@ -13,8 +14,20 @@ from gmmkernel.cli import compare, evaluate, info, sample, train, verify
 from gmmkernel.cli.options import OPTION_OF
 from gmmkernel.cli.outputs import lasting_output
 
+_DESCRIPTION = (
+    "Draw samples from diffusion models with fused sampling steps that have the same bits on every backend; train and "
+    "judge such models. Each command has a --help of its own."
+)
+
 _NO_OPTIONS = ("command", "run", "samples")
 """What the parsed arguments hold besides options: of `samples`, a place says which they are."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviation for an option that it was not meant for, as --prompt for --prompts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; None: those of the process.
 
     Returns:
-        Exit status: 0 on success, 1 when a check failed, 2 on bad arguments, 130 when it was interrupted.
+        Exit status: 0 on success and after help, 1 when a check failed, 2 on bad arguments, 130 when it was
+        interrupted.
     """
     try:
         with lasting_output():
@@ -38,9 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m gmmkernel", description=gmmkernel.__doc__)
+    parser = _Parser(prog="python -m gmmkernel", description=_DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"gmmkernel {gmmkernel.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="command", metavar="command")
     for module in (sample, compare, train, evaluate, verify, info):
         module.add_parser(commands)
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -51,10 +65,13 @@ def _run(arguments: Sequence[str] | None) -> int:
             parser.error(str(error))
     parsed, unknown = parser.parse_known_args(words)
     if unknown:
-        own: argparse.ArgumentParser = commands.choices[parsed.command]
+        own = commands.choices.get(parsed.command, parser)
         options = sorted({*re.findall(r"--[a-z-]+", own.format_usage())})
         guess = suggestion(unknown[0].partition("=")[0], options)
         own.error(f"unrecognized arguments: {' '.join(unknown)}{guess}")
+    if parsed.command is None:
+        parser.print_help()
+        return 0
     try:
         status: int = parsed.run(parsed)
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, OSError) as error:

@@ -86,8 +86,8 @@ def add_mixture_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**_MIXTURE_DEFAULTS)
 
 
-def add_run_options(parser: argparse.ArgumentParser, *, count: str) -> None:
-    """Add the options of a run: how many samples (`count` tells the default), from which seeds, how many at a time."""
+def add_run_options(parser: argparse.ArgumentParser, *, count: str, output: str) -> None:
+    """Add the options of a run: how many samples, from which seeds, how many at a time; texts tell two defaults."""
     group = parser.add_argument_group("run")
     group.add_argument("--count", type=integer(1), metavar="N", help=f"samples (default {count})")
     group.add_argument(
@@ -104,7 +104,9 @@ def add_run_options(parser: argparse.ArgumentParser, *, count: str) -> None:
         help="samples at a time; a last batch that is smaller is filled up, so that a sample does not depend on how "
         "many there are (default: all of them, 500 at most)",
     )
-    group.add_argument("--output", type=file(".png"), metavar="FILE", help="picture to write (.png)")
+    group.add_argument(
+        "--output", type=file(".png"), metavar="FILE", help=f"picture to write (.png; default {output})"
+    )
     add_json_option(group)
 
 

@@ -33,14 +33,13 @@ def check_file(option: str, path: Path | None) -> None:
         _try(option, path, f"write {str(path)!r}")
 
 
-def check_folder(option: str, folder: Path | None) -> None:
-    """Try whether files can be written in a folder that an option names, and make it; None: there is none to try.
+def check_folder(option: str, folder: Path) -> None:
+    """Try whether files can be written in a folder that an option names, and make it.
 
     Raises:
         OSError: they cannot; the message names the option.
     """
-    if folder is not None:
-        _try(option, folder / "trial", f"write in {str(folder)!r}")
+    _try(option, folder / "trial", f"write in {str(folder)!r}")
 
 
 def _try(option: str, path: Path, what: str) -> None:

@@ -29,6 +29,11 @@ class Place(NamedTuple):
     device: torch.device
 
 
+def by_ranks(place: Place) -> str:
+    """Return the part of a report that says how many ranks shared the work, of one nothing."""
+    return f" by {place.ranks} ranks" if place.ranks > 1 else ""
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[Place]:
     """Join torchrun's process group for the duration of a block: gloo for "cpu", nccl for "cuda".

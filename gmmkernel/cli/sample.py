@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def add_parser(commands: Any) -> None:
         help="classifier-free guidance (default the pipeline's own; of the digits it needs --digit)",
     )
     add_mixture_options(parser)
-    add_run_options(parser, count="1000 digits; one image for each prompt, or 16")
+    add_run_options(parser, count="1000 digits; one image for each prompt, or 16", output="none")
     _add_digits_options(parser)
     _add_pipeline_options(parser)
     _add_rank_options(parser)
@@ -96,7 +97,7 @@ def _add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--prompts",
-        type=existing_file,
+        type=partial(existing_file, what="a file with one prompt a line"),
         metavar="FILE",
         help="of a text model: a file with a prompt in each line, taken in turn",
     )

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from gmmkernel.cli.figures import moments, settings, versions, write_json
+from gmmkernel.cli.folders import check_samples_folder, naming_options
 from gmmkernel.cli.options import batch_size, make_mixture, make_seeds
-from gmmkernel.cli.outputs import check_file, check_folder, write_file
+from gmmkernel.cli.outputs import check_file, write_file
 from gmmkernel.cli.pictures import IMAGE_COLUMNS, Panel, Row, check_matplotlib, write_panels
 from gmmkernel.cli.progress import shows_progress
-from gmmkernel.cli.ranks import Place, process_group
+from gmmkernel.cli.ranks import Place, by_ranks, process_group
 from gmmkernel.cli.samplers import make_sampler
 from gmmkernel.digits import IMAGE_SHAPE, DigitsUNet, digit_fid, load_unet
 from gmmkernel.mixtures import Mixture
@@ -30,6 +31,7 @@ MOST_QUADRATIC_STEPS = 29
 """More of them would visit a timestep of the digits' 1,000 twice."""
 
 _COUNT = 1000
+"""Digits where nothing else is said, and of each group whose digit-FID the documentation has."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,7 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
         write_file("--npz", arguments.npz, arrays.getvalue())
     if arguments.digit is None:
         figures["digit_fid"] = digit_fid(images.clamp(-1, 1))
-        print(f"digit-FID {figures['digit_fid']:.2f} ({arguments.count} samples, lower is better)")
+        few = (
+            f"; of fewer than {_COUNT:,} it is larger, and not comparable" if arguments.count < _COUNT else ""
+        )
+        print(f"digit-FID {figures['digit_fid']:.2f} ({arguments.count} samples, lower is better{few})")
     known = {
         "figures": figures,
         "settings": settings(arguments, batch_size=batch_size(arguments)),
@@ -85,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"picture: {arguments.output}")
     if arguments.npz is not None:
         print(f"arrays: {arguments.npz}")
+    if arguments.output is arguments.npz is arguments.shards is None:
+        print("no sample was kept: --output FILE.png keeps a picture, --npz FILE.npz all of them")
     return 0
 
 
@@ -98,7 +105,8 @@ def _sample(
         check_file("--output", arguments.output)
         check_file("--npz", arguments.npz)
         check_file("--json", arguments.json)
-        check_folder("--shards", arguments.shards)
+        if arguments.shards is not None:
+            check_samples_folder("--shards", arguments.shards)
     if mixture is not None and place.rank == 0:
         report = moment_report(mixture, sampler.coefficients)
         figures["moments"] = moments(report)
@@ -129,23 +137,24 @@ def _sample(
             f"{each:.4f} s per call of the network with {batch_size(arguments)} samples, the sampler's step included"
         )
         return images, figures
-    done = sample_shards(
-        sampler,
-        model,
-        seeds,
-        IMAGE_SHAPE,
-        arguments.shards,
-        batch_size=batch_size(arguments),
-        conditioning=labels,
-        description={"model": "digits", "digit": arguments.digit},
-        progress=shows_progress(),
-    )
+    with naming_options("--shards", arguments.shards):
+        done = sample_shards(
+            sampler,
+            model,
+            seeds,
+            IMAGE_SHAPE,
+            arguments.shards,
+            batch_size=batch_size(arguments),
+            conditioning=labels,
+            description={"model": "digits", "digit": arguments.digit, "steps": arguments.steps},
+            progress=shows_progress(),
+        )
     if place.rank > 0:
         return None, {}
     seconds = time.perf_counter() - begin
     made = done.shards - done.found
     figures |= {"seconds": seconds, "shards_made": made, "shards_found": done.found}
-    print(f"shards: {made} made in {seconds:.2f} s by {place.ranks} ranks, {done.found} were there before")
+    print(f"shards: {made} made in {seconds:.2f} s{by_ranks(place)}, {done.found} were there before")
     return load_shards(arguments.shards).sample, figures
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import time
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gmmkernel.cli.figures import moments, settings, versions, write_json
+from gmmkernel.cli.folders import check_samples_folder, naming_options
 from gmmkernel.cli.options import make_mixture, make_seeds
-from gmmkernel.cli.outputs import check_file, check_folder
+from gmmkernel.cli.outputs import check_file
 from gmmkernel.cli.progress import loading, shows_progress
-from gmmkernel.cli.ranks import Place, process_group
+from gmmkernel.cli.ranks import Place, by_ranks, process_group
+from gmmkernel.cli.samplers import check_method
 from gmmkernel.moments import moment_report
+from gmmkernel.samplers.methods import METHODS
 from gmmkernel.sharding import sample_shards
 
 if TYPE_CHECKING:
@@ -40,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     seeds = make_seeds(arguments)
     with process_group(arguments.device) as place:
         if place.rank == 0:
-            check_folder(f"--{kept[0]}", getattr(arguments, kept[0]))
+            check_samples_folder(f"--{kept[0]}", getattr(arguments, kept[0]))
             check_file("--json", arguments.json)
         _sample(arguments, kept[0], seeds, prompts, place)
     return 0
@@ -50,6 +55,7 @@ def _sample(
     arguments: argparse.Namespace, kept: str, seeds: torch.Tensor, prompts: list[str], place: Place
 ) -> None:
     pipeline = _load(arguments, place)
+    _check_method(arguments, pipeline.pipe.scheduler.config)
     conditioning = pipeline.conditioning(
         arguments.count,
         classes=arguments.classes,
@@ -77,19 +83,21 @@ def _sample(
         min(arguments.count, _LARGEST_BATCH) if arguments.batch_size is None else arguments.batch_size
     )
     description = _description(arguments, pipeline, prompts)
-    report = sample_shards(
-        sampler,
-        pipeline,
-        seeds,
-        pipeline.shape,
-        getattr(arguments, kept),
-        batch_size=batch_size,
-        conditioning=conditioning,
-        decode=pipeline.decode,
-        files="png" if kept == "images" else "safetensors",
-        description=description,
-        progress=shows_progress(),
-    )
+    folder = getattr(arguments, kept)
+    with naming_options(f"--{kept}", folder):
+        report = sample_shards(
+            sampler,
+            pipeline,
+            seeds,
+            pipeline.shape,
+            folder,
+            batch_size=batch_size,
+            conditioning=conditioning,
+            decode=pipeline.decode,
+            files="png" if kept == "images" else "safetensors",
+            description=description,
+            progress=shows_progress(),
+        )
     if place.rank == 0:
         seconds = time.perf_counter() - begin
         made = report.samples
@@ -105,16 +113,37 @@ def _sample(
             "versions": versions(),
         }
         write_json(arguments.json, known)
-        speed = f" in {seconds:.2f} s by {place.ranks} ranks: {made / seconds:.3g} images/s" if made else ""
+        speed = f" in {seconds:.2f} s{by_ranks(place)}: {made / seconds:.3g} images/s" if made else ""
         print(f"{made} images made{speed}; {found} were there before")
-        print(f"images: {getattr(arguments, kept)}")
+        print(f"images: {folder}")
+
+
+def _check_method(arguments: argparse.Namespace, config: Mapping[str, Any]) -> None:
+    """Refuse options that do not belong to the method, which the scheduler's config decides where none is given."""
+    from gmmkernel.pipelines.load import default_method
+
+    method = arguments.sampler or default_method(config)
+    if method in METHODS:
+        check_method(arguments, method)
+
+
+def _saved_config(pipeline: str) -> Mapping[str, Any] | None:
+    """Return the config of the scheduler that a folder has; None: it has none, or is no folder, which loading says."""
+    try:
+        config = json.loads((Path(pipeline) / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def _load(arguments: argparse.Namespace, place: Place) -> ImagePipeline:
-    from gmmkernel.pipelines import load_pipeline
-
     arguments.dtype = arguments.dtype or ("float32" if place.device.type == "cpu" else "bfloat16")
     with loading():
+        from gmmkernel.pipelines import load_pipeline
+
+        config = _saved_config(arguments.pipeline)
+        if config is not None:
+            _check_method(arguments, config)
         return load_pipeline(
             arguments.pipeline,
             dtype=getattr(torch, arguments.dtype),
@@ -149,6 +178,7 @@ def _description(
         "pipeline": type(pipeline.pipe).__name__,
         "weights": pipeline.digest(),
         "dtype": arguments.dtype,
+        "steps": arguments.steps,  # as the sampler's tables say too, but not in words
         "compile": arguments.compile,
         "guidance_scale": arguments.guidance_scale,
         "vae_batch_size": arguments.vae_batch_size,

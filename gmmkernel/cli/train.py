@@ -12,9 +12,8 @@ from safetensors.torch import save
 
 from gmmkernel._checks import INT64_MAX
 from gmmkernel.cli.outputs import check_folder, write_file
-from gmmkernel.cli.progress import shows_progress
 from gmmkernel.cli.ranks import process_group
-from gmmkernel.cli.train_images import add_options, train_on_images
+from gmmkernel.cli.train_images import add_options, fit, train_on_images
 from gmmkernel.cli.values import choice, folder, integer, number
 from gmmkernel.digits import DigitsUNet, denoising_loss, digits_trainer, load_digits
 from gmmkernel.schedules import TARGETS
@@ -40,7 +39,8 @@ def add_parser(commands: Any) -> None:
         "--output",
         type=folder,
         metavar="FOLDER",
-        help="checkpoint, loss log, and weights or pipeline (default out/training)",
+        help="checkpoint, loss log (a line every 100 steps and at the last), and weights or pipeline "
+        "(default out/training)",
     )
     parser.add_argument(
         "--steps",
@@ -104,7 +104,7 @@ def _train_on_digits(options: dict[str, Any], *, output: Path, device: str, chec
     with process_group(device) as place:
         trainer = digits_trainer(steps, **options, device=place.device, distributed=place.ranks > 1)
         check_folder("--output", output)
-        trainer.fit(data, steps, folder=output, checkpoint_every=checkpoint_every, progress=shows_progress())
+        fit(trainer, place, data, steps, folder=output, checkpoint_every=checkpoint_every)
         if place.rank > 0:
             return
     unet = trainer.average

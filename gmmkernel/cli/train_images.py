@@ -8,9 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from gmmkernel.cli.outputs import check_folder
 from gmmkernel.cli.progress import shows_progress
-from gmmkernel.cli.ranks import process_group
+from gmmkernel.cli.ranks import Place, process_group
 from gmmkernel.cli.values import integer
 from gmmkernel.recipes import (
     PIPELINE_FOLDER,
@@ -27,6 +29,7 @@ from gmmkernel.recipes.save import check_pipeline_folder
 from gmmkernel.recipes.settings import Kind, kind_of
 from gmmkernel.recipes.training import null_class
 from gmmkernel.training import Trainer
+from gmmkernel.training.data import Data
 
 WORKERS = 2
 
@@ -87,6 +90,30 @@ def _converter(name: str, kind: Kind) -> Callable[[str], Any]:
     return convert
 
 
+def fit(trainer: Trainer, place: Place, data: Data, steps: int, **options: Any) -> None:
+    """Train, and say on the first rank from which step on, or that nothing was left to do.
+
+    Args:
+        trainer: the trainer.
+        place: where this process stands.
+        data: as `Trainer.fit` has it, and so the rest.
+        steps: optimiser steps in all.
+        options: others of `Trainer.fit`.
+    """
+    begun = False
+
+    def say(trainer: Trainer) -> None:
+        nonlocal begun
+        if not begun and place.rank == 0 and trainer.step > 1:
+            with tqdm.external_write_mode():  # or the line would go on where a bar ends
+                print(f"went on after step {trainer.step - 1:,} of {steps:,}", flush=True)
+        begun = True
+
+    trainer.fit(data, steps, progress=shows_progress(), callback=say, **options)
+    if not begun and place.rank == 0:
+        print(f"nothing was left to do: all {steps:,} steps had been done before")
+
+
 def train_on_images(given: dict[str, Any], *, output: Path, device: str, checkpoint_every: int) -> None:
     """Train, and save a pipeline with every checkpoint.
 
@@ -128,13 +155,14 @@ def train_on_images(given: dict[str, Any], *, output: Path, device: str, checkpo
                 f"{len(images):,} images{classes}{mirrored}; a U-Net of {parameters:,} parameters", flush=True
             )
         try:
-            trainer.fit(
+            fit(
+                trainer,
+                place,
                 images,
                 settings.steps,
                 folder=output,
                 checkpoint_every=checkpoint_every,
                 num_workers=given.get("workers", WORKERS),
-                progress=shows_progress(),
                 after_checkpoint=save,
             )
         except DamagedImageError as error:

@@ -66,7 +66,8 @@ def file(suffix: str) -> Callable[[str], Path]:
     def convert(text: str) -> Path:
         path = Path(text)
         if path.suffix.lower() != suffix or os.path.isdir(path):  # unlike Path's, it raises nothing
-            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {text!r}")
+            kind = "the folder " if os.path.isdir(path) else ""
+            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {kind}{text!r}")
         return path
 
     return convert
@@ -76,13 +77,16 @@ def folder(text: str) -> Path:
     """Convert to the path of a folder to write into, which may not be there yet."""
     path = Path(text)
     if not text or (os.path.exists(path) and not os.path.isdir(path)):
-        raise argparse.ArgumentTypeError(f"expected the name of a folder, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected the name of a folder, got {'the file ' if text else ''}{text!r}"
+        )
     return path
 
 
-def existing_file(text: str) -> Path:
-    """Convert to the path of a file to read."""
+def existing_file(text: str, what: str = "the name of a file") -> Path:
+    """Convert to the path of a file to read; its error says `what` is expected."""
     path = Path(text)
     if not os.path.isfile(path):
-        raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
+        got = f"the folder {text!r}" if os.path.isdir(path) else f"{text!r}, and there is no such file"
+        raise argparse.ArgumentTypeError(f"expected {what}, got {got}")
     return path

@@ -242,6 +242,23 @@ def _header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     return np.lib.format.read_array_header_2_0(stream)
 
 
+def check_place(name: str, path: str | os.PathLike[str]) -> Path:
+    """Return where images may be, a folder or an .npz.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: there is another file.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(
+            f"{name}: expected a folder or an .npz, got {str(path)!r}, which is not there"
+        )
+    if not place.is_dir() and place.suffix != ".npz":
+        raise ValueError(f"{name}: expected a folder or an .npz, got the file {str(path)!r}")
+    return place
+
+
 def open_images(name: str, path: str | os.PathLike[str]) -> Images:
     """Open images; sizes are checked, pixels not yet read.
 
@@ -256,14 +273,8 @@ def open_images(name: str, path: str | os.PathLike[str]) -> Images:
         ValueError: there is something else, or it is damaged; sizes differ.
         ImportError: Pillow is missing, which image files need.
     """
-    place = Path(path)
-    if not place.exists():
-        raise FileNotFoundError(
-            f"{name}: expected a folder or an .npz, got {str(path)!r}, which is not there"
-        )
+    place = check_place(name, path)
     if not place.is_dir():
-        if place.suffix != ".npz":
-            raise ValueError(f"{name}: expected a folder or an .npz, got the file {str(path)!r}")
         return _Array(name, place)
     manifest = _manifest(name, place)
     if manifest is not None and manifest["files"] == "safetensors":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gmmkernel._checks import check_choice, check_integer
-from gmmkernel.evaluation.images import Images, open_images
+from gmmkernel.evaluation.images import Images, check_place, open_images
 from gmmkernel.evaluation.inception import (
     FEATURES,
     LOGITS,
@@ -139,6 +139,9 @@ def evaluate(
         check_integer("count", count, 1)
     if metrics is not None:
         metrics = _check_metrics(metrics)
+    for name, path in (("samples", samples), ("reference", reference)):
+        if path is not None:
+            check_place(name, path)
     versions = {"torch-fidelity": check_library(), "torch": torch.__version__}
     images = open_images("samples", samples)
     if count is not None:

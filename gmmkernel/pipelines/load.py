@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from gmmkernel._checks import check_integer, check_number
+from gmmkernel.integrations.diffusers.configs import is_flow
+from gmmkernel.integrations.diffusers.samplers import FLOW
 from gmmkernel.pipelines.pipeline import ImagePipeline
 from gmmkernel.pipelines.text import Flux, StableDiffusion, StableDiffusion3, StableDiffusionXL, TextPipeline
 from gmmkernel.pipelines.unconditional import ClassPipeline, LatentPipeline, PixelPipeline
-from gmmkernel.recipes.save import CLASSES_FILE
+from gmmkernel.recipes.save import CLASSES_FILE, PIPELINE_FOLDER
 
 INDEX = "model_index.json"
 
@@ -85,11 +87,18 @@ def load_pipeline(
     text = str(name)
     folder = Path(text) if Path(text).is_dir() else None
     if folder is not None:
+        trained = folder / PIPELINE_FOLDER
+        if not (folder / INDEX).exists() and (trained / INDEX).exists():
+            raise OSError(
+                f"pipeline: expected the folder of a pipeline, got that of a training, {text!r}; did you mean "
+                f"{str(trained)!r}?"
+            )
         found = _read(folder / INDEX, f"pipeline: expected the folder of a pipeline, with {INDEX} in it")
         _kind(text, found.get("_class_name") if isinstance(found, dict) else None)
     elif Path(text).exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
         raise OSError(
-            f"pipeline: expected a folder, or a name such as 'google/ddpm-celebahq-256', got {text!r}"
+            "pipeline: expected a folder, or a name such as 'google/ddpm-celebahq-256', got "
+            f"{'the file ' if Path(text).exists() else ''}{text!r}"
         )
     try:
         pipe = _from_pretrained(text, dtype=dtype)
@@ -116,7 +125,7 @@ def load_pipeline(
     elif any(sizes.values()):
         word, size = next((word, size) for word, size in sizes.items() if size)
         raise ValueError(
-            f"{word}: expected None for a {type(pipe).__name__}, whose size is fixed, got {size}"
+            f"{word}: expected none for a {type(pipe).__name__}, whose size is fixed, got {size}"
         )
     elif kind is PixelPipeline and folder is not None and (folder / CLASSES_FILE).exists():
         options = _classes(folder / CLASSES_FILE)
@@ -124,6 +133,11 @@ def load_pipeline(
     if compile:
         made.compile()
     return made
+
+
+def default_method(config: Mapping[str, Any]) -> str:
+    """Return the method that a sampler has for a scheduler's config where none is given."""
+    return FLOW if is_flow(config) else "dpm-solver"
 
 
 def _kind(name: str, found: str | None) -> type[ImagePipeline]:
@@ -151,4 +165,7 @@ def _read(path: Path, what: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first.partition(" Please check out the root cause")[
+        0
+    ]  # of diffusers: there is no stack trace to see

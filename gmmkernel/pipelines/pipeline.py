@@ -187,12 +187,23 @@ class ImagePipeline(ABC):
 
         Returns:
             uint8 [B, H, W, 3], or [B, H, W] of a model of grey images, on the sample's device.
+
+        Raises:
+            RuntimeError: images are not finite; the message says which.
         """
-        parts = []
+        parts, finite = [], []
         for some in sample.split(self._vae_batch_size):
             missing = self._vae_batch_size - len(some)
             filled = torch.cat([some, some[-1:].expand(missing, *some.shape[1:])]) if missing else some
-            parts.append(_to_uint8(self._decode(filled)[: len(some)]))
+            made = self._decode(filled)[: len(some)]
+            finite.append(made.isfinite().flatten(1).all(dim=1))
+            parts.append(_to_uint8(made))
+        wrong = torch.cat(finite).logical_not().nonzero()[:, 0].tolist()
+        if wrong:  # 8 bits would show them as black
+            raise RuntimeError(
+                f"decode: expected finite images, got NaN or infinity for those at {wrong} of a batch of {len(sample)}"
+                "; weights may be damaged, or their dtype too small"
+            )
         images = torch.cat(parts).permute(0, 2, 3, 1)
         return images[..., 0] if images.shape[3] == 1 else images
 

@@ -189,7 +189,7 @@ class Flux(_Transformer):
             self._told = 1.0 if guidance_scale is None else guidance_scale
         elif guidance_scale is not None:
             raise ValueError(
-                f"guidance_scale: expected None for a Flux that is not told one, got {guidance_scale:g}"
+                f"guidance_scale: expected none for a Flux that is not told one, got {guidance_scale:g}"
             )
 
     @classmethod

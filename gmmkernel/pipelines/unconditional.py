@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gmmkernel._checks import suggestion
 from gmmkernel.pipelines.pipeline import ImagePipeline, square_or_pair
 
 
@@ -37,9 +38,10 @@ class _Classes:
         if word.isdecimal() and int(word) in self._numbers:
             return int(word)
         named = f" or names such as {next(iter(self._by_name))!r}" if self._by_name else ""
+        guess = suggestion(word, ["balanced", *self._by_name])
         raise ValueError(
             f"classes: expected 'balanced' or numbers from {self._numbers[0]} to {self._numbers[-1]}{named}, "
-            f"got {word!r}"
+            f"got {word!r}{guess}"
         )
 
 
@@ -102,9 +104,9 @@ class PixelPipeline(_OfClasses):
             self.conditions = "class"
             self._classes = _Classes({k: [classes[k]] if classes else [] for k in range(count)})
         if guidance_scale is not None and null_class is None:
+            lacks = "a class that stands for none" if count else "conditions to guide towards"
             raise ValueError(
-                "guidance_scale: expected None for a model without a class that stands for none, "
-                f"got {guidance_scale:g}"
+                f"guidance_scale: expected none for a {type(pipe).__name__} without {lacks}, got {guidance_scale:g}"
             )
 
     def _decode(self, sample: Tensor) -> Tensor:
@@ -118,7 +120,8 @@ class LatentPipeline(ImagePipeline):
         super().__init__(pipe, guidance_scale, vae_batch_size)
         if guidance_scale is not None:
             raise ValueError(
-                f"guidance_scale: expected None for a model without conditions, got {guidance_scale:g}"
+                f"guidance_scale: expected none for a {type(pipe).__name__} without conditions to guide towards, "
+                f"got {guidance_scale:g}"
             )
         config = pipe.unet.config
         self.shape = (config.in_channels, *square_or_pair(config.sample_size))

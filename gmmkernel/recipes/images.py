@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 import zlib
@@ -39,14 +40,14 @@ class Images(Dataset[Any], ABC):
     A sample is float32 [3, size, size] in [-1, 1]. With `flip` there are twice as many; item N + i is item i mirrored.
 
     Attributes:
+        settings: what they were loaded with.
         classes: names of the classes, which labels count; None without classes.
         digest: says which images these are, and of which classes.
     """
 
     def __init__(self, settings: Settings, classes: list[str] | None, labels: list[int], digest: str) -> None:
-        self.classes, self.digest = classes, digest
-        self._size, self._crop, self._flip = settings.size, settings.crop, settings.flip
-        self._filter, self._labels = settings.filter, labels
+        self.settings, self.classes, self.digest = settings, classes, digest
+        self._labels = labels
 
     @property
     @abstractmethod
@@ -58,7 +59,7 @@ class Images(Dataset[Any], ABC):
         """Return an image as RGB."""
 
     def __len__(self) -> int:
-        return (2 if self._flip else 1) * self.count
+        return (2 if self.settings.flip else 1) * self.count
 
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         if not 0 <= index < len(self):
@@ -73,12 +74,13 @@ class Images(Dataset[Any], ABC):
     def _resized(self, image: Picture) -> Picture:
         from PIL.Image import Resampling
 
-        left, top, side = _square(self._crop, image.size)
+        settings = self.settings
+        left, top, side = _square(settings.crop, image.size)
         if image.size != (side, side):
             image = image.crop((left, top, left + side, top + side))
-        if side == self._size:
+        if side == settings.size:
             return image
-        return image.resize((self._size, self._size), Resampling[self._filter.upper()])
+        return image.resize((settings.size, settings.size), Resampling[settings.filter.upper()])
 
 
 def load_images(path: Path | str, settings: Settings) -> Images:
@@ -211,10 +213,23 @@ def _files(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
             yield from _files(entry, (*above, real))
         elif entry.suffix.lower() in SUFFIXES and entry.is_file():
             yield entry
+        elif _is_manifest(entry):
+            continue
         else:
             raise ValueError(
                 f"images: expected image files ({', '.join(SUFFIXES)}) and folders alone, got {str(entry)!r}"
             )
+
+
+def _is_manifest(file: Path) -> bool:
+    """Return whether a file is the manifest that images drawn by this package have beside them."""
+    if file.name != "manifest.json":
+        return False
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and str(found.get("format")).startswith("gmmkernel ")
 
 
 def _header(file: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gmmkernel._checks import suggestion
 from gmmkernel.recipes.settings import Settings, kind_of
 
 RECIPES = ("celeba64", "cifar10")
@@ -37,7 +38,8 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         except OSError as error:
             raise OSError(f"recipe: cannot read {recipe!r}: {error.strerror}") from error
     else:
-        raise ValueError(f"recipe: expected {', '.join(RECIPES)} or a .toml file, got {recipe!r}")
+        guess = suggestion(recipe, RECIPES)
+        raise ValueError(f"recipe: expected {', '.join(RECIPES)} or a .toml file, got {recipe!r}{guess}")
     try:
         found = tomllib.loads(text.decode("utf-8"))
     except ValueError as error:  # of TOML and of UTF-8
@@ -47,7 +49,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if unknown:
         raise ValueError(
             f"recipe: expected settings in {name!r} ({', '.join(known)}), "
-            f"got the unknown {', '.join(map(repr, unknown))}"
+            f"got the unknown {', '.join(map(repr, unknown))}{suggestion(unknown[0], list(known))}"
         )
     checked = {}
     for key, value in found.items():

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from gmmkernel.recipes.extras import load_diffusers
 from gmmkernel.recipes.settings import Settings
 
-_GROUPS = 32
-"""Of GroupNorm, as in DDPM; fewer where the channels are no multiple of it."""
+_GROUPS, _GROUP_CHANNELS = 32, 4
+"""Of GroupNorm, as in DDPM with its 128 channels. A small network has fewer groups: one of a single channel would lose
+that channel's mean, which is what a flat colour is."""
 
 
 class Denoiser(nn.Module):
@@ -62,7 +63,7 @@ def new_unet(
         "flip_sin_to_cos": False,
         "downsample_padding": 0,
         "norm_eps": 1e-6,
-        "norm_num_groups": math.gcd(_GROUPS, settings.channels),
+        "norm_num_groups": math.gcd(_GROUPS, settings.channels, max(settings.channels // _GROUP_CHANNELS, 1)),
         "block_out_channels": tuple(settings.channels * multiplier for multiplier in settings.multipliers),
         "down_block_types": tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         "up_block_types": tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),

@@ -45,7 +45,7 @@ class ImageFiles:
     def there(self) -> list[int]:
         """Return the shards that are there; see `Files`."""
         places = set()
-        for path in self._folder.glob("*.png"):
+        for path in self._folder.glob("[!.]*.png"):
             match = _IMAGE.fullmatch(path.name)
             if match is None or self.path(int(match[1])) != path or int(match[1]) >= self._count:
                 raise damaged(

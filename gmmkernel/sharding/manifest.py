@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +23,9 @@ from gmmkernel.sharding.files import digest
 Manifest = dict[str, Any]
 
 _FORMAT = "gmmkernel shards, version 3"
+
+_LONGEST = 40
+"""Characters of a value that a message repeats; of longer ones, as digests are, it has the name alone."""
 
 _NO_PART_OF_A_STEP = ("_mixture", "backend")
 """Attributes of a sampler that its samples do not depend on: its tables are the mixture as a step reads it, and every
@@ -114,28 +117,67 @@ def shard_count(manifest: Manifest) -> int:
     return count
 
 
-def differences(there: Manifest, here: Manifest) -> str:
-    """Return the entries in which two manifests differ, as text; empty where they do not."""
-    return "; ".join(_differences("", there, here))
+class OtherRunError(ValueError):
+    """A folder has the samples of a run that differs.
+
+    Attributes:
+        kept: "images" or "shards".
+        differences: see `differences`.
+    """
+
+    def __init__(self, folder: Path, there: Manifest, here: Manifest) -> None:
+        self.kept = "images" if there["files"] == "png" else "shards"
+        self.differences = differences(there, here)
+        super().__init__(
+            f"{str(folder)!r} has {self.kept} of another run ({listed(self.differences)}); give another folder, or the "
+            "same arguments"
+        )
 
 
-def _differences(name: str, there: Any, here: Any) -> list[str]:
+def differences(there: Manifest, here: Manifest) -> dict[str, str]:
+    """Return the entries in which two manifests differ, and how: "4 there, 6 here", or "" where that is long."""
+    found = {}
+    for name, *values in _differences((), there, here):
+        old, new = ("none" if value is None else json.dumps(value) for value in values)
+        found[name] = f"{old} there, {new} here" if max(len(old), len(new)) <= _LONGEST else ""
+    if "count" in found:  # these have an entry for each sample, so that they differ too
+        found.pop("seeds", None)
+        found.pop("conditioning", None)
+    return found
+
+
+def _differences(names: tuple[str, ...], there: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
     if isinstance(there, dict) and isinstance(here, dict):
-        found = []
         for key in dict.fromkeys((*there, *here)):
-            found += _differences(f"{name}{key}.", there.get(key), here.get(key))
-        return found
-    return [] if there == here else [f"{name.removesuffix('.')}: {_short(there)} there, {_short(here)} here"]
+            yield from _differences((*names, key), there.get(key), here.get(key))
+    elif there != here:
+        yield ".".join(names), there, here
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:12] + '..."'
+def listed(differences: Mapping[str, str]) -> str:
+    """Return differences as text."""
+    return "; ".join(f"{name}: {how}" if how else name for name, how in differences.items())
 
 
 def manifest_path(folder: Path) -> Path:
     """Return the name of a folder's manifest."""
     return folder / "manifest.json"
+
+
+def check_begun(folder: Path) -> None:
+    """Accept a folder that is not there or empty, hidden files aside, or has a manifest.
+
+    Raises:
+        FileExistsError: it has files of something else, which samples would get mixed up with.
+    """
+    if not folder.is_dir() or manifest_path(folder).exists():
+        return
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if foreign:
+        raise FileExistsError(
+            f"{str(folder)!r} has files of something else ({foreign[0]!r}, and no {manifest_path(folder).name}); give "
+            "an empty or a new folder"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -20,9 +20,13 @@ from gmmkernel.sharding.files import Files, TensorFiles
 from gmmkernel.sharding.images import ImageFiles
 from gmmkernel.sharding.manifest import (
     Manifest,
+    OtherRunError,
+    check_begun,
     describe,
     differences,
+    listed,
     manifest_digest,
+    manifest_path,
     read_manifest,
     shard_count,
     write_manifest,
@@ -31,6 +35,8 @@ from gmmkernel.sharding.ranks import gather, rank_and_size, together
 
 FILES = ("safetensors", "png")
 """What samples can be kept in."""
+
+_NAMED = 10
 
 _BAR = "{percentage:3.0f}%|{bar}| {n:.0f}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]"
 
@@ -98,12 +104,13 @@ def sample_shards(
 
     Raises:
         ImportError: `files` is "png" and there is no Pillow.
+        FileExistsError: the folder has files of something else, and no manifest.
         OSError: a file cannot be written, as on a full disk; those already written stay.
         TypeError: an argument has the wrong type.
         ValueError: an argument is out of range; the folder belongs to a run that differs (the message says in what);
             a file in it is damaged or foreign (it says which).
-        RuntimeError: another rank failed (the message says which and why); every rank raises, none is left waiting.
-            The shards already written stay.
+        RuntimeError: samples are not finite (the message has their seeds), which are not written; or another rank
+            failed (it says which and why). Every rank raises, none is left waiting. The shards already written stay.
     """
     rank, size = rank_and_size()
     place = Path(folder)
@@ -114,7 +121,7 @@ def sample_shards(
         if its != manifest:
             raise ValueError(
                 f"sample_shards: expected the same arguments on every rank, got, with those of rank {other} "
-                f"there and of rank {rank} here: {differences(its, manifest)}"
+                f"there and of rank {rank} here: {listed(differences(its, manifest))}"
             )
     missing = gather(together(lambda: _prepare(place, manifest, seeds) if rank == 0 else []))[0]
     mine = missing[rank::size]
@@ -137,7 +144,10 @@ def sample_shards(
                     batch_size=batch_size,
                     progress=False,
                 ).sample
+                _check_finite("model", made, chunk)
                 images = made if decode is None else decode(made)
+                if images.is_floating_point():
+                    _check_finite("decode", images, chunk)
                 try:
                     kept.write(shard, images, chunk)
                 except OSError as error:
@@ -147,6 +157,17 @@ def sample_shards(
     together(work)
     count = shard_count(manifest)
     return ShardReport(count, count - len(missing), tuple(mine), samples_in(missing))
+
+
+def _check_finite(name: str, made: Tensor, seeds: Tensor) -> None:
+    finite = made.isfinite().flatten(1).all(dim=1).cpu()
+    if not finite.all():
+        wrong = seeds[~finite].tolist()
+        named = ", ".join(map(str, wrong[:_NAMED])) + (", ..." if len(wrong) > _NAMED else "")
+        raise RuntimeError(
+            f"{name}: expected finite samples, got NaN or infinity for {len(wrong)} of {len(seeds)} seeds ({named}); "
+            "weights may be damaged, or their dtype too small"
+        )
 
 
 def _files(folder: Path, manifest: Manifest) -> Files:
@@ -189,19 +210,18 @@ def _checked(
 def _prepare(folder: Path, manifest: Manifest, seeds: Tensor) -> list[int]:
     """Check a folder, write its manifest where it has no shards, and return those that are missing."""
     files = _files(folder, manifest)
+    check_begun(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    found = files.there()
     shards = range(shard_count(manifest))
+    there = read_manifest(folder) if manifest_path(folder).exists() else None
     # Of a run, too: images of a shard that was not finished, or samples kept in the other form.
-    if not any(any(folder.glob(pattern)) for pattern in ("shard-*", "*.png")):
+    if there is None or not any(any(folder.glob(pattern)) for pattern in ("shard-*", "[!.]*.png")):
         remove_leftovers(folder)
         write_manifest(folder, manifest)
         return list(shards)
-    different = differences(read_manifest(folder), manifest)
-    if different:
-        raise ValueError(
-            f"{folder}: expected the folder of this run, got one with shards of another: {different}"
-        )
+    if there != manifest:
+        raise OtherRunError(folder, there, manifest)
+    found = files.there()
     for shard in found:
         files.check(shard, _chunk(seeds, shard, manifest["batch_size"]))
     remove_leftovers(folder)

@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gmmkernel import Trainer, noise_schedule
-from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, digit_fid, load_digits, load_unet
-from gmmkernel.digits.unet import SmallUNet
+from gmmkernel.digits import IMAGE_SHAPE, NUM_CLASSES, SmallUNet, digit_fid, load_digits, load_unet
 from studies.folder import OutOfTimeError, taken
 from studies.quality.distances import Reference
 from studies.quality.task import Task

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import platform
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +137,25 @@ def test_help_is_there(command: list[str], capsys: CaptureText) -> None:
         main([*command, "--help"])
     assert stopped.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: {' '.join(['python -m gmmkernel', *command])} ")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_says_in_a_few_lines_what_there_is(words: list[str], capsys: CaptureText) -> None:
+    try:
+        status = main(words)
+    except SystemExit as stopped:
+        status = stopped.code  # type: ignore[assignment]
+    assert status == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines.index("positional arguments:") < 8
+    assert {"sample", "compare", "train", "evaluate", "verify", "info"} <= {
+        line.split()[0] for line in lines if line.startswith("    ")
+    }
+
+
+def test_the_console_command_is_this_one() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))["project"]
+    assert pkgutil.resolve_name(project["scripts"]["gmmkernel"]) is main
 
 
 def test_without_the_compiled_core_the_reference_is_used(tmp_path: Path) -> None:

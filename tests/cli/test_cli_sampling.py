@@ -66,6 +66,13 @@ def test_sample_writes_what_the_sampler_gives(tmp_path: Path, capsys: CaptureTex
     assert re.search(r"^20 samples in \d+\.\d\d s: \d+ samples/s$", out, re.MULTILINE)
     assert f"digit-FID {digit_fid(expected.clamp(-1, 1)):.2f} (20 samples" in out
     assert f"picture: {png}\narrays: {npz}\n" in out
+    assert "lower is better; of fewer than 1,000 it is larger, and not comparable)" in out
+    assert "no sample was kept" not in out
+
+
+def test_it_is_said_where_nothing_is_kept(capsys: CaptureText) -> None:
+    assert main(["sample", *SMALL]) == 0
+    assert "\nno sample was kept: --output FILE.png keeps a picture, " in capsys.readouterr().out
 
 
 def test_sample_follows_its_options(tmp_path: Path) -> None:
@@ -165,6 +172,7 @@ def test_compare_prints_a_table_and_draws_a_picture(tmp_path: Path, capsys: Capt
     assert_is_a_picture(png)
     assert f"picture: {png}\n" in out
     assert "digit-FID of 5 groups of 10 samples, as many of each digit" in out
+    assert "lower is better; of fewer than 500 they are larger, and not comparable\n" in out
     row = re.compile(
         r"^ +(\d+) +([\d.]+)  (\S.*?) {2,}([\d.]+) ± +([\d.]+)(?: +([-+][\d.]+) ± +([\d.]+))? *$", re.M
     )
@@ -298,6 +306,8 @@ BAD_OPTIONS = [
         "sample --batch_size 3",
         "gmmkernel sample: error: unrecognized arguments: --batch_size 3; did you mean '--batch-size'?",
     ),
+    ("sample --prompt cats.txt", "unrecognized arguments: --prompt cats.txt; did you mean '--prompts'?"),
+    ("train --step 5", "unrecognized arguments: --step 5; did you mean '--steps'?"),
     ("sampel", "got 'sampel'; did you mean 'sample'?"),
 ]
 
@@ -322,14 +332,24 @@ def test_a_folder_is_no_file(tmp_path: Path, capsys: CaptureText) -> None:
     (tmp_path / "x.png").mkdir()
     with pytest.raises(SystemExit):
         main(["sample", "--output", str(tmp_path / "x.png")])
-    assert "--output: expected the name of a .png file" in capsys.readouterr().err
+    assert (
+        f"--output: expected the name of a .png file, got the folder '{tmp_path}" in capsys.readouterr().err
+    )
 
 
 def test_a_file_is_no_folder(tmp_path: Path, capsys: CaptureText) -> None:
     (tmp_path / "x").touch()
     with pytest.raises(SystemExit):
         main(["sample", "--shards", str(tmp_path / "x")])
-    assert "--shards: expected the name of a folder, got" in capsys.readouterr().err
+    assert (
+        f"--shards: expected the name of a folder, got the file '{tmp_path / 'x'}'" in capsys.readouterr().err
+    )
+
+
+def test_somebody_s_files_are_not_mixed_up_with_shards(tmp_path: Path, capsys: CaptureText) -> None:
+    (tmp_path / "x").touch()
+    assert main(["sample", *SMALL, "--shards", str(tmp_path)]) == 2
+    assert f"error: --shards: '{tmp_path}' has files of something else ('x', and" in capsys.readouterr().err
 
 
 def test_ranks_need_a_folder_to_share(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,11 +45,15 @@ def test_weights_are_those_of_the_trainer(tmp_path: Path, capsys: CaptureText) -
     assert f"moving average: {tmp_path / 'made' / 'unet.safetensors'}\n" in out
 
 
-def test_a_training_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_goes_on(tmp_path: Path, capsys: CaptureText) -> None:
     assert train(tmp_path / "whole") == 0
+    assert " step" not in capsys.readouterr().out
     trainer = digits_trainer(3)
     trainer.fit(load_digits("train"), 2, folder=tmp_path / "stopped", progress=False)
     assert train(tmp_path / "stopped") == 0
+    assert capsys.readouterr().out.startswith("went on after step 2 of 3\n")
+    assert train(tmp_path / "stopped") == 0
+    assert capsys.readouterr().out.startswith("nothing was left to do: all 3 steps had been done before\n")
     for name in ("checkpoint.safetensors", "unet.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
@@ -73,7 +77,11 @@ def test_another_training_is_named(tmp_path: Path, capsys: CaptureText) -> None:
         (("--seed", "-1"), "--seed: expected an integer from 0 to"),
         (("--threads", "0"), "--threads: expected an integer >= 1, got '0'"),
         (("--target", "both"), "--target: expected one of 'independent', 'same', "),
-        (("--output", "pyproject.toml"), "--output: expected the name of a folder, got 'pyproject.toml'"),
+        (
+            ("--output", "pyproject.toml"),
+            "--output: expected the name of a folder, got the file 'pyproject.toml'",
+        ),
+        (("--output", ""), "--output: expected the name of a folder, got ''"),
     ],
 )
 def test_bad_options(tmp_path: Path, capsys: CaptureText, words: tuple[str, str], message: str) -> None:

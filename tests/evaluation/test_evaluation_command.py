@@ -215,12 +215,14 @@ def test_errors_before_images_are_read(
 
 
 @pytest.mark.parametrize(
-    "words", ["--metrics fid,lpips", "--metrics ,", "--kid-subset-size 1", "--json x.txt"]
+    "words", ["--metrics fid,lpips", "--metrics FID", "--metrics ,", "--kid-subset-size 1", "--json x.txt"]
 )
 def test_options_that_make_no_sense(words: str, capsys: CaptureText) -> None:
     with pytest.raises(SystemExit):
         main(["evaluate", "samples", *words.split()])
-    assert f"argument {words.split()[0]}: expected " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"argument {words.split()[0]}: expected " in error
+    assert error.endswith("got 'FID'; did you mean 'fid'?\n") or "FID" not in words
 
 
 @pytest.mark.usefixtures("library", "place")
@@ -336,6 +338,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: CaptureText,
     )
     for name in ("torch_fidelity", "torchvision"):
         monkeypatch.setitem(sys.modules, name, None)
+        assert failed("x", capsys).startswith("samples: expected a folder or an .npz, got 'x', which is not")
         message = failed("samples", capsys)
         assert message.startswith("evaluate needs torch-fidelity")
         assert message.endswith('pip install "gmmkernel[evaluate]"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,22 @@ def error_of(capsys: CaptureText, *words: str) -> str:
             "--pipeline @/flux --images @/x --prompts @/prompts.txt --spacing leading",
             "--spacing: expected None for a rectified flow, got 'leading'",
         ),
-        ("--pipeline @/ddpm --images @/x --eta 1", "--eta: expected 0 with method='dpm-solver', got 1"),
-        ("--pipeline @/ddpm --images @/x --sampler deis --variant rand", "--variant: expected None with meth"),
-        ("--pipeline @/ddpm --images @/x --guidance-scale 2", "--guidance-scale: expected None for a model w"),
-        ("--pipeline @/ldm --images @/x --guidance-scale 2", "--guidance-scale: expected None for a model wi"),
-        ("--pipeline @/ldm --images @/x --height 64", "--height: expected None for a LDMPipeline, whose size"),
+        ("--pipeline @/ddpm --images @/x --eta 1", "--eta: expected none with --sampler dpm-solver, got 1 ("),
+        ("--pipeline @/ddpm --images @/x --sampler deis --variant rand", "--variant: expected none with --sa"),
+        ("--pipeline @/flux --images @/x --sampler deis --eta 1", "--eta: expected none with --sampler deis"),
+        ("--pipeline @/ddpm --images @/x --guidance-scale 2", "--guidance-scale: expected none for a DDPMPip"),
+        ("--pipeline @/ldm --images @/x --guidance-scale 2", "--guidance-scale: expected none for a LDMPipel"),
+        ("--pipeline @/ldm --images @/x --height 64", "--height: expected none for a LDMPipeline, whose size"),
         ("--pipeline @/ldm --images @/x --classes 1", "--classes: expected none for a LDMPipeline without con"),
         ("--pipeline @/ldm --images @/x --negative-prompt a", "--negative-prompt: expected none for a LDMPipe"),
         ("--pipeline @/dit --images @/x", "--classes: needed by a DiTPipeline that is conditioned on a class"),
         ("--pipeline @/dit --images @/x --classes 1000", "--classes: expected 'balanced' or numbers from 0 to"),
         ("--pipeline @/dit --images @/x --classes 1,,2", "--classes: expected 'balanced', or numbers or name"),
         ("--pipeline @/stable-diffusion --images @/x", "--prompts: needed by a StableDiffusionPipeline that"),
-        ("--pipeline @/dit --images @/x --prompts @/absent", "--prompts: expected the name of a file, got"),
+        ("--pipeline @/dit --images @/x --prompts @/absent", "--prompts: expected a file with one prompt a line, "),
+        ("--pipeline @/dit --images @/x --prompts @/", "one prompt a line, got the folder"),
+        ("--pipeline @/dit --images @/x --prompt @/", "arguments: --prompt "),
+        ("--pipeline @/dit --images @/x --classes balance", "got 'balance'; did you mean 'balanced'?"),
         ("--pipeline @/stable-diffusion --images @/x --prompts @/empty.txt", "--prompts: expected a prompt in"),
         ("--pipeline @/stable-diffusion --images @/x --prompts @/latin.txt", "--prompts: expected text in UTF"),
         (
@@ -90,7 +95,9 @@ def error_of(capsys: CaptureText, *words: str) -> str:
         ),
         ("--pipeline @/absent --images @/x", "--pipeline: expected a folder, or a name such as 'google/ddpm"),
         ("--pipeline @ --images @/x", "--pipeline: expected the folder of a pipeline, with model_index.json"),
-        ("--pipeline @/ddpm --images @/prompts.txt", "--images: expected the name of a folder, got"),
+        ("--pipeline @/ddpm --images @/prompts.txt", "--images: expected the name of a folder, got the fi"),
+        ("--pipeline @/prompts.txt --images @/x", "such as 'google/ddpm-celebahq-256', got the file '"),
+        ("--pipeline @/ddpm --images @/ddpm", "ddpm' has files of something else ('model_index.json', and no"),
         ("--pipeline @/ddpm --images @/x --device cuda", "--device: expected cuda:0 to be there"),
     ],
 )  # fmt: skip
@@ -101,10 +108,60 @@ def test_the_command(words: str, message: str, saved: Path, capsys: CaptureText)
     assert not list(saved.glob("x/*"))
 
 
+@pytest.mark.parametrize("words", ["--eta 1", "--sampler plms --variant rand"])
+def test_what_the_config_tells_is_said_before_loading(
+    words: str, saved: Path, tmp_path: Path, capsys: CaptureText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("gmmkernel.pipelines.load._from_pretrained", load)
+    options = ("--pipeline", str(saved / "ddpm"), "--images", str(tmp_path / "x"))
+    assert ": expected none with --sampler " in error_of(capsys, *options, *words.split())
+    # A scheduler of which the folder has no config is known when it is loaded.
+    (tmp_path / "saved").mkdir()
+    shutil.copy(saved / "ddpm" / "model_index.json", tmp_path / "saved")
+    monkeypatch.setattr("gmmkernel.pipelines.load._from_pretrained", lambda *_, **__: small.ddpm())
+    options = ("--pipeline", str(tmp_path / "saved"), "--images", str(tmp_path / "x"))
+    assert ": expected none with --sampler " in error_of(capsys, *options, *words.split())
+
+
+def test_the_folder_of_a_training(saved: Path, tmp_path: Path, capsys: CaptureText) -> None:
+    shutil.copytree(saved / "ddpm", tmp_path / "pipeline")
+    error = error_of(capsys, "--pipeline", str(tmp_path), "--images", str(tmp_path / "x"))
+    assert error.endswith(f"got that of a training, '{tmp_path}'; did you mean '{tmp_path / 'pipeline'}'?\n")
+
+
+def test_networks_that_give_no_numbers(saved: Path, tmp_path: Path, capsys: CaptureText) -> None:
+    """Black images would be all that showed it; of the latents of a network it is seen when they are decoded."""
+    for kind, module, message in (
+        (
+            "ddpm",
+            "unet",
+            "error: model: expected finite samples, got NaN or infinity for 2 of 2 seeds (7, 8); weigh",
+        ),
+        (
+            "ldm",
+            "vqvae",
+            "error: decode: expected finite images, got NaN or infinity for those at [0, 1] of a batch",
+        ),
+    ):
+        pipe = small.WITHOUT_TEXT[kind]()
+        for parameter in getattr(pipe, module).parameters():
+            parameter.data.fill_(float("nan"))
+        pipe.save_pretrained(tmp_path / kind)
+        capsys.readouterr()
+        words = ["--seed", "7", "--count", "2", "--steps", "2", "--images", str(tmp_path / f"{kind} images")]
+        assert error_of(capsys, "--pipeline", str(tmp_path / kind), *words).startswith(message)
+        assert [path.name for path in (tmp_path / f"{kind} images").iterdir()] == ["manifest.json"]
+
+
 def test_a_name_where_there_is_no_network(capsys: CaptureText, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     error = error_of(capsys, "--pipeline", "nobody/nothing", "--images", "out/never")
     assert "--pipeline: 'nobody/nothing' is no folder here, and could not be fetched: " in error
+    assert len(error.splitlines()) == 1
+    assert "stacktrace" not in error
     Path("out/never").rmdir()
 
 

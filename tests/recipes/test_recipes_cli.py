@@ -138,6 +138,10 @@ def test_bad_options(
         (("--attention", "16"), "error: --attention: expected some of the resolutions 8, 4, or none, got 16"),
         (("--loss", "skip", "--skip", "1000"), "error: --skip: expected 1 to 999"),
         (("--recipe", "mnist"), "error: --recipe: expected celeba64, cifar10 or a .toml file, got 'mnist'"),
+        (
+            ("--recipe", "cifar"),
+            "error: --recipe: expected celeba64, cifar10 or a .toml file, got 'cifar'; did y",
+        ),
         (("--crop", "9"), "error: --crop: expected a square within every image, got 9, and"),
     ],
 )

@@ -13,6 +13,7 @@ from helpers import assert_same_bits
 from PIL import Image
 from small import pictures, small, write
 
+from gmmkernel import DDIMSampler, noise_schedule, sample_shards
 from gmmkernel.recipes import DamagedImageError, load_images
 from gmmkernel.recipes.settings import FILTERS
 
@@ -117,6 +118,29 @@ def test_files_come_in_the_order_of_names_from_folders_within(tmp_path: Path) ->
     images = load_images(tmp_path, small())
     for sample, number in zip(images, (1, 2, 0, 3), strict=True):
         np.testing.assert_allclose(levels(sample), made[number], atol=1e-4)
+
+
+def test_the_manifest_of_images_that_were_drawn_is_none_of_them(tmp_path: Path) -> None:
+    sampler = DDIMSampler(noise_schedule(), 1)
+    sample_shards(
+        sampler,
+        lambda x, t: x,
+        torch.arange(2),
+        (8, 8),
+        tmp_path / "cat",
+        batch_size=2,
+        decode=lambda x: x.abs().to(torch.uint8),
+        files="png",
+        progress=False,
+    )
+    drawn = load_images(tmp_path, small())
+    (tmp_path / "cat" / "manifest.json").rename(tmp_path / ".hidden")
+    assert (len(drawn), drawn.digest) == (2, load_images(tmp_path, small()).digest)
+    (tmp_path / "cat" / "manifest.json").write_text("{}")  # somebody else's
+    with pytest.raises(
+        ValueError, match=r"images: expected image files .* and folders alone, got '.*manifest\.json'"
+    ):
+        load_images(tmp_path, small())
 
 
 def test_what_is_no_rgb_becomes_it(tmp_path: Path) -> None:

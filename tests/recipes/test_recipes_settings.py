@@ -125,7 +125,9 @@ def test_a_file_gives_its_settings(tmp_path: Path) -> None:
             "sise = 3\nsize = 8\nlr = 1",
             r"recipe: expected settings in '.*own\.toml' \(size, .*unknown 'sise', 'lr'",
         ),
-        ("[unet]\nchannels = 8", r"got the unknown 'unet'"),
+        ("[unet]\nchannels = 8", r"got the unknown 'unet'$"),
+        ("chanels = 8", r"got the unknown 'chanels'; did you mean 'channels'\?$"),
+        ("batch-size = 8", r"got the unknown 'batch-size'; did you mean 'batch_size'\?$"),
         ("size = ", r"recipe: expected TOML in '.*own\.toml': Invalid value"),
         ("size = '8'", r"recipe: '.*own\.toml': size: expected an integer >= 1, got '8'"),
         ("flip = 1", r"flip: expected True or False, got 1"),
@@ -174,6 +176,11 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         ({"attention": (16,)}, "attention: expected some of the resolutions 8, 4, or none, got 16"),
         ({"channels": 7}, "channels: expected an even number >= 4, got 7"),
         ({"head_dim": 3}, "head_dim: expected a divisor of 16, the channels of attention, got 3"),
+        ({"beta_end": 1e-5}, "beta_start: expected at most beta_end = 1e-05, got 0.0001"),
+        (
+            {"schedule": "squaredcos_cap_v2", "beta_start": 0.5},
+            "beta_start: expected 0.0001, its default, with schedule='squaredcos_cap_v2', which has no use for it",
+        ),
         ({"tau": 0.9}, "tau: expected loss 'skip' beside it, which it is part of, got 'simple'"),
         (
             {"class_dropout": 0.1},
@@ -194,7 +201,7 @@ def test_the_network_is_what_the_settings_say() -> None:
     assert unet.down_blocks[0].attentions[0].heads == 4
     assert unet.mid_block.attentions[0].heads == 8
     assert unet.down_blocks[0].resnets[0].dropout.p == 0.3
-    assert unet.down_blocks[0].resnets[0].norm1.num_groups == 16
+    assert unet.down_blocks[0].resnets[0].norm1.num_groups == 4  # of four channels
     plain: Any = new_unet(small(attention=()), device="meta").unet
     assert [type(block).__name__ for block in plain.down_blocks] == ["DownBlock2D"] * 2
     assert plain.mid_block.attentions[0].heads == 1

@@ -120,6 +120,26 @@ def test_another_data_or_network_is_refused(images: Path, tmp_path: Path) -> Non
         trained(images, tmp_path / "made")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 16}, "size = 8 like the settings, got size = 16"),
+        ({"classes": "folders"}, "classes = 'none' like the settings, got classes = 'folders'"),
+        ({"flip": True}, "flip = False like the settings, got flip = True"),
+    ],
+)
+def test_images_of_other_settings_are_refused(images: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^images: expected some loaded with " + message):
+        image_trainer(small(), load_images(images, small(**changes)))
+
+
+def test_trainers_are_of_images(images: Path) -> None:
+    with pytest.raises(TypeError, match="images: expected what load_images returns, got str"):
+        image_trainer(small(), "images")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"device: expected a device of this machine \('cpu'.*\), got 'gpu'"):
+        image_trainer(small(), load_images(images, small()), device="gpu")
+
+
 def test_labels_are_dropped_for_the_null_class(images: Path) -> None:
     settings = small(classes="folders", class_dropout=0.9, batch_size=10, ema_decay=0.0)
     found = load_images(images, settings)
