@@ -11,7 +11,7 @@ from gmmkernel.digits.distance import (
 )
 from gmmkernel.digits.loading import load_classifier, load_flow_unet, load_statistics, load_unet
 from gmmkernel.digits.training import denoising_loss, digits_trainer, velocity_loss
-from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet
+from gmmkernel.digits.unet import IMAGE_SHAPE, NULL_CLASS, NUM_CLASSES, DigitsUNet, SmallUNet
 
 __all__ = [
     "IMAGE_SHAPE",
@@ -20,6 +20,7 @@ __all__ = [
     "NUM_FEATURES",
     "DigitsClassifier",
     "DigitsUNet",
+    "SmallUNet",
     "denoising_loss",
     "digit_fid",
     "digit_fid_by_group",

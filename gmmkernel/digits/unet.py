@@ -18,7 +18,6 @@ IMAGE_SHAPE = (1, 8, 8)
 """Channels, height and width of one digit."""
 
 _WIDTH = 32
-_EMBEDDING = 64
 _GROUPS = 8
 
 
@@ -47,14 +46,15 @@ class ResidualBlock(nn.Module):
     Args:
         channels_in: channels of the input.
         channels_out: channels of the output; where they differ a 1x1 convolution carries the shortcut.
+        embedding: size of the embedding E.
     """
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, embedding: int) -> None:
         """Create the layers; the last convolution starts at zero, so the block starts as its shortcut."""
         super().__init__()
         self.norm_in = nn.GroupNorm(_GROUPS, channels_in)
         self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.embedding = nn.Linear(_EMBEDDING, channels_out)
+        self.embedding = nn.Linear(embedding, channels_out)
         self.norm_out = nn.GroupNorm(_GROUPS, channels_out)
         self.conv_out = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
         _set_to_zero(self.conv_out)
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        """Map [B, channels_in, H, W] and the embedding [B, 64] to [B, channels_out, H, W]."""
+        """Map [B, channels_in, H, W] and the embedding [B, E] to [B, channels_out, H, W]."""
         out = self.conv_in(F.silu(self.norm_in(hidden)))
         out = out + self.embedding(embedding)[:, :, None, None]
         out = self.conv_out(F.silu(self.norm_out(out)))
@@ -96,37 +96,38 @@ class SelfAttention(nn.Module):
 
 
 class SmallUNet(nn.Module):
-    """Two resolutions, 8x8 with 32 channels and 4x4 with 64, residual blocks, attention at 4x4.
+    """Two resolutions, that of the images and half of it, residual blocks, attention at the lower one.
 
     Args:
         channels: of the images.
         classes: that an image can be of; the label `classes` stands for none of them.
+        width: channels at the higher resolution, a multiple of 8; there are twice as many at the lower one.
     """
 
     frequencies: Tensor
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int = _WIDTH) -> None:
         """Create the layers with random weights."""
         super().__init__()
-        count = _WIDTH // 2
+        count, embedding = width // 2, 2 * width
         frequencies = torch.tensor([10000.0 ** (-index / count) for index in range(count)])
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.time_in = nn.Linear(_WIDTH, _EMBEDDING)
-        self.time_out = nn.Linear(_EMBEDDING, _EMBEDDING)
-        self.class_embedding = nn.Embedding(classes + 1, _EMBEDDING)
-        self.conv_in = nn.Conv2d(channels, _WIDTH, 3, padding=1)
-        self.down = ResidualBlock(_WIDTH, _WIDTH)
-        self.downsample = nn.Conv2d(_WIDTH, _WIDTH, 3, stride=2, padding=1)
-        self.middle_in = ResidualBlock(_WIDTH, 2 * _WIDTH)
-        self.attention = SelfAttention(2 * _WIDTH)
-        self.middle_out = ResidualBlock(2 * _WIDTH, 2 * _WIDTH)
-        self.up = ResidualBlock(3 * _WIDTH, _WIDTH)
-        self.norm_out = nn.GroupNorm(_GROUPS, _WIDTH)
-        self.conv_out = nn.Conv2d(_WIDTH, channels, 3, padding=1)
+        self.time_in = nn.Linear(width, embedding)
+        self.time_out = nn.Linear(embedding, embedding)
+        self.class_embedding = nn.Embedding(classes + 1, embedding)
+        self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
+        self.down = ResidualBlock(width, width, embedding)
+        self.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.middle_in = ResidualBlock(width, 2 * width, embedding)
+        self.attention = SelfAttention(2 * width)
+        self.middle_out = ResidualBlock(2 * width, 2 * width, embedding)
+        self.up = ResidualBlock(3 * width, width, embedding)
+        self.norm_out = nn.GroupNorm(_GROUPS, width)
+        self.conv_out = nn.Conv2d(width, channels, 3, padding=1)
         _set_to_zero(self.conv_out)
 
     def predict(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        """Map `sample` [B, channels, 8, 8] at `timestep`, [] or [B], with labels [B], to a prediction of its shape."""
+        """Map `sample` [B, channels, H, W] at `timestep`, [] or [B], with labels [B], to a prediction of its shape."""
         timesteps = timestep.expand(sample.shape[0])
         embedding = F.silu(self.time_in(timestep_embedding(timesteps, self.frequencies)))
         embedding = F.silu(self.time_out(embedding) + self.class_embedding(class_labels))

@@ -11,10 +11,10 @@ import torch
 from helpers import assert_same_bits
 from torch import Tensor, nn
 
-from examples import components, learn_offsets, reward_tuning
+from examples import learn_offsets, reward_tuning
 from examples.learn_offsets import ELEMENTS, LearnedMixture, LearnedNoise, Problem, energy_distance
 from examples.reward_tuning import Policy
-from gmmkernel import Column, DDIMSampler, MixtureTables, draw_components, gaussian_mixture, noise_schedule
+from gmmkernel import Column, MixtureTables, gaussian_mixture
 from gmmkernel.digits import DigitsClassifier, DigitsUNet, load_classifier, load_digits
 
 
@@ -200,17 +200,3 @@ def test_a_policy_that_has_moved_on_is_told_from_the_one_that_drew(
     assert bool((policy.logits != before).all())
     with pytest.raises(AssertionError):
         reward_tuning.improve(policy, optimiser, moves, rewards, 1)
-
-
-def test_components_one_by_one() -> None:
-    """The tables of the picture draw that component, whatever the seed; in one step, so that digits differ."""
-    mixture = gaussian_mixture("ortho", elements=components.ELEMENTS, n_components=8, scale=3.0)
-    tables = DDIMSampler(noise_schedule(), 10, mixture=mixture).tables
-    assert tables is not None
-    for component in (0, 3, 7):
-        drawn = draw_components(torch.arange(50), components.only(tables, component).cdf, row=0)
-        assert drawn.tolist() == [component] * 50
-    seeds, digits = torch.arange(2), torch.tensor([3, 8])
-    plain, first, last = (components.draw(seeds, digits, 3.0, component) for component in (None, 0, 7))
-    assert not torch.equal(plain, first)
-    assert not torch.equal(first, last)
