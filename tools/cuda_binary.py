@@ -16,7 +16,7 @@ BUILD = ROOT / "build" / f"cpython-{sys.version_info.major}{sys.version_info.min
 
 
 class MissingTool(RuntimeError):
-    """There is no cuobjdump, or no extension to look into."""
+    """There is no cuobjdump, or no extension or code to look into."""
 
 
 def _package_folders(package: str, pattern: str) -> list[Path]:
@@ -75,12 +75,20 @@ def run(command: Sequence[str | Path], folder: Path | None = None) -> str:
 
 
 def read_sass(binary: Path, architecture: str | None = None) -> tuple[str, str, str]:
-    """Return what cuobjdump prints of instructions, sections and resources, of one architecture ("90") or of all."""
+    """Return what cuobjdump prints of instructions, sections and resources, of one architecture ("90") or of all.
+
+    Raises:
+        MissingTool: there is no cuobjdump, or the binary has no code of that architecture.
+    """
     cuobjdump = find_cuobjdump()
     chosen = [] if architecture is None else ["-arch", f"sm_{architecture}"]
     sass, elf, resources = (
         run([cuobjdump, what, *chosen, binary]) for what in ("-sass", "-elf", "--dump-resource-usage")
     )
+    if architecture is not None and "Function : " not in sass:
+        raise MissingTool(
+            f"{binary.name} has no code for sm_{architecture}: build it with GMM_CUDA_ARCHITECTURES, or choose others"
+        )
     return sass, elf, resources
 
 
