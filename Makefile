@@ -13,9 +13,11 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 
 .PHONY: sample test pytest test-all test-newest gpu-check lint format bench train study docs golden accuracy wheel clean
 
-# Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png.
+# Ten- and five-step samples of the digits model: DDIM, DDIM-GMM and a control, in out/comparison.png; and of the
+# network of cartoon faces, in out/faces.png and out/components.png.
 sample: $(or $(wildcard $(VENV)/ready),$(VENV)/sample)
 	$(PY) -m gmmkernel compare --output out/comparison.png
+	$(PY) -m examples.faces.pictures --output out
 
 # What everybody runs: the linters beside the tests.
 test: $(VENV)/ready

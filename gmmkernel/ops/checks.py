@@ -75,12 +75,19 @@ def wants_gradient(function: str, inputs: Sequence[Tensor | None]) -> bool:
 def is_eager() -> bool:
     """Whether a call may go to the kernels past PyTorch: nothing traces, transforms, records or overrides operators."""
     return not (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
+        _hides_values()
         or torch._C._len_torch_function_stack()
         or forward_ad._current_level >= 0
         or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _hides_values() -> bool:
+    """Whether tensors may have no values to look at: a compiler, a transform or a dispatch mode is at work."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
         or torch._C._is_tracing()
     )
 
@@ -155,7 +162,7 @@ def check_terms(inputs: StepInputs | LogProbInputs | LogRatioInputs) -> None:
     are not finite, or out of range, are the backends' to deal with.
     """
     coefficients, row, stored = inputs.coefficients, inputs.row, len(inputs.history)
-    if coefficients.requires_grad or inputs.sample.numel() == 0 or not is_eager():
+    if coefficients.requires_grad or inputs.sample.numel() == 0 or _hides_values():
         return
     if any(isinstance(read, Tensor) and read.device.type != "cpu" for read in (coefficients, row)):
         return

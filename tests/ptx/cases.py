@@ -116,6 +116,7 @@ def bounded(case: StepCase) -> StepCase:
     """Return a step whose bound is zero, which keeps the sign of a zero that meets it."""
     coefficients = case.coefficients.clone()
     coefficients[:, Column.CLIP_MIN] = 0.0
+    coefficients[:, Column.HISTORY_0 : Column.HISTORY_3 + 1] = 0.0
     return replace(case, coefficients=coefficients, history=[])
 
 

@@ -84,8 +84,7 @@ GRADIENTS = (
 def make_step(*, row: str = "clipping", **options: Any) -> StepCase:
     """Return a step of one table row: noise, an offset, every stored prediction, and what the row's name says."""
     columns = {"x0_sample": 1.1, "x0_output": -0.4, "sample": 0.7, "x0": 0.3, "output": 0.2, "sigma": 0.5}
-    columns |= {"offset": 1.0, "guidance": 3.0, "eps_sample": 0.1, "eps_output": 0.9}
-    columns |= {f"history_{h}": 0.1 for h in range(4)}
+    columns |= {"offset": 1.0, "eps_sample": 0.1, "eps_output": 0.9}
     if row in ("clipping", "zero bound"):
         columns |= {"clip_min": -1.0 if row == "clipping" else 0.0, "clip_max": 1.0}
     if row == "without noise":
@@ -93,6 +92,8 @@ def make_step(*, row: str = "clipping", **options: Any) -> StepCase:
     components = options.pop("components", 0)
     plain = {"batch": 1, "shape": (SIZE,), "guidance": False, "history": 0, "per_sample": False}
     options = {"output_dtype": options["dtype"], "prediction": None, **plain, **options}
+    columns |= {"guidance": 3.0 if options["guidance"] else 1.0}
+    columns |= {f"history_{h}": 0.1 for h in range(options["history"])}
     case = random_case(0, components=0, rows=1, **options)
     mixture = None
     if components:
