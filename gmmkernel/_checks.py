@@ -161,6 +161,7 @@ def check_device(name: str, device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
+    # All that PyTorch raises: for no device's name, for another type, for a build without it, for a missing one.
     except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
         there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
         expected = ", ".join(map(repr, there))
