@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cuda_binary
@@ -279,3 +280,11 @@ def test_launches_of_pipelines_cost_little_more_than_the_plain_one(
         if dtype == "bfloat16":
             more += loads / size + stores / size / 2  # an instruction widens one, or narrows two
         assert own.instructions <= most * plain.instructions + more, launch
+
+
+def test_an_architecture_that_was_not_built_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_binary, "find_cuobjdump", lambda: Path("cuobjdump"))
+    monkeypatch.setattr(cuda_binary, "run", lambda command: "")
+    with pytest.raises(cuda_binary.MissingTool, match=r"_cuda\.so has no code for sm_75: build it with"):
+        cuda_binary.read_sass(Path("_cuda.so"), "75")
+    assert cuda_binary.read_sass(Path("a.cubin")) == ("", "", "")
