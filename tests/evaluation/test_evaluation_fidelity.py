@@ -174,11 +174,11 @@ def test_the_command(found: object, library: tuple[Path, Path], place: Path) -> 
 
 def test_a_torchvision_that_does_not_fit(library: tuple[Path, Path], place: Path) -> None:
     folder, fitting = library
-    done = start(["-m", "gmmkernel", "evaluate", "nowhere"], place, folder)
+    done = start(["-m", "gmmkernel", "evaluate", "samples", "--metrics", "fid"], place, folder)
     assert done.returncode == 2
     expected = (
         "torchvision: expected a build for PyTorch"
         if any(fitting.iterdir())
-        else "samples: expected a folder"
+        else "reference: expected a reference for fid"
     )
     assert done.stderr.startswith(f"error: {expected}")
