@@ -35,18 +35,18 @@ from gmmkernel.mixtures import Mixture, gaussian_mixture
 from gmmkernel.moments import moment_report
 from gmmkernel.ops import (
     MixtureTables,
-    add_noise,
     draw_components,
     gmm_step,
     gmm_step_log_prob,
     gmm_step_log_ratio,
     join_log_prob,
     mixture_moments,
-    orthonormalize,
     shard_view,
-    skip_step_loss,
     standard_normal,
 )
+from gmmkernel.ops.add_noise import add_noise  # whoever reads sources takes ops.add_noise for the module
+from gmmkernel.ops.orthonormalize import orthonormalize
+from gmmkernel.ops.skip_step_loss import skip_step_loss
 from gmmkernel.samplers import (
     DDIMSampler,
     DEISSampler,

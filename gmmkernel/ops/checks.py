@@ -172,8 +172,9 @@ def check_terms(inputs: StepInputs | LogProbInputs | LogRatioInputs) -> None:
     missing = read[:, Column.HISTORY_0 + stored : Column.HISTORY_3 + 1]
     if bool(missing.any()):
         sample, j = missing.nonzero()[0].tolist()
+        count = f"{stored + j + 1} tensor{'s' if stored + j else ''}"
         raise ValueError(
-            f"history: expected at least {stored + j + 1} tensors, which row {int(taken[sample])} reads, got {stored}; "
+            f"history: expected at least {count}, which row {int(taken[sample])} reads, got {stored}; "
             "a multistep solver's rows need its stored predictions (the samplers' `step` keeps them)"
         )
     scale = found[:, Column.GUIDANCE]

@@ -162,8 +162,10 @@ def test_the_site_is_built_and_its_faults_are_seen(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     reference = "".join(path.read_text() for path in (tmp_path / "site" / "reference").glob("*.html"))
     assert [name for name in entries() if f'id="{name}"' not in reference] == []
-    index = tmp_path / "docs" / "index.md"
-    index.write_text(index.read_text() + "\n[a page](nowhere.md), [a file](../csrc/nowhere.h)\n")
+    modules = [name for name in entries() if f'id="{name}.{name.rpartition(".")[2]}"' in reference]
+    assert modules == []  # in a function's place
+    page = tmp_path / "README.md"
+    page.write_text(page.read_text() + "\n[a page](docs/nowhere.md), [a file](csrc/nowhere.h)\n")
     done = build()
     assert done.returncode != 0
     assert "nowhere.md" in done.stderr

@@ -61,7 +61,7 @@ def error_of(capsys: CaptureText, *words: str) -> str:
         ),
         (
             "--pipeline @/flux --images @/x --prompts @/prompts.txt --spacing leading",
-            "--spacing: expected None for a rectified flow, got 'leading'",
+            "--spacing: expected no spacing for a rectified flow, whose times",
         ),
         ("--pipeline @/ddpm --images @/x --eta 1", "--eta: expected none with --sampler dpm-solver, got 1 ("),
         ("--pipeline @/ddpm --images @/x --sampler deis --variant rand", "--variant: expected none with --sa"),

@@ -84,7 +84,10 @@ def sampler_from_config(
     }
     if flow:
         if spacing is not None:
-            raise ValueError(f"spacing: expected None for a rectified flow, got {spacing!r}")
+            raise ValueError(
+                "spacing: expected no spacing for a rectified flow, whose times follow from the config's shift, "
+                f"got {spacing!r}"
+            )
         scheduler = GMMFlowMatchScheduler.from_config(config)
         scheduler.set_timesteps(num_inference_steps, sigmas=sigmas, mu=mu)
         return FlowSampler(
