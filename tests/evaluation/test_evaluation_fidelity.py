@@ -179,6 +179,6 @@ def test_a_torchvision_that_does_not_fit(library: tuple[Path, Path], place: Path
     expected = (
         "torchvision: expected a build for PyTorch"
         if any(fitting.iterdir())
-        else "reference: expected a reference for fid"
+        else "--reference: expected a reference for fid"
     )
     assert done.stderr.startswith(f"error: {expected}")
