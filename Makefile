@@ -95,7 +95,7 @@ accuracy: $(VENV)/ready
 	build/tools/csrc/tests/test_elementary --every-word
 	$(PY) -m pytest -s -m accuracy
 
-# dist/: the sdist, and the wheel for the Python of .venv, which loads on Linux since 2021 (docs/install.md).
+# dist/: the sdist, and the wheel for the Python of .venv, which asks for glibc 2.28 or newer (docs/install.md).
 wheel: $(VENV)/tools
 	rm -rf dist build/wheel
 	$(PY) -m venv build/wheel/venv

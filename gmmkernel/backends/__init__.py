@@ -201,7 +201,7 @@ def _choose(device: torch.device) -> str:
             if name == "reference":
                 warnings.warn(
                     "the NumPy reference computes on CPU tensors, a hundred times slower and more than the compiled "
-                    f"core, which cannot be used: {reasons['cpu']}. Reinstall gmmkernel; where the reference is meant, "
+                    f"core, which cannot be used: {reasons['cpu']}. Where the reference is meant, "
                     "backend='reference' or gmmkernel.backends.use('reference') says so",
                     SlowBackendWarning,
                     stacklevel=2,

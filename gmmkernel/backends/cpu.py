@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+if find_spec("gmmkernel._core") is None:
+    raise ImportError(
+        f"{Path(__file__).parents[1]} has no compiled core, _core; in a checkout `pip install --editable .` builds it, "
+        "and a gmmkernel installed otherwise is found from other folders only"
+    )
 from gmmkernel import _core
 from gmmkernel.backends.compiled import CompiledKernels
 

@@ -102,7 +102,7 @@ def add_run_options(parser: argparse.ArgumentParser, *, count: str, output: str)
         type=integer(1),
         metavar="B",
         help="samples at a time; a last batch that is smaller is filled up, so that a sample does not depend on how "
-        "many there are (default: all of them, 500 at most)",
+        "many there are (default: all of them, at most 500 digits or 16 images of a pipeline)",
     )
     group.add_argument(
         "--output", type=file(".png"), metavar="FILE", help=f"picture to write (.png; default {output})"

@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser, shared: set[str]) -> set[str]:
         "--recipe",
         metavar="NAME|FILE.toml",
         help=f"settings to begin with: {', '.join(RECIPES)} or a file with the names of the options below as keys; "
-        "options come before it",
+        "an option on the command line overrides it",
     )
     group.add_argument(
         "--workers",
