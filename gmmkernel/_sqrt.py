@@ -11,10 +11,16 @@ from torch import Tensor
 
 class _ExactSquareRoot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        roots = torch.from_numpy(np.sqrt(values.detach().cpu().numpy())).to(values.device)
-        ctx.save_for_backward(roots)
-        return roots
+    def forward(values: Tensor) -> Tensor:
+        return torch.from_numpy(np.sqrt(values.detach().cpu().numpy())).to(values.device)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], values: Tensor) -> tuple[Tensor, int]:
+        return square_root(values), in_dims[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

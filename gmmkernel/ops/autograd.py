@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch._C._functorch import unwrap_if_dead
+from torch._C._functorch import is_legacy_batchedtensor, unwrap_if_dead
 
 from gmmkernel.backends.constants import Column, Stream
 from gmmkernel.backends.protocol import StepInputs
@@ -70,11 +70,20 @@ def apply(function: Any, *given: Any) -> Any:
 
 
 def apply_backward(function: Any, *given: Any) -> Any:
-    """Do the same with the Function that another's backward is, as one only where that has a derivative in turn."""
+    """Do the same with the Function that another's backward is, as one only where that has a derivative in turn.
+
+    Raises:
+        NotImplementedError: the gradients are a batch of them, by the way that autograd has besides `torch.vmap`.
+    """
     # torch.compile does not trace one Function in another's backward, nor second derivatives.
-    if torch.compiler.is_compiling() or not (
-        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
-    ):
+    if torch.compiler.is_compiling():
+        return function.forward(*given)
+    if any(type(value) is Tensor and is_legacy_batchedtensor(value) for value in given):
+        raise NotImplementedError(
+            "gradients of gmmkernel's ops: expected them one by one, or by torch.func.vmap or torch.func.jacrev, got "
+            "a batch of them (is_grads_batched=True or vectorize=True)"
+        )
+    if not (torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()):
         return function.forward(*given)
     return apply(function, *given)
 

@@ -162,11 +162,11 @@ def check_terms(inputs: StepInputs | LogProbInputs | LogRatioInputs) -> None:
     are not finite, or out of range, are the backends' to deal with.
     """
     coefficients, row, stored = inputs.coefficients, inputs.row, len(inputs.history)
-    if coefficients.requires_grad or inputs.sample.numel() == 0 or _hides_values():
+    if _hides_values() or coefficients.requires_grad or inputs.sample.numel() == 0:
         return
     if any(isinstance(read, Tensor) and read.device.type != "cpu" for read in (coefficients, row)):
         return
-    taken = torch.as_tensor(row).reshape(-1)
+    taken = torch.as_tensor(row, device="cpu").reshape(-1)
     found = coefficients[taken.clamp(0, len(coefficients) - 1)]
     read = found.isfinite() & (found != 0)
     missing = read[:, Column.HISTORY_0 + stored : Column.HISTORY_3 + 1]

@@ -302,6 +302,15 @@ def _is_plain(values: Sequence[Any]) -> bool:
     return True
 
 
+def _without_subclass(value: Any) -> Any:
+    """Return a tensor, or a list of them, as PyTorch's own class: extensions take no other."""
+    if isinstance(value, list):
+        return [_without_subclass(entry) for entry in value]
+    if isinstance(value, Tensor) and type(value) not in (Tensor, Parameter):
+        return value.as_subclass(Tensor)
+    return value
+
+
 class Operator:
     """An operator registered with PyTorch; calls go past its dispatcher, which takes longer than a small kernel.
 
@@ -328,7 +337,10 @@ class Operator:
         def of_operands(function: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *given: function(*given[:first], op.read(given[first:]))
 
-        _library.impl(self.name, of_operands(self.of_plain), "CompositeExplicitAutograd")
+        def of_subclasses(*given: Any) -> Any:
+            return of_operands(self.of_plain)(*map(_without_subclass, given))
+
+        _library.impl(self.name, of_subclasses, "CompositeExplicitAutograd")
         torch_library.register_fake(f"gmmkernel::{self.name}", of_operands(fake), lib=_library)
 
     def __call__(self, *given: Any) -> Any:

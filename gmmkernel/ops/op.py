@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from gmmkernel.backends.protocol import LogProbInputs, LogRatioInputs, NoiseInputs, StepInputs, TrainingInputs
+from gmmkernel.ops.checks import contiguous
 from gmmkernel.ops.vmap import Merged, Role, merge, rows_of
 
 Numbers: TypeAlias = tuple[int, ...]
@@ -102,7 +104,7 @@ class Op:
 
     def join(self, numbers: Sequence[int], flat: Sequence[Tensor | None]) -> Any:
         """Return inputs of numbers and flat tensors."""
-        values: list[Any] = list(flat[: len(self.names)])
+        values = self._whole(flat[: len(self.names)])
         for at, number in zip(self._indices, numbers, strict=True):
             if values[at] is None:
                 values[at] = number
@@ -121,13 +123,28 @@ class Op:
         """Return inputs of what an operator was given: the reverse of `spread`."""
         count = len(self._indices)
         end = count + len(self.names)
-        values = list(operands[count:end])
+        values = self._whole(operands[count:end])
         for at, number in zip(self._indices, operands, strict=False):
             if values[at] is None:
                 values[at] = number
         if self._history is not None:
             values.insert(self._history, operands[end] or ())
         return self._make(values)
+
+    def _whole(self, tensors: Sequence[Tensor | None]) -> list[Any]:
+        """Return tensors as backends take them: only samples may have strides.
+
+        Public functions see to that, but an exported program is given others, and `vmap` makes others. A compiler only
+        traces: its program calls the operators.
+        """
+        if torch.compiler.is_compiling():
+            return list(tensors)
+        return [
+            contiguous(tensor)
+            if tensor is not None and (role is not Role.BATCH or tensor.dim() == 1)
+            else tensor
+            for role, tensor in zip(self._roles, tensors, strict=True)
+        ]
 
     def primals(self, flat: Sequence[Any]) -> list[Any]:
         """Return what belongs to the tensors with a gradient, of what belongs to all."""

@@ -106,9 +106,9 @@ def sample_shards(
         ImportError: `files` is "png" and there is no Pillow.
         FileExistsError: the folder has files of something else, and no manifest.
         OSError: a file cannot be written, as on a full disk; those already written stay.
-        TypeError: an argument has the wrong type.
-        ValueError: an argument is out of range; the folder belongs to a run that differs (the message says in what);
-            a file in it is damaged or foreign (it says which).
+        TypeError: an argument, or what `decode` returns, has the wrong type.
+        ValueError: an argument is out of range; `decode` returns more or less than it got; the folder belongs to a run
+            that differs (the message says in what); a file in it is damaged or foreign (it says which).
         RuntimeError: samples are not finite (the message has their seeds), which are not written; or another rank
             failed (it says which and why). Every rank raises, none is left waiting. The shards already written stay.
     """
@@ -145,7 +145,7 @@ def sample_shards(
                     progress=False,
                 ).sample
                 _check_finite("model", made, chunk)
-                images = made if decode is None else decode(made)
+                images = made if decode is None else _check_decoded(decode(made), len(chunk))
                 if images.is_floating_point():
                     _check_finite("decode", images, chunk)
                 try:
@@ -157,6 +157,17 @@ def sample_shards(
     together(work)
     count = shard_count(manifest)
     return ShardReport(count, count - len(missing), tuple(mine), samples_in(missing))
+
+
+def _check_decoded(images: object, count: int) -> Tensor:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"decode: expected it to return a tensor, got {type(images).__name__}")
+    if images.shape[:1] != (count,):
+        raise ValueError(
+            f"decode: expected it to return a tensor with {count} entries, one for each sample, got shape "
+            f"{tuple(images.shape)}"
+        )
+    return images
 
 
 def _check_finite(name: str, made: Tensor, seeds: Tensor) -> None:

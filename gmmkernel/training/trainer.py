@@ -323,8 +323,13 @@ class Trainer:
             step=step,
             backend=self._backend,
         )
+        predicted = self._predict(noisy, timesteps, *conditioning)
+        if isinstance(predicted, Tensor) and predicted.shape != noisy.shape:
+            raise ValueError(
+                f"model: expected an output of the batch's shape {tuple(noisy.shape)}, got {tuple(predicted.shape)}"
+            )
         loss = skip_step_loss(
-            self._predict(noisy, timesteps, *conditioning),
+            predicted,
             self._coefficients,
             row=timesteps,
             seeds=self._noise_seeds,
@@ -368,12 +373,8 @@ class Trainer:
             self._device
         )
         return [
-            torch.where(
-                drop.view(-1, *[1] * (entry.ndim - 1)),
-                torch.as_tensor(null, dtype=entry.dtype, device=entry.device),
-                entry,
-            )
-            for entry, null in zip(conditioning, self._null, strict=True)
+            torch.where(drop.view(-1, *[1] * (entry.ndim - 1)), _null_like(entry, place, null), entry)
+            for place, (entry, null) in enumerate(zip(conditioning, self._null, strict=True))
         ]
 
     def _check_dtype(self, dtype: torch.dtype) -> None:
@@ -415,6 +416,16 @@ class Trainer:
         restore_states(path, found.tensors, self.model, self.average, self._optimizer)
         self._losses.copy_(found.tensors["losses"])
         self.step = found.step
+
+
+def _null_like(entry: Tensor, place: int, null: Tensor | float) -> Tensor:
+    """Return what stands for a dropped entry, in its type, which must be able to hold it."""
+    broken = null.is_floating_point() if isinstance(null, Tensor) else null != int(null)
+    if broken and not entry.is_floating_point():
+        raise ValueError(
+            f"null_conditioning[{place}]: expected integers, as the data's conditioning has {entry.dtype}, got {null!r}"
+        )
+    return torch.as_tensor(null, dtype=entry.dtype, device=entry.device)
 
 
 def _check_null(null_conditioning: object) -> None:

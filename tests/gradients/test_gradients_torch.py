@@ -145,6 +145,14 @@ def test_forward_mode_is_an_error(function: Callable[..., Tensor]) -> None:
         assert_same_bits(call(ARGUMENTS[0]), call(ARGUMENTS[0].clone()))
 
 
+@FUNCTIONS
+def test_batches_of_gradients_besides_vmap_are_an_error(function: Callable[..., Tensor]) -> None:
+    leaf = ARGUMENTS[0].clone().requires_grad_()
+    made = function(leaf, *ARGUMENTS[1:], CASE.seeds, 1)
+    with pytest.raises(NotImplementedError, match=r"one by one, or by torch\.func\.vmap"):
+        torch.autograd.grad(made, leaf, torch.ones(2, *made.shape, dtype=made.dtype), is_grads_batched=True)
+
+
 def test_only_what_asks_for_a_gradient_gets_one() -> None:
     whole = step_gradients(CASE)
     for name, tensor in leaves_of(CASE).items():

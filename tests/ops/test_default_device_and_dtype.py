@@ -12,6 +12,7 @@ from helpers import assert_same_bits, random_case
 from torch import Tensor
 
 from gmmkernel import (
+    Column,
     add_noise,
     ddim_coefficients,
     draw_components,
@@ -113,6 +114,15 @@ def test_results_have_the_same_bits(backend: str) -> None:
     for tensor, usual in zip(made, expected, strict=True):
         assert tensor.device == usual.device
         assert_same_bits(tensor, usual)
+
+
+def test_rows_are_looked_at() -> None:
+    rows = ROWS.clone()
+    rows[1, Column.HISTORY_0] = 0.5
+    with other_defaults():
+        for row in (1, ROW):
+            with pytest.raises(ValueError, match="history: expected at least 1 tensor, which row 1 reads"):
+                gmm_step(X, X, rows, row=row, seeds=SEEDS)
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

@@ -198,6 +198,36 @@ def test_exported_programs_give_the_same_bits_for_any_batch() -> None:
             assert_same_bits(exported, direct)
 
 
+def test_raw_ops_take_indices_and_tables_with_strides() -> None:
+    """As an exported program hands them over, where nobody checks its inputs again."""
+    case = CASES["everything"]
+    given = raw_arguments(case)
+    strided = [
+        torch.stack([value, value], dim=-1)[..., 0] if isinstance(value, torch.Tensor) and at >= 6 else value
+        for at, value in enumerate(given)
+    ]
+    assert sum(isinstance(value, torch.Tensor) and not value.is_contiguous() for value in strided) > 6
+    OPS.gmm_step(*given)
+    expected = [value.clone() for value in given[:3]]
+    OPS.gmm_step(*strided)
+    for made, whole in zip(strided[:3], expected, strict=True):
+        assert_same_bits(made, whole)
+
+
+class Tagged(torch.Tensor):
+    """A subclass that only has another name."""
+
+
+def test_subclasses_are_tensors() -> None:
+    case = CASES["bare"]
+    tagged = case.map_samples(lambda tensor: tensor.as_subclass(Tagged))
+    made, expected = tagged.run(), case.run()
+    assert type(made.prev_sample) is Tagged
+    assert_same_bits(made.prev_sample.as_subclass(torch.Tensor), expected.prev_sample)
+    seeds = case.seeds.as_subclass(Tagged)
+    assert_same_bits(standard_normal(seeds, (3,)), standard_normal(case.seeds, (3,)))
+
+
 def test_calls_under_autocast_and_inference_mode_are_plain_calls() -> None:
     case = CASES["everything"]
     expected = case.run()

@@ -76,6 +76,32 @@ def test_a_mapped_dimension_has_the_bits_of_a_loop(case: str) -> None:
     assert_same_bits(torch.vmap(torch.vmap(call))(*twice), torch.stack([expected, expected.flip(0)]))
 
 
+def test_a_batch_of_one_and_seeds_with_strides() -> None:
+    """A mapped dimension beside one sample, or every other seed, merges into indices with strides of their own."""
+    rows = ddim_coefficients(noise_schedule("linear"), timesteps(5), eta=1.0)
+    training_rows = training_coefficients(noise_schedule("linear"))
+    x, seeds = torch.linspace(-1, 1, 20).view(4, 1, 5), torch.arange(8)[::2]
+
+    def functions(seed: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        return [
+            lambda x: gmm_step(x, x * x, rows, row=1, seeds=seed).prev_sample,
+            lambda x: add_noise(x, training_rows, row=seed * 3, seeds=seed),
+            lambda x: skip_step_loss(x, training_rows, row=20, seeds=seed, step=seed),
+            lambda x: x + standard_normal(seed, (5,), step=seed),
+            lambda x: x + draw_components(seed, FOUR_ENTRIES[0], row=1)[:, None],
+        ]
+
+    for n in range(5):
+        expected = torch.stack([functions(seeds[:1])[n](sample) for sample in x])
+        assert_same_bits(torch.vmap(functions(seeds[:1])[n])(x), expected)
+        if n < 3:
+            jacobian = torch.func.jacrev(functions(seeds[:1])[n])(x[0])
+            alone = torch.autograd.functional.jacobian(functions(seeds[:1])[n], x[0])
+            assert_same_bits(jacobian, alone)
+        alone = torch.stack([functions(seed[None])[n](x[0]) for seed in seeds])
+        assert_same_bits(torch.vmap(lambda seed, n=n: functions(seed[None])[n](x[0]))(seeds), alone)
+
+
 @pytest.mark.parametrize("randomness", ["error", "same", "different"])
 def test_what_vmap_says_of_randomness_does_not_matter_to_draws_from_seeds(randomness: str) -> None:
     mapped = torch.vmap(lambda seeds: noise(seeds, 1), randomness=randomness)(SEEDS)

@@ -10,6 +10,7 @@ from denoisers import ELEMENTS, SHAPE, by_hand, elementwise, elementwise_pair
 from helpers import DTYPES, assert_same_bits
 
 from gmmkernel import Column, DDIMSampler, Mixture, gaussian_mixture, noise_schedule, standard_normal
+from gmmkernel._sqrt import square_root
 
 SCHEDULE = noise_schedule()
 STEPS = 4
@@ -182,6 +183,17 @@ def test_a_pair_is_extrapolated(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
     alone = plain.sample(elementwise, SEEDS, SHAPE, progress=False).sample
     assert not torch.allclose(ours, alone, rtol=0.1, atol=0.1)
+
+
+def test_square_roots_in_transforms() -> None:
+    """Rows and tables are made of them, which a loss that learns offsets makes anew."""
+    values = torch.tensor([[0.25, 2.0], [9.0, 0.3]], dtype=torch.float64)
+    expected = 0.5 / values.sqrt()
+    torch.testing.assert_close(torch.func.grad(lambda v: square_root(v).sum())(values), expected)
+    mapped = torch.vmap(torch.func.grad(lambda v: square_root(v).sum()), in_dims=1, out_dims=1)(values)
+    torch.testing.assert_close(mapped, expected)
+    twice = torch.func.grad(lambda v: torch.func.grad(lambda w: square_root(w).sum())(v).sum())(values)
+    torch.testing.assert_close(twice, -0.25 * values**-1.5)
 
 
 def test_square_roots_are_correctly_rounded() -> None:

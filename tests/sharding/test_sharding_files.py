@@ -448,6 +448,23 @@ def test_what_is_not_finite_is_named_and_not_written(where: str, value: float, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", *shard_names(0, 1)]
 
 
+@pytest.mark.parametrize(
+    ("decode", "error", "message"),
+    [
+        (lambda x: x[:1], ValueError, r"with 2 entries, one for each sample, got shape \(1, 3, 5\)"),
+        (lambda x: x.sum(), ValueError, r"with 2 entries, one for each sample, got shape \(\)"),
+        (lambda x: [x], TypeError, ", got list"),
+        (lambda x: None, TypeError, ", got NoneType"),
+    ],
+)
+def test_what_decode_returns_is_checked(
+    decode: Any, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=rf"^decode: expected it to return a tensor.*{message}"):
+        run(tmp_path, decode=decode)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"sampler": "ddim"}, TypeError, "sampler: expected a Sampler, got str"),
     ({"seeds": [1, 2]}, TypeError, "seeds: expected a torch.Tensor, got list"),

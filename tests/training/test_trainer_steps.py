@@ -209,6 +209,31 @@ def test_conditioning_may_be_vectors() -> None:
     assert {tuple(row) for row in rows} == {(0, 0, 0), (7, 8, 9)}
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_an_output_of_another_shape_is_an_error(prediction_type: str) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 1)  # as of a model that predicts its variance
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            made: Tensor = self.conv(sample)
+            return made
+
+    trainer = Trainer(Wide(), noise_schedule(), prediction_type=prediction_type, batch_size=4)
+    message = r"model: expected an output of the batch's shape \(4, 1, 6, 5\), got \(4, 2, 6, 5\)"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(IMAGES, 1, progress=False)
+
+
+@pytest.mark.parametrize("null", [0.7, torch.tensor(0.0)])
+def test_null_conditioning_is_not_rounded_to_a_class(null: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"null_conditioning\[0\]: expected integers, as the data's condition"
+    ):
+        fit(new_trainer(null_conditioning=[null]), None)
+
+
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     images, labels = new_data()
     fit(new_trainer(), tmp_path, steps=4, data=(images, labels))

@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, SchedulerMixin
 # Choosing another scheduler is choosing another solver: how the replaced one steps between the noise levels, or
 # converts a model's output for itself, is no concern. Everything else that this package does not know might be.
 _SOLVER = {
-    *("algorithm_type", "corrector_order", "disable_corrector", "euler_at_final", "interpolation_type"),
+    *("algorithm_type", "corrector_order", "disable_corrector", "euler_at_final"),
     *("lower_order_final", "noise_sampler_seed", "predict_x0", "predictor_order", "skip_prk_steps"),
     *("solver_order", "solver_p", "solver_type", "tau_func", "variance_type"),
 }
@@ -68,6 +68,7 @@ DDIM = Rules(
             (f"use_{kind}_sigmas" for kind in ("karras", "exponential", "beta", "flow")), (False,)
         ),
         "use_lu_lambdas": (False,),
+        "interpolation_type": ("linear",),
         "timestep_type": ("discrete",),
         "final_sigmas_type": ("zero",),
         "lambda_min_clipped": (-math.inf,),
@@ -230,9 +231,10 @@ def _is_set(value: object) -> bool:
 
 
 def _unsupported(scheduler: type, name: str, wanted: object, value: object) -> ValueError:
+    written = "float('-inf')" if wanted == -math.inf else repr(wanted)
     return ValueError(
-        f"{name}: {scheduler.__name__} does not support it; expected {wanted!r}, got {value!r} "
-        f"(from_config(config, {name}={wanted!r}) leaves it out)"
+        f"{name}: {scheduler.__name__} does not support it; expected {written}, got {value!r} "
+        f"(from_config(config, {name}={written}) leaves it out)"
     )
 
 

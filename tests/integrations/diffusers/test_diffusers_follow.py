@@ -173,6 +173,7 @@ REFUSED: list[tuple[type, Any, str]] = [
     ),
     (GMMDDIMScheduler, UniPCMultistepScheduler(use_dynamic_shifting=True), "use_dynamic_shifting"),
     (GMMDDIMScheduler, EulerDiscreteScheduler(timestep_type="continuous"), "timestep_type"),
+    (GMMDDIMScheduler, EulerDiscreteScheduler(interpolation_type="log_linear"), "interpolation_type"),
     (GMMDDIMScheduler, DDPMScheduler(beta_schedule="sigmoid"), "beta_schedule"),
     (GMMDDIMScheduler, UniPCMultistepScheduler(prediction_type="flow_prediction"), "config"),
     (GMMDDIMScheduler, LCMScheduler(), "original_inference_steps"),
@@ -389,3 +390,5 @@ def test_eta_of_the_config_is_checked() -> None:
     with pytest.raises(TypeError, match="use_clipped_model_output: expected True or False"):
         GMMDDIMScheduler(use_clipped_model_output=1)
     assert math.isinf(DPMSolverMultistepScheduler().config.lambda_min_clipped)  # which is "without"
+    with pytest.raises(ValueError, match=r"from_config\(config, lambda_min_clipped=float\('-inf'\)\) leaves"):
+        GMMDDIMScheduler.from_config(DPMSolverMultistepScheduler(lambda_min_clipped=-5.1).config)
