@@ -119,7 +119,7 @@ $(VENV)/tools: constraints.txt pyproject.toml
 # The package and its pictures: the CUDA kernels, the linters and the tests' libraries wait for what needs them.
 $(VENV)/sample: $(VENV)/tools $(CORE)
 	CMAKE_ARGS="-DGMM_CUDA=OFF $$CMAKE_ARGS" $(PY) -m pip install --quiet --constraint constraints.txt \
-	  --no-build-isolation --editable '.[plot,train]'
+	  --no-build-isolation --editable '.[plot]'
 	touch $@
 
 # CUDA code for what `make test` looks at, which other devices' drivers compile from PTX; `make test-all` has them all.
