@@ -109,10 +109,11 @@ clean:
 	rm -rf build dist out benchmarks/out *.egg-info gmmkernel/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -exec rm -rf {} +
 
-# torch first, so that nothing that depends on it chooses another build.
+# torch first, so that nothing that depends on it chooses another build; its thousands of files that nobody imports need
+# no byte code.
 $(VENV)/tools: constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --no-compile --constraint constraints.txt torch
 	$(PY) -m pip install --quiet --constraint constraints.txt setuptools wheel pybind11 cmake ninja
 	touch $@
 
