@@ -1,4 +1,4 @@
-"""Links of the pages that leave docs/, for the site of `make docs`.
+"""Links of the pages that leave docs/, and where the search looks first, for the site of `make docs`.
 
 A checkout has everything where the pages say; the site has docs/ alone. So the Markdown files of `PAGES` become pages,
 other files are copied as plain text, and a link to a folder becomes the folder's name. What leads nowhere is left as it
@@ -41,8 +41,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links that leave docs/, or come from outside of it, into links of the site."""
+    """Turn the links that leave docs/, or come from outside of it, into links of the site; rank the page."""
     own = page.file.src_uri
+    if own.startswith("reference/"):
+        page.meta["search"] = {"boost": 4}  # whoever searches for a name wants to know what it is
 
     def replace(match: re.Match[str]) -> str:
         text, target, anchor = match.groups()
