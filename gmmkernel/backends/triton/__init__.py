@@ -9,7 +9,7 @@ from __future__ import annotations
 try:
     import triton as _triton  # noqa: F401
 except ModuleNotFoundError as error:
-    raise ImportError("Triton is not installed: pip install gmmkernel[triton]") from error
+    raise ImportError('Triton is not installed: pip install "gmmkernel[triton]"') from error
 from gmmkernel.backends.triton.availability import describe, why_unusable
 from gmmkernel.backends.triton.launch import (
     add_noise,
