@@ -128,7 +128,7 @@ def digit_fid_by_group(images: Tensor, groups: int = 5) -> Tensor:
         frechet_distance(*feature_statistics(group, classifier), *reference)
         for group in images.split(images.shape[0] // groups)
     ]
-    return torch.tensor(distances, dtype=torch.float64)
+    return torch.tensor(distances, dtype=torch.float64, device="cpu")
 
 
 def digit_fid_with_error(images: Tensor, groups: int = 5) -> tuple[float, float]:

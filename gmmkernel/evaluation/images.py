@@ -70,7 +70,7 @@ class Images(ABC):
         Raises:
             ValueError: one cannot be read, or has another size or values that are not an image's.
         """
-        missing, held = self.count, torch.zeros(0, *self.size, 3, dtype=torch.uint8)
+        missing, held = self.count, torch.zeros(0, *self.size, 3, dtype=torch.uint8, device="cpu")
         for part in self._parts():
             held = torch.cat([held, part])
             while missing and len(held) >= min(batch_size, missing):

@@ -274,7 +274,7 @@ def _compute(
     if reference is None or metrics == ["is"]:
         return figures, None
     features, statistics = found[FEATURES], reference.statistics
-    others = torch.zeros(0, features.shape[1])
+    others = features.new_zeros(0, features.shape[1])
     if reference.images is not None and any(_reads_reference(metric, reference) for metric in metrics):
         others = outputs(reference.images)[FEATURES]
     if "fid" in metrics:

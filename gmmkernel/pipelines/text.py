@@ -64,7 +64,7 @@ class TextPipeline(ImagePipeline):
         if negative_prompt and self.guidance_scale is None:
             raise ValueError(f"negative_prompt: expected none without guidance, got {negative_prompt!r}")
         self._prompts, self._negative_prompt, self._encoded = list(prompts), negative_prompt, None
-        return (torch.arange(count) % len(prompts),)
+        return (torch.arange(count, device="cpu") % len(prompts),)
 
     def _words(self, batch: int, *conditioning: Tensor) -> dict[str, Any]:
         (places,) = conditioning

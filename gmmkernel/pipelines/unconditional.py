@@ -30,7 +30,8 @@ class _Classes:
             ValueError: there is no such class.
         """
         numbers = self._numbers if chosen == "balanced" else [self._number(word) for word in _words(chosen)]
-        return torch.tensor(numbers)[torch.arange(count) % len(numbers)]
+        places = torch.arange(count, device="cpu") % len(numbers)
+        return torch.tensor(numbers, device="cpu")[places]
 
     def _number(self, word: str) -> int:
         if word in self._by_name:

@@ -55,7 +55,8 @@ def test_every_form_gives_the_same_images(
     images = open_images("samples", str(FORMS[form](tmp_path)))
     assert (images.count, images.size) == (13, (6, 9))
     assert_same_bits(read(images), IMAGES.permute(0, 3, 1, 2))
-    assert_same_bits(read(images, 100), IMAGES.permute(0, 3, 1, 2))
+    with torch.device("meta"):  # a default device changes nothing
+        assert_same_bits(read(images, 100), IMAGES.permute(0, 3, 1, 2))
     images.take(6)
     assert images.describe()["count"] == 6
     assert_same_bits(read(images), IMAGES[:6].permute(0, 3, 1, 2))
