@@ -45,7 +45,10 @@ def eager_training(
         fresh_noise: the same.
     """
     of_sample = rows[timesteps]
-    c = {column: of_sample[:, column].to(data.dtype).view(-1, 1, 1, 1) for column in TrainingColumn}
+    c = {
+        column: of_sample[:, column].to(data.dtype).view(-1, *[1] * (data.dim() - 1))
+        for column in TrainingColumn
+    }
     noise = torch.randn_like(data) if noise is None else noise
     noised = c[TrainingColumn.SIGNAL] * data + c[TrainingColumn.NOISE] * noise
     loss = mse_loss(model_output, noise, reduction="none").flatten(1).mean(1)

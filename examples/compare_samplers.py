@@ -78,7 +78,7 @@ def main() -> None:
     columns = [(calls, spacing) for calls in arguments.calls for spacing in arguments.spacing]
     schedule, unet = noise_schedule("linear"), load_unet()
     lines = []
-    with tqdm(total=len(METHODS) * len(columns)) as bar:
+    with tqdm(total=len(METHODS) * len(columns), disable=None) as bar:  # shown on a terminal alone
         for method in METHODS:
             cells = [method]
             for calls, spacing in columns:

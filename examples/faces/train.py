@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def main() -> None:
         null_conditioning=[NULL_CLASS],
     )
     images = load_images(given.images, Settings(size=32, classes="folders"))
-    trainer.fit(images, given.steps, folder=given.output)
+    trainer.fit(images, given.steps, folder=given.output, progress=sys.stderr.isatty())
     weights = trainer.average.state_dict()
     save_file({name: tensor.half().contiguous() for name, tensor in weights.items()}, given.weights)
 

@@ -61,9 +61,12 @@ def naming_options(option: str, folder: Path) -> Iterator[None]:
         yield
     except OtherRunError as error:
         told = {}
-        for name, how in error.differences.items():
+        differences = dict(error.differences)
+        if "none" in differences.get("sampler.eta", ""):  # that of another sampler, which has none
+            differences["sampler"] = differences.pop("sampler.eta")
+        for name, how in differences.items():
             entry = "sampler" if name.startswith("sampler.") and name not in _WORDS else name
-            if not _CAUSES.get(entry, set()) & error.differences.keys():
+            if not _CAUSES.get(entry, set()) & differences.keys():
                 words = _WORDS.get(entry) or "--" + entry.removeprefix("description.").replace("_", "-")
                 told[words] = "" if entry == "sampler" else how
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 from gmmkernel.cli import sample_digits, sample_pipeline
 from gmmkernel.cli.options import VARIANTS, add_mixture_options, add_run_options, check_no_mixture_options
-from gmmkernel.cli.values import choice, existing_file, file, folder, integer, number
+from gmmkernel.cli.values import MOST_THREADS, choice, existing_file, file, folder, integer, number
 from gmmkernel.digits import NUM_CLASSES
 from gmmkernel.samplers.methods import METHODS
 from gmmkernel.schedules import SPACINGS
@@ -132,7 +132,7 @@ def _add_rank_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", **choice(["cpu", "cuda"]), default="cpu", help="what to use (default cpu)")
     group.add_argument(
         "--threads",
-        type=integer(1),
+        type=integer(1, MOST_THREADS),
         metavar="T",
         help="CPU threads of each process; the network's bits depend on it (default 1 where a folder is written, else "
         "PyTorch's)",

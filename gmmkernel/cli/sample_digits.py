@@ -24,6 +24,7 @@ from gmmkernel.moments import moment_report
 from gmmkernel.samplers import Model
 from gmmkernel.samplers.methods import METHODS
 from gmmkernel.sharding import load_shards, sample_shards
+from gmmkernel.sharding.sample import check_finite
 
 SHOWN = 5 * IMAGE_COLUMNS
 
@@ -127,6 +128,7 @@ def _sample(
             batch_size=batch_size(arguments),
             progress=shows_progress(),
         ).sample.cpu()
+        check_finite("model", images, seeds)
         seconds = time.perf_counter() - begin
         batches = -(-arguments.count // batch_size(arguments))
         each = seconds / (batches * len(sampler.timesteps))

@@ -14,7 +14,7 @@ from gmmkernel._checks import INT64_MAX
 from gmmkernel.cli.outputs import check_folder, write_file
 from gmmkernel.cli.ranks import process_group
 from gmmkernel.cli.train_images import add_options, fit, train_on_images
-from gmmkernel.cli.values import choice, folder, integer, number
+from gmmkernel.cli.values import MOST_THREADS, choice, folder, integer, number
 from gmmkernel.digits import DigitsUNet, denoising_loss, digits_trainer, load_digits
 from gmmkernel.schedules import TARGETS
 
@@ -73,7 +73,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", **choice(["cpu", "cuda"]), help="where to train (default cpu)")
     parser.add_argument(
-        "--threads", type=integer(1), metavar="N", help="on the CPU (default 1); the bits depend on it"
+        "--threads",
+        type=integer(1, MOST_THREADS),
+        metavar="N",
+        help="on the CPU (default 1); the bits depend on it",
     )
     own = add_options(parser, shared=set(_OF_BOTH | _OF_DIGITS))
     parser.set_defaults(run=lambda arguments: run(arguments, own))

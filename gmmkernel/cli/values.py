@@ -11,6 +11,9 @@ from typing import Any
 
 from gmmkernel._checks import check_choice
 
+MOST_THREADS = 1024
+"""Far more than a machine starts at once, libraries end the process."""
+
 
 def integer(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return a converter to an integer from `low` to `high`; None: without an upper end."""

@@ -144,10 +144,10 @@ def sample_shards(
                     batch_size=batch_size,
                     progress=False,
                 ).sample
-                _check_finite("model", made, chunk)
+                check_finite("model", made, chunk)
                 images = made if decode is None else _check_decoded(decode(made), len(chunk))
                 if images.is_floating_point():
-                    _check_finite("decode", images, chunk)
+                    check_finite("decode", images, chunk)
                 try:
                     kept.write(shard, images, chunk)
                 except OSError as error:
@@ -170,7 +170,12 @@ def _check_decoded(images: object, count: int) -> Tensor:
     return images
 
 
-def _check_finite(name: str, made: Tensor, seeds: Tensor) -> None:
+def check_finite(name: str, made: Tensor, seeds: Tensor) -> None:
+    """Check what `name` made of each seed.
+
+    Raises:
+        RuntimeError: there is NaN or infinity; the message has the seeds.
+    """
     finite = made.isfinite().flatten(1).all(dim=1).cpu()
     if not finite.all():
         wrong = seeds[~finite].tolist()

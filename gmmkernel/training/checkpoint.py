@@ -79,7 +79,8 @@ def check_configuration(path: Path, found: Configuration, own: Configuration) ->
     ]
     if different:
         raise ValueError(
-            f"{path}: expected a checkpoint of this training, got one made with {'; '.join(different)}"
+            f"{path}: expected a checkpoint of this training, got one made with {'; '.join(different)}; "
+            "another training needs another folder"
         )
 
 

@@ -31,7 +31,10 @@ class LossLog:
 
     def append(self, **record: float) -> None:
         """Add a line, and have it on the disk: no checkpoint is older than its log."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # which has no name where the disk is full
+            raise OSError(error.errno, error.strerror, str(self.path)) from error

@@ -220,6 +220,21 @@ def test_tiles_are_laid_out_in_reading_order() -> None:
     assert (found[3:5, :3] == 0.5).all()
 
 
+def test_digits_that_are_not_finite_are_not_written(tmp_path: Path, capsys: CaptureText) -> None:
+    words = f"sample --guidance-scale 1e38 --digit 3 --count 2 --steps 2 --npz {tmp_path / 'x.npz'}"
+    assert main(words.split()) == 2
+    assert "error: model: expected finite samples, got NaN or infinity for 2 of 2" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_sampler_is_told_by_its_option(tmp_path: Path, capsys: CaptureText) -> None:
+    """Not by the eta, which only one of them has."""
+    words = ["sample", "--count", "4", "--steps", "2", "--shards", str(tmp_path)]
+    assert main(words) == 0
+    assert main([*words, "--sampler", "ddim"]) == 2
+    assert "shards of another run (the sampler (--sampler, " in capsys.readouterr().err
+
+
 BAD_OPTIONS = [
     ("sample --steps 0", "--steps: expected an integer >= 1, got '0'"),
     ("sample --steps ten", "--steps: expected an integer >= 1, got 'ten'"),
@@ -285,7 +300,7 @@ BAD_OPTIONS = [
     ("sample --seed 9223372036854775800", "--seed: expected at most 9223372036854774807 for 1000 samples"),
     ("sample --batch-size 0", "--batch-size: expected an integer >= 1, got '0'"),
     ("sample --output digits", "--output: expected the name of a .png file, got 'digits'"),
-    ("sample --threads 0", "--threads: expected an integer >= 1, got '0'"),
+    ("sample --threads 0", "--threads: expected an integer from 1 to 1024, got '0'"),
     ("sample --device tpu", "--device: expected one of 'cpu', 'cuda', got 'tpu'"),
     ("sample --npz digits.png", "--npz: expected the name of a .npz file, got 'digits.png'"),
     (

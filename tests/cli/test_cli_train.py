@@ -75,7 +75,7 @@ def test_another_training_is_named(tmp_path: Path, capsys: CaptureText) -> None:
         (("--skip", "0"), "--skip: expected an integer >= 1, got '0'"),
         (("--tau", "1.5"), "--tau: expected a number from 0 to 1, got '1.5'"),
         (("--seed", "-1"), "--seed: expected an integer from 0 to"),
-        (("--threads", "0"), "--threads: expected an integer >= 1, got '0'"),
+        (("--threads", "0"), "--threads: expected an integer from 1 to 1024, got '0'"),
         (("--target", "both"), "--target: expected one of 'independent', 'same', "),
         (
             ("--output", "pyproject.toml"),

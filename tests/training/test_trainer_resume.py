@@ -32,6 +32,7 @@ from trainings import (
 
 from gmmkernel import Trainer, noise_schedule
 from gmmkernel._files import write_whole
+from gmmkernel.training.log import LossLog
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
@@ -194,6 +195,11 @@ def test_other_data_schedules_and_models_are_refused(tmp_path: Path) -> None:
         fit(trainer, tmp_path)
     assert trainer.step == 0
     assert_same_bits(trainer.model.conv_in.weight, new_network(Plain).conv_in.weight)
+
+
+def test_a_log_that_cannot_be_written_has_a_name() -> None:
+    with pytest.raises(OSError, match="'/dev/full'"):
+        LossLog(Path("/dev/full")).append(step=1)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
