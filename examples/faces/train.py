@@ -18,7 +18,7 @@ def main() -> None:
     """Train, or go on with a training that was stopped, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="folder with one folder for each hair colour")
-    parser.add_argument("--steps", type=int, default=6000, help="default 6000")
+    parser.add_argument("--steps", type=int, default=12000, help="default 12000")
     parser.add_argument("--output", type=Path, default=Path("out/faces"), help="checkpoint and log")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="file to write")
     given = parser.parse_args()
