@@ -420,7 +420,7 @@ class Trainer:
 
 def _null_like(entry: Tensor, place: int, null: Tensor | float) -> Tensor:
     """Return what stands for a dropped entry, in its type, which must be able to hold it."""
-    broken = null.is_floating_point() if isinstance(null, Tensor) else null != int(null)
+    broken = null.is_floating_point() if isinstance(null, Tensor) else not float(null).is_integer()
     if broken and not entry.is_floating_point():
         raise ValueError(
             f"null_conditioning[{place}]: expected integers, as the data's conditioning has {entry.dtype}, got {null!r}"

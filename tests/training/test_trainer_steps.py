@@ -207,6 +207,13 @@ def test_conditioning_may_be_vectors() -> None:
     fit(trainer, None, data=[torch.randn(30, 5), torch.zeros(30, 3)])
     rows = torch.cat(seen).tolist()
     assert {tuple(row) for row in rows} == {(0, 0, 0), (7, 8, 9)}
+    seen.clear()
+    fit(
+        new_trainer(Model(), null_conditioning=[math.inf]),
+        None,
+        data=[torch.randn(30, 5), torch.zeros(30, 3)],
+    )
+    assert torch.cat(seen).isinf().any()
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -226,7 +233,7 @@ def test_an_output_of_another_shape_is_an_error(prediction_type: str) -> None:
         trainer.fit(IMAGES, 1, progress=False)
 
 
-@pytest.mark.parametrize("null", [0.7, torch.tensor(0.0)])
+@pytest.mark.parametrize("null", [0.7, math.inf, math.nan, torch.tensor(0.0)])
 def test_null_conditioning_is_not_rounded_to_a_class(null: Any) -> None:
     with pytest.raises(
         ValueError, match=r"null_conditioning\[0\]: expected integers, as the data's condition"
